@@ -1,0 +1,1 @@
+"""WaveGlow (arXiv 1811.00002) in JAX: `wg.forward`, `wg.inverse`, `wg.loss`, `wg.load`."""

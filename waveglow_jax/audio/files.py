@@ -1,0 +1,613 @@
+"""Audio and mel files: finding them, reading them with suspicion, writing them whole or not at all.
+
+Audio is mono here, `[T]` float32 in [-1, 1]; a mel is `[F, M]` float32 (frames, bins) in memory and
+`[M, F]` in a file. Everything that is wrong with a file is a `UserError` of one line that begins
+with the file's name.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import os
+import struct
+import sys
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+from waveglow_jax.errors import UserError
+
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"),
+)
+MEL_SUFFIXES = (".npy", ".npz", ".pt", ".safetensors")
+
+# A recording that never exceeds this is silent: a third of the smallest step of 16 bits.
+SILENCE = 1e-5
+# Decoders of lossy formats overshoot full scale by a little, which is clipped. Samples far beyond
+# it were never in [-1, 1] (16-bit values stored as floats, say), and clipping would destroy them.
+_OVERSHOOT = 2.0
+
+_PREPARE = "python -m waveglow_jax prepare IN -o OUT"
+
+
+# ------------------------------------------------------------------------------ finding
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file to work on, and where its result belongs under an output folder.
+
+    path: the file itself.
+    relative: its place under the output folder, still with the input's own suffix.
+    """
+
+    path: Path
+    relative: Path
+
+
+def find_inputs(inputs: Sequence[str | Path], suffixes: Sequence[str]) -> list[Input]:
+    """Every file that the inputs stand for, in order, each file once.
+
+    inputs: each a file; a folder (searched recursively in sorted order, hidden names ignored); a
+        glob; a `.txt` list (a path per line, `path|text` allowed, looked up beside the list and
+        then in the current folder); or `-` for such a list on stdin.
+    suffixes: the file types wanted, e.g. `AUDIO_SUFFIXES`. Others are passed over in folders and
+        globs, and refused where they are named one by one.
+
+    Sub-folders are kept in `relative`: below a folder given, below the fixed part of a glob, as
+    written in a list (absolute paths in a list: below the folder they have in common).
+
+    Raises UserError if something named is missing or of another type, if a folder, glob or list
+    yields nothing, or if two files would have the same result (same `relative` but for the suffix).
+    """
+    wanted = tuple(suffix.lower() for suffix in suffixes)
+    found: list[Input] = []
+    for text in map(str, inputs):
+        path = Path(text)
+        if text == "-":
+            some = _listed("stdin", sys.stdin.read(), [Path()], wanted)
+        elif path.is_dir():
+            some = [Input(p, p.relative_to(path)) for p in _walk(path, wanted)]
+        elif path.is_file() and path.suffix.lower() == ".txt":
+            some = _listed(text, _read_text(path), [path.parent, Path()], wanted)
+        elif path.exists():
+            some = [Input(_of_type(path, wanted), Path(path.name))]
+        elif glob.has_magic(text):
+            some = _matched(text, wanted)
+        else:
+            raise UserError(f"{text}: no such file or folder; check the path")
+        if not some:
+            raise UserError(f"{text}: nothing found in it; looked for {' '.join(wanted)}")
+        found += some
+    if not found:
+        raise UserError("no inputs given; name files, folders, globs, a .txt list or -")
+    return _distinct(found)
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of these types below a folder, sorted; links are followed, but never in a circle."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be searched: {error.strerror}") from error
+
+    files: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [
+            Path(root, name)
+            for name in names
+            if not name.startswith(".") and name.lower().endswith(suffixes)
+        ]
+    return sorted(files)
+
+
+def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
+    parts = Path(pattern).parts
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    base = Path(*parts[:fixed])
+    paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
+    found = []
+    for path in paths:
+        if path.is_dir() and parts[-1] != "**":
+            found += [Input(p, p.relative_to(base)) for p in _walk(path, suffixes)]
+        elif path.is_file() and path.suffix.lower() in suffixes:
+            found.append(Input(path, path.relative_to(base)))
+    if not paths:
+        raise UserError(f"{pattern}: matches nothing; check the pattern")
+    return found
+
+
+def _listed(name: str, text: str, folders: list[Path], suffixes: tuple[str, ...]) -> list[Input]:
+    found: list[Input] = []
+    elsewhere: list[Path] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        written = line.split("|", 1)[0].strip()
+        if not written:
+            continue
+        path = next((f / written for f in folders if (f / written).is_file()), None)
+        if path is None:
+            raise UserError(f"{name}, line {number}: no such file: {written}; correct the list")
+        _of_type(path, suffixes)
+        # normpath turns a/../b into b; what still begins with .. has no place below the output.
+        below = Path(os.path.normpath(written))
+        if below.is_absolute() or below.parts[0] == "..":
+            below = Path(os.path.abspath(path))
+            elsewhere.append(below.parent)
+        found.append(Input(path, below))
+    if elsewhere:
+        common = os.path.commonpath(elsewhere)
+        found = [
+            Input(
+                i.path, i.relative.relative_to(common) if i.relative.is_absolute() else i.relative
+            )
+            for i in found
+        ]
+    return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of files: {_why(error)}") from error
+
+
+def _of_type(path: Path, suffixes: tuple[str, ...]) -> Path:
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: not a type read here; expected one of {' '.join(suffixes)}")
+    return path
+
+
+def _distinct(found: list[Input]) -> list[Input]:
+    """Each file once; refuses two files that would be written to the same place."""
+    files: dict[str, Input] = {}
+    for item in found:
+        files.setdefault(os.path.realpath(item.path), item)
+    places: dict[Path, Path] = {}
+    for item in files.values():
+        place = item.relative.with_suffix("")
+        if place in places:
+            raise UserError(
+                f"{item.path}: would have the same output as {places[place]}; rename one, or give "
+                "the folder above both so that their folders are kept"
+            )
+        places[place] = item.path
+    return list(files.values())
+
+
+# ------------------------------------------------------------------------------ audio in
+
+
+def read_samples(path: str | Path) -> tuple[np.ndarray, int]:
+    """A whole recording of any rate and number of channels: `[T, C]` float32, and its rate in Hz.
+
+    The values are as decoded: not clipped, not checked beyond being complete. Raises UserError if
+    the file is missing, unreadable, cut short or empty.
+    """
+    with _opened(path) as file:
+        return _decode(file, path, 0, file.frames), file.samplerate
+
+
+def read_audio(path: str | Path, sampling_rate: int) -> np.ndarray:
+    """A mono recording, `[T]` float32 in [-1, 1].
+
+    sampling_rate: the rate in Hz that the file must have.
+
+    Raises UserError if the file is missing, unreadable, cut short, empty, silent, of another rate,
+    of more than one channel, or holds samples that are not finite or far beyond full scale.
+    """
+    with _opened(path) as file:
+        _check_form(file, path, sampling_rate)
+        samples = _in_range(_decode(file, path, 0, file.frames)[:, 0], path)
+    if np.abs(samples).max() < SILENCE:
+        raise UserError(f"{path}: silent throughout; leave it out")
+    return samples
+
+
+def audio_frames(path: str | Path, sampling_rate: int) -> int:
+    """The number of samples of a mono recording, without decoding it.
+
+    Raises UserError as `read_audio` does for what can be told without decoding: missing,
+    unreadable, cut short, empty, another rate, more than one channel.
+    """
+    with _opened(path) as file:
+        _check_form(file, path, sampling_rate)
+        if file.format == "FLAC":
+            # FLAC's header promises a length wherever the file ends: see whether the end is there.
+            _decode(file, path, file.frames - 1, file.frames)
+        return file.frames
+
+
+def read_clip(path: str | Path, start: int, stop: int) -> np.ndarray:
+    """Samples `start` up to `stop` of a mono recording, `[stop - start]` float32 in [-1, 1].
+
+    Only those are decoded. Raises UserError if the file cannot deliver all of them, has more than
+    one channel, or if they are not finite or far beyond full scale.
+    """
+    try:
+        with _sound_file(path) as file:
+            _check_mono(file, path)
+            if not 0 <= start < stop <= file.frames:
+                raise UserError(
+                    f"{path}: samples {start} to {stop} asked for, it has {file.frames}; "
+                    "the file has changed or is cut short, start again with it whole"
+                )
+            return _in_range(_decode(file, path, start, stop)[:, 0], path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {_why(error)}") from error
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a folder where a recording was expected")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty; copy it again or leave it out")
+        _check_complete(path)
+        with _sound_file(path) as file:
+            if file.frames <= 0:
+                raise UserError(f"{path}: holds no samples; leave it out")
+            yield file
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {_why(error)}") from error
+
+
+def _sound_file(path: str | Path) -> soundfile.SoundFile:
+    # libsndfile takes some names for raw data; there is none among the types read here, and a
+    # missing file would be reported as 'System error'.
+    os.stat(path)
+    try:
+        return soundfile.SoundFile(os.fspath(path))
+    except (soundfile.LibsndfileError, TypeError) as error:
+        why = getattr(error, "error_string", str(error)).strip().rstrip(".")
+        # What libsndfile says of a file that is there and is no MP3.
+        why = "" if "does not exist" in why else f" ({why})"
+        raise UserError(
+            f"{path}: not readable as audio{why}; copy it again or leave it out"
+        ) from error
+
+
+def _decode(file: soundfile.SoundFile, path: str | Path, start: int, stop: int) -> np.ndarray:
+    """Samples start..stop of an open file, [stop - start, C] float32; UserError if short."""
+    try:
+        file.seek(start)
+        samples = file.read(stop - start, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        why = error.error_string.strip().rstrip(".")
+        raise UserError(f"{path}: damaged or cut short ({why}); copy it again") from error
+    if len(samples) != stop - start:
+        raise UserError(
+            f"{path}: cut short, {start + len(samples)} of {stop} samples are there; copy it again"
+        )
+    return samples
+
+
+def _check_mono(file: soundfile.SoundFile, path: str | Path) -> None:
+    if file.channels != 1:
+        raise UserError(
+            f"{path}: {file.channels} channels, one expected; mix down with: {_PREPARE}"
+        )
+
+
+def _check_form(file: soundfile.SoundFile, path: str | Path, sampling_rate: int) -> None:
+    if file.samplerate != sampling_rate:
+        raise UserError(
+            f"{path}: {file.samplerate} Hz, {sampling_rate} expected; resample with: {_PREPARE}"
+        )
+    _check_mono(file, path)
+
+
+def _in_range(samples: np.ndarray, path: str | Path) -> np.ndarray:
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: holds samples that are not finite numbers; leave it out")
+    peak = float(np.abs(samples).max(initial=0.0))
+    if peak > _OVERSHOOT:
+        raise UserError(
+            f"{path}: samples reach {peak:.6g} where full scale is 1; scale them and save it again"
+        )
+    return np.clip(samples, -1.0, 1.0)
+
+
+def _check_complete(path: Path) -> None:
+    """Refuses a WAV or AIFF whose header promises more data than the file holds.
+
+    libsndfile reads such files to their end without a word.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        magic = file.read(12)
+        if magic[:4] in (b"RIFF", b"RF64") and magic[8:] == b"WAVE":
+            order, data_chunk = "<", b"data"
+        elif magic[:4] == b"RIFX" and magic[8:] == b"WAVE":
+            order, data_chunk = ">", b"data"
+        elif magic[:4] == b"FORM" and magic[8:] in (b"AIFF", b"AIFC"):
+            order, data_chunk = ">", b"SSND"
+        else:
+            return
+        long_length = None
+        while len(head := file.read(8)) == 8:
+            name, length = struct.unpack(order + "4sI", head)
+            start = file.tell()
+            if name == b"ds64":  # RF64 keeps here what does not fit 32 bits
+                sizes = file.read(16)
+                long_length = struct.unpack("<Q", sizes[8:])[0] if len(sizes) == 16 else None
+            if name == data_chunk:
+                if length == 0xFFFFFFFF:
+                    if long_length is None:  # written to a pipe: no length was promised
+                        return
+                    length = long_length
+                if start + length > size:
+                    raise UserError(
+                        f"{path}: cut short, {size - start} of {length} bytes of sound are there; "
+                        "copy it again"
+                    )
+                return
+            file.seek(start + length + length % 2)
+        raise UserError(f"{path}: cut short before its sound begins; copy it again")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ------------------------------------------------------------------------------ mels in
+
+
+def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
+    """A mel-spectrogram, `[F, M]` float32, from .npy, .npz or .safetensors.
+
+    The file holds `[M, F]`; `[1, M, F]` and `[F, M]` are recognised by shape (where both sizes
+    equal M, `[M, F]` is assumed). .npz and .safetensors: the only array, or the one named "mel".
+
+    n_mel_channels: M, the number of bins that the model takes.
+
+    Raises UserError if the file is missing, unreadable, cut short, a pickle, not of floating point,
+    empty, not finite, or of another number of bins. Nothing is unpickled, and sizes are checked
+    against the file before memory is taken.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".pt":
+        raise UserError(
+            f"{path}: PyTorch mels are not read; save it as .npy with numpy.save(name, mel.numpy())"
+        )
+    readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    if suffix not in readers:
+        raise UserError(f"{path}: not a mel file; expected .npy, .npz or .safetensors")
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a folder where a mel file was expected")
+        mel = readers[suffix](path, n_mel_channels)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {_why(error)}") from error
+    # Squeezed before the axes are told apart: [1, M, F].
+    mel = mel[0] if mel.ndim == 3 else mel
+    mel = mel.T if mel.shape[0] == n_mel_channels else mel
+    with np.errstate(over="ignore"):
+        mel = np.ascontiguousarray(mel, dtype=np.float32)
+    if not np.isfinite(mel).all():
+        raise UserError(f"{path}: holds values that are not finite numbers; compute the mel again")
+    return mel
+
+
+def _check_array(
+    path: Path, shape: tuple[int, ...], kind: str, n_mel_channels: int, name: str
+) -> None:
+    """Refuses what cannot be a mel, from the header alone. kind: numpy's dtype.kind."""
+    if kind == "O":
+        raise UserError(
+            f"{path}: holds Python objects, which are never unpickled; save plain floats"
+        )
+    if kind != "f":
+        raise UserError(f"{path}: holds {name}, log-mels are floating point; save it as float32")
+    sizes = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    said = " x ".join(map(str, shape)) or "a single number"
+    if len(sizes) != 2:
+        raise UserError(
+            f"{path}: its shape is {said}, expected {n_mel_channels} x frames; "
+            "save one mel per file"
+        )
+    if 0 in sizes:
+        raise UserError(f"{path}: empty, its shape is {said}; leave it out")
+    if n_mel_channels not in sizes:
+        raise UserError(
+            f"{path}: {sizes[0]} mel bins (its shape is {said}), the model takes {n_mel_channels}; "
+            "compute the mel with the model's settings"
+        )
+
+
+def _read_array(file: BinaryIO, size: int, path: Path, n_mel_channels: int) -> np.ndarray:
+    """One array in NumPy's format, its header checked against `size`, the bytes that there are."""
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"version {version} of the format")
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not a readable NumPy array; save it again with numpy.save"
+        ) from error
+    _check_array(path, shape, "O" if dtype.hasobject else dtype.kind, n_mel_channels, str(dtype))
+    there, promised = size - file.tell(), int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if there < promised:
+        raise UserError(f"{path}: cut short, {there} of {promised} bytes are there; copy it again")
+    if there > promised:
+        raise UserError(f"{path}: {there - promised} bytes too many for its shape; save it again")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_npy(path: Path, n_mel_channels: int) -> np.ndarray:
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path}: the file is empty; copy it again or leave it out")
+    with open(path, "rb") as file:
+        return _read_array(file, size, path, n_mel_channels)
+
+
+def _read_npz(path: Path, n_mel_channels: int) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
+            member = _pick(path, names) + ".npy"
+            with archive.open(member) as file:
+                return _read_array(file, archive.getinfo(member).file_size, path, n_mel_channels)
+    except UserError:  # a ValueError too, and said already
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise UserError(f"{path}: damaged or cut short ({_why(error)}); copy it again") from error
+    except (NotImplementedError, RuntimeError) as error:  # a compression of another kind; encrypted
+        raise UserError(
+            f"{path}: not a plain .npz ({_why(error)}); save it again with numpy.savez"
+        ) from error
+
+
+def _read_safetensors(path: Path, n_mel_channels: int) -> np.ndarray:
+    import safetensors
+
+    os.stat(path)  # so that a missing file is reported as one
+    try:
+        # Opening checks the offsets of every tensor against the file's size.
+        with safetensors.safe_open(path, framework="np") as file:
+            name = _pick(path, list(file.keys()))
+            header = file.get_slice(name)
+            kind = "f" if header.get_dtype() in ("F16", "F32", "F64") else "?"
+            shape = tuple(header.get_shape())
+            _check_array(path, shape, kind, n_mel_channels, header.get_dtype())
+            return file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: damaged or cut short ({_why(error)}); copy it again") from error
+
+
+def _pick(path: Path, names: list[str]) -> str:
+    if "mel" in names:
+        return "mel"
+    if len(names) != 1:
+        raise UserError(
+            f"{path}: {len(names)} arrays and none is called 'mel'; save the mel under that name"
+        )
+    return names[0]
+
+
+# ------------------------------------------------------------------------------ out
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the same folder, with the same suffix, that becomes `path` at the end.
+
+    The folder is created. If the block raises, the temporary file is removed and whatever stood at
+    `path` is left as it was. An OSError (no space, not permitted, ...) becomes a UserError.
+
+        with replacing(target) as temporary:
+            temporary.write_bytes(content)
+    """
+    path = Path(path)
+    # Hidden, so that a search of the folder in the meantime does not find it; a fresh name rather
+    # than one from tempfile, whose files only their owner may read.
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {_why(error)}; free some space or choose another place"
+        ) from error
+    finally:
+        # If the folder itself is what failed, there is nothing to remove.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] as int16 of the same shape: times 32768, rounded, clipped."""
+    scaled = np.rint(np.asarray(samples, dtype=np.float32) * np.float32(32768))
+    return np.clip(scaled, -32768, 32767).astype(np.int16)
+
+
+def write_wav(path: str | Path, samples: np.ndarray, sampling_rate: int) -> None:
+    """Writes a mono 16-bit WAV, whole or not at all, creating folders.
+
+    samples: `[T]` floating point, full scale 1 (see `to_int16`).
+    sampling_rate: in Hz.
+
+    Raises UserError if samples are not finite, are too many for the format (4 GiB), or if the file
+    cannot be written; ValueError if they are not one-dimensional floats.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or samples.dtype.kind in "iub":
+        raise ValueError(f"samples must be [T] floats, got {samples.shape} {samples.dtype}")
+    samples = samples.astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: not written, its samples are not all finite numbers")
+    size = 2 * len(samples)
+    if size + 36 > 0xFFFFFFFF:
+        raise UserError(f"{path}: not written, too long for a WAV file; split the input")
+    form = struct.pack("<HHIIHH", 1, 1, sampling_rate, 2 * sampling_rate, 2, 16)
+    header = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<I", 16) + form
+    # Not through soundfile: a full disk would not be noticed there.
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(header + b"data" + struct.pack("<I", size))
+        file.write(to_int16(samples).astype("<i2", copy=False).tobytes())
+
+
+def write_mel(path: str | Path, mel: np.ndarray) -> None:
+    """Writes a mel `[F, M]` as a .npy file that holds `[M, F]` float32, whole or not at all.
+
+    Raises UserError if it is not finite or the file cannot be written; ValueError if it is not
+    two-dimensional or the name does not end in .npy.
+    """
+    mel = np.asarray(mel, dtype=np.float32)
+    if mel.ndim != 2 or Path(path).suffix.lower() != ".npy":
+        raise ValueError(f"write_mel writes [F, M] to a .npy file, got {mel.shape} for {path}")
+    if not np.isfinite(mel).all():
+        raise UserError(f"{path}: not written, its values are not all finite numbers")
+    # By way of memory: writing an array straight to a file, NumPy does not say why it failed.
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(mel.T), allow_pickle=False)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content.getbuffer())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 text file, whole or not at all, creating folders. Raises UserError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> object:
+    """The content of a JSON file. Raises UserError if it cannot be read or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {_why(error)}") from error

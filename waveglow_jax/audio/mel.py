@@ -1,0 +1,70 @@
+"""The log-mel spectrogram of Tacotron 2 and WaveGlow, in JAX: its exact convention, in one place.
+
+Arrays: audio `[..., T]` samples in [-1, 1]; mel `[..., F, M]`, natural logarithm of magnitudes.
+"""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from waveglow_jax.config import Config, DataConfig
+
+LOG_FLOOR = 1e-5
+
+
+def log_mel(audio: jax.Array, config: Config) -> jax.Array:
+    """`[..., T] -> [..., 1 + T // hop, M]`: ln(max(filters . |STFT|, 1e-5)), centred frames.
+
+    Frame f is centred on sample f * hop; the ends are reflected by half an FFT. Magnitude, not
+    power; periodic Hann window; librosa's default (Slaney) filters. Float32, or float64 in gives
+    float64 out. Raises ValueError if T is at most half an FFT, which cannot be reflected.
+    """
+    half = config.data.filter_length // 2
+    if audio.shape[-1] <= half:
+        raise ValueError(
+            f"audio of {audio.shape[-1]} samples is too short for a mel: more than {half} needed"
+        )
+    pad = [(0, 0)] * (audio.ndim - 1) + [(half, half)]
+    return log_mel_of_padded(jnp.pad(audio, pad, mode="reflect"), config)
+
+
+def log_mel_of_padded(padded: jax.Array, config: Config) -> jax.Array:
+    """`[..., (F - 1) * hop + filter_length] -> [..., F, M]`: as `log_mel`, nothing reflected.
+
+    For a clip that carries half an FFT of its recording on either side, so that its frames are
+    those of the whole recording.
+    """
+    data = config.data
+    frames = (padded.shape[-1] - data.filter_length) // data.hop_length + 1
+    starts = np.arange(frames)[:, None] * data.hop_length + np.arange(data.filter_length)
+    framed = padded[..., starts]
+    window = jnp.asarray(stft_window(data), padded.dtype)
+    spectrum = jnp.abs(jnp.fft.rfft(framed * jnp.broadcast_to(window, framed.shape)))
+    filters = jnp.asarray(mel_filters(data, config.waveglow.n_mel_channels), padded.dtype)
+    mel = jnp.matmul(spectrum, filters.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.log(jnp.maximum(mel, LOG_FLOOR))
+
+
+@cache
+def stft_window(data: DataConfig) -> np.ndarray:
+    """`[filter_length]` periodic Hann of `win_length`, centred in the FFT, float64."""
+    n = np.arange(data.win_length)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / data.win_length)
+    left = (data.filter_length - data.win_length) // 2
+    return np.pad(hann, (left, data.filter_length - data.win_length - left))
+
+
+@cache
+def mel_filters(data: DataConfig, n_mel_channels: int) -> np.ndarray:
+    """`[M, filter_length / 2 + 1]` librosa's default mel filters, float32 as the original's."""
+    import librosa
+
+    return librosa.filters.mel(
+        sr=data.sampling_rate,
+        n_fft=data.filter_length,
+        n_mels=n_mel_channels,
+        fmin=data.mel_fmin,
+        fmax=data.mel_fmax,
+    )

@@ -1,0 +1,263 @@
+"""From recordings of any kind to a training corpus: mono, one rate, 16-bit WAV, sub-folders kept.
+
+What cannot be used is left out with its reason, never repaired; see `prepare`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from waveglow_jax.audio.files import (
+    AUDIO_SUFFIXES,
+    Input,
+    find_inputs,
+    read_json,
+    read_samples,
+    write_text,
+    write_wav,
+)
+from waveglow_jax.errors import UserError
+
+MANIFEST = "prepare.json"
+LEFT_OUT = "left_out.txt"
+
+# Clipped: more than this share of a channel's samples lies at full scale, in runs of at least
+# three. Single samples at full scale are what a peak normaliser leaves; a flat top is damage.
+_CLIPPED_SHARE = 0.001
+_FULL_SCALE = 32766 / 32768
+# Silent: never above -60 dB of full scale, where 16 bits have 33 steps left for a whole voice. Far
+# stricter than `read_audio`, because a level asked for would make a recording of such noise.
+_SILENT_PEAK = 0.001
+_PEAK = 0.95
+# Frames quieter than this below the loudest are pauses, which say nothing about the level.
+_ACTIVE_DB = 40.0
+_FRAME_SECONDS = 0.02
+# A killed run repeats at most this many files.
+_MANIFEST_EVERY = 500
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` did.
+
+    written: number of files converted now.
+    kept: number of files that an earlier run had already converted.
+    left_out: (input path, reason) of each file not used.
+    seconds: audio in the files written and kept.
+    """
+
+    written: int
+    kept: int
+    left_out: tuple[tuple[str, str], ...]
+    seconds: float
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    sampling_rate: int = 22050,
+    level_dbfs: float | None = None,
+    min_seconds: float = 0.5,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> PrepareReport:
+    """Converts recordings to mono 16-bit WAV files of one rate under `output`.
+
+    inputs: as for `find_inputs`. Channels are averaged, the rate is changed by soxr (VHQ).
+    sampling_rate: of the output, in Hz.
+    level_dbfs: RMS level for the active parts (20 ms frames less than 40 dB below the loudest), in
+        dB relative to full scale; lowered where the peak would exceed 0.95. None: levels are kept.
+    min_seconds: shorter recordings are left out.
+    workers: threads; decoding and resampling run in parallel.
+    progress: called with (files done, files in all) after each file.
+
+    Left out, with the reason in the report and in `output/left_out.txt`: unreadable, cut short,
+    not finite, too short, silent (never above -60 dB of full scale), or clipped (more than 0.1% of
+    a channel's samples at full scale in runs of three or more).
+
+    A second run converts only what is new or changed: `output/prepare.json` keeps the settings and
+    each source's size and time. Outputs of sources that are not among `inputs` this time stay.
+
+    Raises UserError if the inputs cannot be found or lie inside `output`, if `output` was made with
+    other settings or from other files of the same names, or if it cannot be written.
+    """
+    output = Path(output)
+    settings = {
+        "sampling_rate": sampling_rate,
+        "level_dbfs": level_dbfs,
+        "min_seconds": min_seconds,
+    }
+    items = find_inputs(inputs, AUDIO_SUFFIXES)
+    done = _read_manifest(output, settings)
+    _check_places(items, output, done)
+
+    def convert(item: Input) -> tuple[Input, dict | None, str]:
+        """What to note about an output (None: left out), and a reason or 'kept'."""
+        place = item.relative.with_suffix(".wav")
+        try:
+            source = _identity(item.path)
+            if _is_done(output / place, source, done.get(place.as_posix())):
+                return item, done[place.as_posix()], "kept"
+            samples, rate = read_samples(item.path)
+        except UserError as error:
+            # The reason alone: the file is named beside it, and the remedy has been taken.
+            return item, None, str(error).removeprefix(f"{item.path}: ").split("; ")[0]
+        reason = _unusable(samples, rate, min_seconds)
+        if reason:
+            return item, None, reason
+        samples = _resampled(samples.mean(axis=1), rate, sampling_rate)
+        if level_dbfs is not None:
+            samples = _levelled(samples, sampling_rate, level_dbfs)
+        write_wav(output / place, samples, sampling_rate)
+        return item, {**source, "samples": len(samples)}, ""
+
+    noted, left_out, kept, written = dict(done), {}, 0, 0
+    seconds = 0.0
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        futures = [pool.submit(convert, item) for item in items]
+        try:
+            for count, future in enumerate(as_completed(futures), 1):
+                item, note, reason = future.result()
+                place = item.relative.with_suffix(".wav").as_posix()
+                if note is None:
+                    left_out[str(item.path)] = reason
+                    if noted.pop(place, None):  # it was usable once, and has changed
+                        (output / place).unlink(missing_ok=True)
+                else:
+                    noted[place] = note
+                    seconds += note["samples"] / sampling_rate
+                    kept, written = kept + (reason == "kept"), written + (reason != "kept")
+                if written and count % _MANIFEST_EVERY == 0:
+                    _write_manifest(output, settings, noted)
+                if progress:
+                    progress(count, len(items))
+        finally:
+            # After an error or an interrupt, what is finished need not be done again.
+            pool.shutdown(wait=True, cancel_futures=True)
+            _write_manifest(output, settings, noted)
+
+    # In the order of the inputs, not in the order in which threads came to them.
+    report = tuple((str(i.path), left_out[str(i.path)]) for i in items if str(i.path) in left_out)
+    write_text(output / LEFT_OUT, "".join(f"{path}\t{reason}\n" for path, reason in report))
+    return PrepareReport(written, kept, report, seconds)
+
+
+def _check_places(items: list[Input], output: Path, done: dict[str, dict]) -> None:
+    """Refuses to read from the output folder, and to write over what another source became."""
+    inside = os.path.realpath(output) + os.sep
+    for item in items:
+        real = os.path.realpath(item.path)
+        if real.startswith(inside):
+            raise UserError(
+                f"{item.path}: lies inside the output folder {output}; choose an output folder "
+                "outside of the inputs"
+            )
+        before = done.get(item.relative.with_suffix(".wav").as_posix())
+        # A source that has been moved is not another one.
+        if before and before["source"] != real and os.path.exists(before["source"]):
+            raise UserError(
+                f"{item.path}: {output} already holds a file of that name, made from "
+                f"{before['source']}; choose another output folder, or give the folder above both"
+            )
+
+
+def _identity(path: Path) -> dict:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return {
+        "source": os.path.realpath(path),
+        "source_size": found.st_size,
+        "source_mtime_ns": found.st_mtime_ns,
+    }
+
+
+def _is_done(target: Path, source: dict, before: dict | None) -> bool:
+    if before is None or not target.is_file():
+        return False
+    same = all(before[key] == source[key] for key in ("source_size", "source_mtime_ns"))
+    return same and target.stat().st_size == 44 + 2 * before["samples"]
+
+
+def _unusable(samples: np.ndarray, rate: int, min_seconds: float) -> str:
+    """Why a recording [T, C] is left out; empty if it is not."""
+    if not np.isfinite(samples).all():
+        return "holds samples that are not finite numbers"
+    seconds = len(samples) / rate
+    if seconds < min_seconds:
+        return f"too short: {seconds:.2f} s, at least {min_seconds:g} s wanted"
+    if np.abs(samples.mean(axis=1)).max() < _SILENT_PEAK:
+        return "silent"
+    share = _clipped_share(samples)
+    if share > _CLIPPED_SHARE:
+        return f"clipped: {100 * share:.2f}% of its samples are flat at full scale"
+    return ""
+
+
+def _clipped_share(samples: np.ndarray) -> float:
+    """The share of samples [T, C] in runs of 3 or more at full scale, in the worst channel."""
+    at = np.abs(samples) >= _FULL_SCALE
+    run = at[:-2] & at[1:-1] & at[2:]
+    in_run = np.zeros_like(at)
+    for offset in range(3):
+        in_run[offset : len(at) - 2 + offset] |= run
+    return float(in_run.mean(axis=0).max())
+
+
+def _resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    return samples if rate == wanted else soxr.resample(samples, rate, wanted, quality="VHQ")
+
+
+def _levelled(samples: np.ndarray, sampling_rate: int, level_dbfs: float) -> np.ndarray:
+    """Scales [T] so that its active frames have this RMS level, and no peak exceeds 0.95."""
+    size = max(1, int(_FRAME_SECONDS * sampling_rate))
+    count = max(1, len(samples) // size)
+    frames = samples[: count * size].astype(np.float64).reshape(count, -1)
+    power = np.square(frames).mean(axis=1)
+    active = power[power >= power.max() * 10 ** (-_ACTIVE_DB / 10)].mean()
+    peak = float(np.abs(samples).max())
+    gain = _PEAK / peak
+    if active > 0:  # all there is may lie in the last part of a frame
+        gain = min(gain, 10 ** (level_dbfs / 20) / float(np.sqrt(active)))
+    return samples * np.float32(gain)
+
+
+def _read_manifest(output: Path, settings: dict) -> dict[str, dict]:
+    """What earlier runs noted about each output, by its place; refuses other settings."""
+    path = output / MANIFEST
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    try:
+        before, files = content["settings"], content["files"]
+        keys = {"source", "source_size", "source_mtime_ns", "samples"}
+        valid = isinstance(before, dict) and all(keys <= note.keys() for note in files.values())
+    except (TypeError, KeyError, AttributeError):
+        valid = False
+    if not valid:
+        raise UserError(f"{path}: not written by this program; choose another output folder")
+    changed = [
+        f"{name} {before.get(name)} then and {value} now"
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{path}: the folder was made with other settings ({', '.join(changed)}); choose "
+            "another output folder, or delete this one"
+        )
+    return files
+
+
+def _write_manifest(output: Path, settings: dict, files: dict[str, dict]) -> None:
+    content = {"settings": settings, "files": dict(sorted(files.items()))}
+    write_text(output / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

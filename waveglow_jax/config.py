@@ -1,0 +1,399 @@
+"""Frozen hyper-parameters, and their JSON.
+
+A file has the sections of the original's `config.json` (`waveglow_config`, `data_config`,
+`train_config`); the original's own file loads unchanged. Every field is checked here, once, so
+that no other file has to: an unknown field is refused by its name, an impossible combination
+with both numbers in the message.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
+
+from waveglow_jax.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class WNConfig:
+    """WN, the dilated convolutional conditioner of a coupling.
+
+    `n_channels` are the residual channels; `n_skip_channels` 0 means as many (the published
+    weights: 256 and 256; the paper: 512 and 256).
+    """
+
+    n_layers: int = 8
+    n_channels: int = 256
+    n_skip_channels: int = 0
+    kernel_size: int = 3
+
+    @property
+    def skip_channels(self) -> int:
+        return self.n_skip_channels or self.n_channels
+
+    def check(self) -> None:
+        for name in ("n_layers", "n_channels", "kernel_size"):
+            _at_least(f"waveglow_config.WN_config.{name}", getattr(self, name), 1)
+        _at_least("waveglow_config.WN_config.n_skip_channels", self.n_skip_channels, 0)
+        if self.kernel_size % 2 == 0:
+            raise UserError(
+                f"waveglow_config.WN_config.kernel_size {self.kernel_size} is even: "
+                "a centred convolution needs an odd one, such as 3"
+            )
+
+
+@dataclass(frozen=True)
+class MelWhitening:
+    """Whitening of the audio by the envelope its mel tells: samples a block, noise floor."""
+
+    block: int = 64
+    floor: float = 0.002
+
+    def check(self) -> None:
+        _at_least("waveglow_config.mel_whitening.block", self.block, 2)
+        if not (math.isfinite(self.floor) and self.floor > 0):
+            raise UserError(
+                f"waveglow_config.mel_whitening.floor {self.floor} must be above 0: "
+                "it keeps the covariance positive definite in silence (0.002 is usual)"
+            )
+
+
+@dataclass(frozen=True)
+class WaveGlowConfig:
+    """The flow. Defaults are the published weights'.
+
+    `upsample_kernel` is in samples, for either `conditioning`: "sample" (the original: the mel
+    is upsampled to the sample rate, then squeezed) or "group" (straight to the rate of groups).
+    """
+
+    n_mel_channels: int = 80
+    n_flows: int = 12
+    n_group: int = 8
+    n_early_every: int = 4
+    n_early_size: int = 2
+    upsample_kernel: int = 1024
+    conditioning: str = "sample"
+    mel_whitening: MelWhitening | None = None
+    WN_config: WNConfig = field(default_factory=WNConfig)
+
+    @property
+    def WN(self) -> WNConfig:  # noqa: N802 - the network's name in the paper
+        return self.WN_config
+
+    def leaves_before(self, flow: int) -> bool:
+        """Whether `n_early_size` channels leave before this flow."""
+        return flow > 0 and flow % self.n_early_every == 0
+
+    def channels(self, flow: int) -> int:
+        """Channels that this flow works on."""
+        return self.n_group - self.n_early_size * sum(map(self.leaves_before, range(flow + 1)))
+
+    def check(self) -> None:
+        for name in ("n_mel_channels", "n_flows", "n_group", "n_early_every"):
+            _at_least(f"waveglow_config.{name}", getattr(self, name), 1)
+        _at_least("waveglow_config.n_early_size", self.n_early_size, 0)
+        for name in ("n_group", "n_early_size"):
+            if getattr(self, name) % 2:
+                raise UserError(
+                    f"waveglow_config.{name} {getattr(self, name)} is odd: "
+                    "a coupling halves the channels, so it must be even"
+                )
+        left = self.channels(self.n_flows - 1)
+        if left < 2:
+            raise UserError(
+                f"waveglow_config: {self.n_group - left} channels leave early, but n_group is "
+                f"{self.n_group}: at least 2 must stay for the last flow (lower n_early_size "
+                f"{self.n_early_size} or raise n_early_every {self.n_early_every})"
+            )
+        if self.conditioning not in ("sample", "group"):
+            raise UserError(
+                f"waveglow_config.conditioning {self.conditioning!r} must be 'sample' or 'group'"
+            )
+        self.WN_config.check()
+        if self.mel_whitening:
+            self.mel_whitening.check()
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The audio and its mel; `segment_length` is a training clip, in samples."""
+
+    training_files: str = ""
+    segment_length: int = 16000
+    sampling_rate: int = 22050
+    filter_length: int = 1024
+    hop_length: int = 256
+    win_length: int = 1024
+    mel_fmin: float = 0.0
+    mel_fmax: float = 8000.0
+
+    def check(self) -> None:
+        for name in ("segment_length", "sampling_rate", "filter_length", "hop_length"):
+            _at_least(f"data_config.{name}", getattr(self, name), 1)
+        _at_least("data_config.win_length", self.win_length, 1)
+        if self.win_length > self.filter_length:
+            raise UserError(
+                f"data_config.win_length {self.win_length} is above filter_length "
+                f"{self.filter_length}: the window must fit into the FFT"
+            )
+        if not 0 <= self.mel_fmin < self.mel_fmax <= self.sampling_rate / 2:
+            raise UserError(
+                f"data_config: mel_fmin {self.mel_fmin} and mel_fmax {self.mel_fmax} must lie in "
+                f"order between 0 and half the sampling_rate, {self.sampling_rate / 2:g} Hz"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. `batch_size` counts the clips of a step over all devices together.
+
+    A run ends after `steps`, or after `epochs` if that is above 0 and comes sooner. The learning
+    rate rises linearly over `warmup_steps`; from `decay_start` (a share of the run) it falls by a
+    cosine to `final_learning_rate` (0: stays constant). `plateau_patience` above 0 drops it to
+    `plateau_learning_rate` after that many validations in a row without a better one.
+    `noise_std` is added to the training clips (never to their mels); from `decay_start` it
+    falls geometrically to `final_noise_std` (0: stays constant).
+    """
+
+    seed: int = 1234
+    steps: int = 580_000
+    epochs: int = 0
+    batch_size: int = 24
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    decay_start: float = 0.5
+    final_learning_rate: float = 0.0
+    plateau_patience: int = 0
+    plateau_learning_rate: float = 5e-5
+    sigma: float = 1.0
+    gradient_clip: float = 0.0
+    ema_decay: float = 0.0
+    wn_dtype: str = "float32"
+    checkpoint_flows: bool = False
+    noise_std: float = 0.0
+    final_noise_std: float = 0.0
+    num_workers: int = 0
+    validation_files: str = ""
+    validation_fraction: float = 0.0
+    validation_clips: int = 64
+    iters_per_validation: int = 1000
+    iters_per_checkpoint: int = 2000
+    keep_checkpoints: int = 3
+    synthesis_clips: int = 2
+    synthesis_sigma: float = 0.6
+
+    def check(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "validation_clips",
+            "iters_per_validation",
+            "iters_per_checkpoint",
+            "keep_checkpoints",
+        ):
+            _at_least(f"train_config.{name}", getattr(self, name), 1)
+        for name in (
+            "seed",
+            "epochs",
+            "warmup_steps",
+            "final_learning_rate",
+            "plateau_patience",
+            "gradient_clip",
+            "noise_std",
+            "final_noise_std",
+            "num_workers",
+            "synthesis_clips",
+            "synthesis_sigma",
+        ):
+            _at_least(f"train_config.{name}", getattr(self, name), 0)
+        for name in ("learning_rate", "plateau_learning_rate", "sigma"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"train_config.{name} {value} must be above 0")
+        if self.wn_dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"train_config.wn_dtype {self.wn_dtype!r} must be 'float32' or 'bfloat16'"
+            )
+        for name, top in (("ema_decay", 1), ("validation_fraction", 1), ("decay_start", 1)):
+            if not 0 <= getattr(self, name) < top:
+                raise UserError(
+                    f"train_config.{name} {getattr(self, name)} must be at least 0 and below {top}"
+                )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run needs; hashable, so it can be a static argument of a jitted function."""
+
+    waveglow: WaveGlowConfig = field(default_factory=WaveGlowConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        self.waveglow.check()
+        self.data.check()
+        self.train.check()
+        hop, group = self.data.hop_length, self.waveglow.n_group
+        _divides("waveglow_config.n_group", group, "data_config.hop_length", hop)
+        segment = self.data.segment_length
+        _divides("waveglow_config.n_group", group, "data_config.segment_length", segment)
+        kernel = self.waveglow.upsample_kernel
+        if kernel < hop:
+            raise UserError(
+                f"waveglow_config.upsample_kernel {kernel} is below data_config.hop_length {hop}: "
+                "some samples would hear no frame"
+            )
+        if self.waveglow.conditioning == "group":
+            _divides("waveglow_config.n_group", group, "waveglow_config.upsample_kernel", kernel)
+        if self.waveglow.mel_whitening:
+            block = self.waveglow.mel_whitening.block
+            _divides("waveglow_config.mel_whitening.block", block, "data_config.hop_length", hop)
+            _divides(
+                "waveglow_config.mel_whitening.block", block, "data_config.segment_length", segment
+            )
+            if block > self.data.filter_length:
+                raise UserError(
+                    f"waveglow_config.mel_whitening.block {block} is above "
+                    f"data_config.filter_length {self.data.filter_length}: the autocorrelation "
+                    "has no more lags than the FFT"
+                )
+
+    @property
+    def clip_frames(self) -> int:
+        """Mel frames of a training clip: those whose centre lies in it or at its end."""
+        return self.data.segment_length // self.data.hop_length + 1
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads a config file; `overrides` maps dotted names, as `train.batch_size`, to values.
+
+    Raises UserError if the file is missing, is no JSON, or holds an unknown or impossible field.
+    """
+    path = Path(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no valid JSON ({error}); mend it at that place") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold a JSON object with the section waveglow_config")
+    try:
+        return config_from_dict(raw, overrides)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """The Config that JSON sections describe. Raises UserError as `load_config` does."""
+    raw = _without_original_only_fields(json.loads(json.dumps(raw)))
+    for name, value in (overrides or {}).items():
+        _override(raw, name, value)
+    sections = {"waveglow_config": "waveglow", "data_config": "data", "train_config": "train"}
+    unknown = set(raw) - set(sections) - {"description"}
+    if unknown:
+        raise UserError(_unknown_field(min(unknown), [*sections, "description"]))
+    if not isinstance(raw.get("description", ""), str):
+        raise UserError("description must be a string")
+    return Config(
+        waveglow=_from_dict(WaveGlowConfig, raw.get("waveglow_config", {}), "waveglow_config"),
+        data=_from_dict(DataConfig, raw.get("data_config", {}), "data_config"),
+        train=_from_dict(TrainConfig, raw.get("train_config", {}), "train_config"),
+        description=raw.get("description", ""),
+    )
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """JSON sections of a config; `config_from_dict` reads them back to an equal one."""
+    return {
+        "description": config.description,
+        "waveglow_config": dataclasses.asdict(config.waveglow),
+        "data_config": dataclasses.asdict(config.data),
+        "train_config": dataclasses.asdict(config.train),
+    }
+
+
+def config_to_json(config: Config) -> str:
+    return json.dumps(config_to_dict(config), indent=2) + "\n"
+
+
+def _without_original_only_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """The original's file in our names: what is said elsewhere here (--output, pmap) goes."""
+    train = raw.get("train_config")
+    raw.pop("dist_config", None)
+    if not isinstance(train, dict):
+        return raw
+    if train.pop("checkpoint_path", ""):
+        raise UserError(
+            "train_config.checkpoint_path is not read: a run resumes from its own --output folder; "
+            "take the field out"
+        )
+    train.pop("output_directory", None)
+    train.pop("with_tensorboard", None)
+    if "fp16_run" in train:
+        train["wn_dtype"] = "bfloat16" if train.pop("fp16_run") else "float32"
+    return raw
+
+
+def _override(raw: dict[str, Any], name: str, value: Any) -> None:
+    section, *rest = name.split(".")
+    section = section if section.endswith("_config") else f"{section}_config"
+    if not rest:
+        raise UserError(f"--{name}: name the section too, such as --train.{name}")
+    node = raw.setdefault(section, {})
+    for key in rest[:-1]:
+        node = node.setdefault(key, {}) if isinstance(node, dict) else node
+    if not isinstance(node, dict):
+        raise UserError(f"--{name}: {'.'.join(rest[:-1])} has no fields")
+    node[rest[-1]] = value
+
+
+def _from_dict(cls: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} must be a JSON object")
+    types = get_type_hints(cls)
+    unknown = set(raw) - set(types)
+    if unknown:
+        raise UserError(_unknown_field(f"{where}.{min(unknown)}", [f"{where}.{t}" for t in types]))
+    return cls(**{key: _typed(types[key], value, f"{where}.{key}") for key, value in raw.items()})
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(kind, UnionType):
+        if value is None:
+            return None
+        kind = next(arg for arg in get_args(kind) if arg is not NoneType)
+    if dataclasses.is_dataclass(kind):
+        return _from_dict(kind, value, where)
+    # JSON writes 1e-4 and 8000.0 as numbers of either kind; true is not a number here.
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{where} is {json.dumps(value)}: it must be of type {kind.__name__}")
+    return value
+
+
+def _unknown_field(name: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{name} is no known field" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _at_least(name: str, value: float, bound: float) -> None:
+    if not (math.isfinite(value) and value >= bound):
+        raise UserError(f"{name} {value} must be at least {bound}")
+
+
+def _divides(name: str, divisor: int, of_name: str, number: int) -> None:
+    if number % divisor:
+        raise UserError(f"{name} {divisor} must divide {of_name} {number}")

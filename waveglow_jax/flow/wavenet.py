@@ -1,0 +1,217 @@
+"""One-direction networks of the flow: WN, the coupling's conditioner, and the mel's upsampler.
+
+Arrays: x `[B, N, C]`, mel `[B, F, M]`, conditioning `[B, N, D]`, mask `[B, N]`. Parameters keep
+their dtype; `dtype` is that of the products (bfloat16 or float16 sum in float32).
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from waveglow_jax.config import Config
+from waveglow_jax.flow.bijections import EXACT
+
+Params = Mapping[str, Any]
+
+
+class WN(nn.Module):
+    """Dilated, gated convolutions as in WaveNet (arXiv 1609.03499), without causality.
+
+    Layer i has dilation 2^i; the conditioning is added before the gate tanh * sigmoid; every layer
+    but the last feeds a residual, each adds to the skip sum. The last 1x1 layer starts at zero, so
+    that a new flow is the identity.
+    """
+
+    n_out: int
+    n_layers: int
+    n_channels: int
+    n_skip_channels: int
+    kernel_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, conditioning: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """x `[B, N, C]`, conditioning `[B, N, D]` -> `[B, N, n_out]`.
+
+        With a mask, steps outside are zero wherever a convolution sees them, just as it sees zeros
+        beyond the ends of an unpadded signal.
+        """
+        keep = (lambda h: h) if mask is None else (lambda h: h * mask[:, :, None].astype(h.dtype))
+        channels, skips = self.n_channels, self.n_skip_channels
+        h = keep(Conv1d(channels, dtype=self.dtype, name="start")(x))
+        skip_sum = jnp.zeros((*x.shape[:2], skips), h.dtype)
+        for i in range(self.n_layers):
+            gates = Conv1d(
+                2 * channels, self.kernel_size, 2**i, dtype=self.dtype, name=f"in_layer_{i}"
+            )(h)
+            gates = gates + Conv1d(2 * channels, dtype=self.dtype, name=f"cond_layer_{i}")(
+                conditioning
+            )
+            filtered, gate = jnp.split(gates, 2, axis=-1)
+            activated = jnp.tanh(filtered) * jax.nn.sigmoid(gate)
+            last = i == self.n_layers - 1
+            out = Conv1d(
+                skips if last else channels + skips, dtype=self.dtype, name=f"res_skip_layer_{i}"
+            )(activated)
+            if not last:
+                residual, out = jnp.split(out, [channels], axis=-1)
+                h = keep(h + residual)
+            skip_sum = skip_sum + out
+        end = Conv1d(
+            self.n_out, dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="end"
+        )
+        return end(skip_sum)
+
+
+def torch_like_init() -> nn.initializers.Initializer:
+    """Uniform within 1 / sqrt(fan_in): how the original's convolutions start."""
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv1d(nn.Module):
+    """Same-length dilated convolution; kernel `[taps, C_in, C_out]`, zeros beyond the ends."""
+
+    features: int
+    taps: int = 1
+    dilation: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = torch_like_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.taps, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        return dilated_conv(x, kernel, self.dilation, self.dtype) + bias[None, None].astype(x.dtype)
+
+
+def dilated_conv(x: jax.Array, kernel: jax.Array, dilation: int, dtype: Any) -> jax.Array:
+    """`[B, N, C_in] -> [B, N, C_out]` as one product a tap: faster than a convolution call on the
+    CPU and, by its compiler's estimate, on the TPU."""
+    reach = dilation * (kernel.shape[0] // 2)
+    padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
+    n = x.shape[1]
+    taps = [
+        matmul(padded[:, k * dilation : k * dilation + n], kernel[k], dtype)
+        for k in range(kernel.shape[0])
+    ]
+    return sum(taps[1:], taps[0])
+
+
+def matmul(x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
+    """x @ w with operands rounded to `dtype`, summed and returned in x's own dtype."""
+    if jnp.dtype(dtype).itemsize >= jnp.dtype(x.dtype).itemsize:
+        return jnp.matmul(x, w, precision=EXACT)
+    return _low_precision_matmul(x, w, jnp.dtype(dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _low_precision_matmul(x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
+    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=x.dtype)
+
+
+def _low_precision_matmul_fwd(x, w, dtype):
+    x, w = x.astype(dtype), w.astype(dtype)
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32), (x, w)
+
+
+def _low_precision_matmul_bwd(dtype, saved, g):
+    # Autodiff alone would multiply the float32 cotangent: both operands rounded keep the backward
+    # pass on the fast units too.
+    x, w = saved
+    g = g.astype(dtype)
+    # Laid out anew, not just relabelled as transposed: that is what the CPU's fast kernel needs.
+    w_t = jax.lax.optimization_barrier(w.T.reshape(-1)).reshape(w.shape[::-1])
+    dx = jnp.matmul(g, w_t, preferred_element_type=jnp.float32)
+    dw = jnp.einsum("...i,...o->io", x, g, preferred_element_type=jnp.float32)
+    return dx, dw
+
+
+_low_precision_matmul.defvjp(_low_precision_matmul_fwd, _low_precision_matmul_bwd)
+
+
+def weight_norm(params: Params) -> Params:
+    """Every `{v, g, bias}` of a tree as `{kernel, bias}`: kernel = g v / |v| a output channel.
+
+    v `[taps, C_in, C_out]`, g `[C_out]` (Salimans & Kingma 2016, arXiv 1602.07868).
+    """
+    if "v" in params:
+        v, g = params["v"], params["g"]
+        norm = jnp.sqrt(jnp.sum(v * v, axis=(0, 1)))
+        return {"kernel": v * (g / norm)[None, None], "bias": params["bias"]}
+    return {k: weight_norm(p) if isinstance(p, Mapping) else p for k, p in params.items()}
+
+
+def split_weight_norm(params: Params) -> Params:
+    """Every `{kernel, bias}` of a tree as `{v, g, bias}` with g = |v|: the inverse at the start."""
+    if "kernel" in params:
+        v = params["kernel"]
+        return {"v": v, "g": jnp.sqrt(jnp.sum(v * v, axis=(0, 1))), "bias": params["bias"]}
+    return {k: split_weight_norm(p) if isinstance(p, Mapping) else p for k, p in params.items()}
+
+
+class Upsampler(nn.Module):
+    """Transposed convolution of the mel along time: stride `stride`, the tail cut off.
+
+    Step n = f * stride + r of the result is the sum over j of mel[f - j] @ kernel[j * stride + r],
+    frames before the first being absent: one product with the last few frames side by side.
+    kernel `[taps, M, M]`.
+    """
+
+    taps: int
+    stride: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, mel: jax.Array) -> jax.Array:
+        """mel `[B, F, M]` -> `[B, F * stride, M]`."""
+        frames, bins = mel.shape[1:]
+        kernel = self.param("kernel", torch_like_init(), (self.taps, bins, bins))
+        bias = self.param("bias", nn.initializers.zeros_init(), (bins,))
+        overlap = -(-self.taps // self.stride)
+        kernel = jnp.pad(kernel, ((0, overlap * self.stride - self.taps), (0, 0), (0, 0)))
+        kernel = kernel.reshape(overlap, self.stride, bins, bins).transpose(0, 2, 1, 3)
+        kernel = kernel.reshape(overlap * bins, self.stride * bins)
+        past = jnp.pad(mel, ((0, 0), (overlap - 1, 0), (0, 0)))
+        side_by_side = jnp.concatenate(
+            [past[:, overlap - 1 - j : overlap - 1 - j + frames] for j in range(overlap)], axis=-1
+        )
+        up = matmul(side_by_side, kernel, self.dtype)
+        return up.reshape(mel.shape[0], frames * self.stride, bins) + bias[None, None].astype(up.dtype)
+
+
+def wn_network(config: Config, n_half: int, dtype: Any) -> WN:
+    """The conditioner of a coupling over 2 * n_half channels."""
+    wn = config.waveglow.WN
+    return WN(2 * n_half, wn.n_layers, wn.n_channels, wn.skip_channels, wn.kernel_size, dtype)
+
+
+def upsampler_network(config: Config, dtype: Any) -> Upsampler:
+    """The config's upsampler: to the sample rate, or to that of the groups."""
+    glow, hop = config.waveglow, config.data.hop_length
+    per = 1 if glow.conditioning == "sample" else glow.n_group
+    return Upsampler(glow.upsample_kernel // per, hop // per, dtype)
+
+
+def conditioning_channels(config: Config) -> int:
+    glow = config.waveglow
+    return glow.n_mel_channels * (glow.n_group if glow.conditioning == "sample" else 1)
+
+
+def squeeze_conditioning(upsampled: jax.Array, config: Config, n_steps: int) -> jax.Array:
+    """`[B, time, M] -> [B, n_steps, D]`, what WN sees; cut to the signal's length.
+
+    From the sample rate: channel = mel * group + position in the group, as the original has it.
+    """
+    if config.waveglow.conditioning == "group":
+        return upsampled[:, :n_steps]
+    group = config.waveglow.n_group
+    batch, _, bins = upsampled.shape
+    grouped = upsampled[:, : n_steps * group].reshape(batch, n_steps, group, bins)
+    return grouped.transpose(0, 1, 3, 2).reshape(batch, n_steps, bins * group)

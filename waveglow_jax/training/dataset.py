@@ -1,0 +1,166 @@
+"""Training clips from recordings: which, where, in which order. Decodes the clip, not the file.
+
+A clip is `segment_length` samples from a frame's centre on, with half an FFT of real context on
+either side, so that the mel computed from it holds the whole recording's own frames.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, audio_frames, find_inputs, read_clip
+from waveglow_jax.config import Config
+from waveglow_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recording:
+    path: Path
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Recordings to train on and to validate with; `left_out` are unusable ones and why."""
+
+    training: tuple[Recording, ...]
+    validation: tuple[Recording, ...]
+    left_out: tuple[str, ...]
+
+
+def scan_corpus(data: str, config: Config) -> Corpus:
+    """Finds the recordings of a folder or list file and splits off those held out.
+
+    Held out are the recordings of `train_config.validation_files` (a folder or list, its files
+    dropped from training by name if they are there too), otherwise a `validation_fraction` spread
+    evenly over the list. Raises UserError if nothing usable is left.
+    """
+    train = config.train
+    recordings, left_out = _usable(data, config)
+    validation: list[Recording] = []
+    if train.validation_files:
+        validation, also_left_out = _usable(train.validation_files, config)
+        left_out += also_left_out
+        held_out = {recording.path.resolve() for recording in validation}
+        recordings = [r for r in recordings if r.path.resolve() not in held_out]
+    elif train.validation_fraction:
+        every = max(2, round(1 / train.validation_fraction))
+        validation = recordings[every - 1 :: every]
+        recordings = [r for i, r in enumerate(recordings) if i % every != every - 1]
+    if not recordings:
+        raise UserError(f"{data}: no usable recording to train on" + _first(left_out))
+    return Corpus(tuple(recordings), tuple(validation), tuple(left_out))
+
+
+def _usable(source: str, config: Config) -> tuple[list[Recording], list[str]]:
+    usable, left_out = [], []
+    for found in find_inputs([source], AUDIO_SUFFIXES):
+        try:
+            n_samples = audio_frames(found.path, config.data.sampling_rate)
+        except UserError as error:
+            left_out.append(str(error))
+        else:
+            usable.append(Recording(found.path, n_samples))
+    return usable, left_out
+
+
+def _first(left_out: list[str]) -> str:
+    return f"; {len(left_out)} left out, the first: {left_out[0]}" if left_out else ""
+
+
+def clips_per_epoch(recordings: tuple[Recording, ...], config: Config) -> int:
+    return len(_slots(recordings, config))
+
+
+def _slots(recordings: tuple[Recording, ...], config: Config) -> np.ndarray:
+    """`[clips]` recording of each clip of an epoch: as many of each as clips fit into it, so that
+    every second of speech is as likely as any other."""
+    segment = config.data.segment_length
+    fits = [max(1, round(recording.n_samples / segment)) for recording in recordings]
+    return np.repeat(np.arange(len(recordings)), fits)
+
+
+def training_batches(
+    recordings: tuple[Recording, ...], config: Config, first_step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches {clips `[B, segment + context]` float32, index `[B]`}, from `first_step` on.
+
+    Order and places are a function of seed and position alone: a run that starts at step n gets
+    the batches it would have got without a stop. `num_workers` above 0 decodes in processes.
+    """
+    train = config.train
+
+    def clip(slot: int, rng: np.random.Generator) -> np.ndarray:
+        recording = recordings[slot]
+        last = max(0, recording.n_samples - config.data.segment_length) // config.data.hop_length
+        return read_context_clip(recording, int(rng.integers(last + 1)), config)
+
+    dataset = (
+        grain.MapDataset.source(_slots(recordings, config))
+        .seed(train.seed)
+        .shuffle()
+        .repeat()
+        .random_map(clip)[first_step * train.batch_size :]
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4 * train.batch_size))
+        .batch(train.batch_size)
+    )
+    if train.num_workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=train.num_workers))
+    index = np.arange(train.batch_size, dtype=np.int32)
+    for clips in dataset:
+        yield {"clips": clips, "index": index}
+
+
+def validation_batches(
+    recordings: tuple[Recording, ...], config: Config, batch_size: int
+) -> list[dict[str, np.ndarray]]:
+    """Up to `validation_clips` clips, evenly spread over all that fit, in whole batches.
+
+    As `training_batches`, and weight `[B]`: 0 for the clips that only fill the last batch up.
+    """
+    segment, hop = config.data.segment_length, config.data.hop_length
+    places = [
+        (recording, start // hop)
+        for recording in recordings
+        for start in range(0, max(1, recording.n_samples - segment + 1), segment)
+    ]
+    n = min(len(places), config.train.validation_clips)
+    places = [places[i * len(places) // n] for i in range(n)]
+    clips = [read_context_clip(recording, frame, config) for recording, frame in places]
+    weights = [1.0] * n
+    while len(clips) % batch_size:
+        clips.append(clips[0])
+        weights.append(0.0)
+    return [
+        {
+            "clips": np.stack(clips[i : i + batch_size]),
+            "index": np.arange(i, i + batch_size, dtype=np.int32),
+            "weight": np.asarray(weights[i : i + batch_size], np.float32),
+        }
+        for i in range(0, len(clips), batch_size)
+    ]
+
+
+def read_context_clip(recording: Recording, frame: int, config: Config) -> np.ndarray:
+    """`[(clip_frames - 1) * hop + filter_length]` float32: the clip that starts at a frame's centre.
+
+    Beyond the recording's ends it is reflected, as the whole recording's mel has it; a recording
+    shorter than the clip is first filled up with zeros.
+    """
+    data = config.data
+    half = data.filter_length // 2
+    start = frame * data.hop_length - half
+    stop = start + (config.clip_frames - 1) * data.hop_length + data.filter_length
+    # Reflection at the end needs that much more of the recording than the clip itself shows.
+    first = max(0, min(start, recording.n_samples - half - 1))
+    samples = read_clip(recording.path, first, min(stop, recording.n_samples))
+    end = max(recording.n_samples, data.segment_length)
+    samples = np.pad(samples, (0, max(0, min(stop, end) - first - len(samples))))
+    samples = np.pad(
+        samples, (max(0, -start), max(0, stop - first - len(samples))), mode="reflect"
+    )
+    offset = max(0, start) - first
+    return samples[offset : offset + stop - start]

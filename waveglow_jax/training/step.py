@@ -1,0 +1,165 @@
+"""One training step on one device's share of the batch: state in, `(state, metrics)` out.
+
+Arrays: clips `[B, segment + context]`, a training clip with half an FFT of its recording on either
+side; index `[B]` its position in the batch of all devices.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from waveglow_jax.audio.mel import log_mel_of_padded
+from waveglow_jax.config import Config, TrainConfig
+from waveglow_jax.flow.likelihood import log_likelihood, loss
+from waveglow_jax.flow.waveglow import Params, forward, init
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step needs and changes; all of it is in a checkpoint.
+
+    `step` counts batches seen, skipped updates included; `bad_in_a_row` the skipped ones just now.
+    `ema` is the running mean of the parameters, None where `ema_decay` is 0.
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer: Any
+    ema: Params | None
+    learning_rate_scale: jax.Array
+    skipped: jax.Array
+    bad_in_a_row: jax.Array
+
+    @property
+    def voice(self) -> Params:
+        """The parameters to validate and to synthesise with."""
+        return self.params if self.ema is None else self.ema
+
+
+def optimizer(train: TrainConfig) -> optax.GradientTransformation:
+    """Global-norm clipping, if any, and Adam; the learning rate is applied by the step."""
+    clip = [optax.clip_by_global_norm(train.gradient_clip)] if train.gradient_clip else []
+    return optax.chain(*clip, optax.scale_by_adam())
+
+
+def init_state(config: Config, params: Params | None = None) -> TrainState:
+    """The state before the first step, from the config's seed or from given weights."""
+    train = config.train
+    if params is None:
+        params = init(jax.random.key(train.seed), config)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer(train).init(params),
+        ema=jax.tree.map(jnp.copy, params) if train.ema_decay else None,
+        learning_rate_scale=jnp.ones(()),
+        skipped=jnp.zeros((), jnp.int32),
+        bad_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def train_step(
+    state: TrainState, batch: dict[str, jax.Array], config: Config, total_steps: int, axis: str
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One Adam step with gradients averaged over the devices of `axis`.
+
+    A non-finite loss or gradient leaves everything but the counters as it was.
+    """
+    train = config.train
+    audio, mel = _clips(batch, config, state.step, schedule(train, total_steps, state.step).noise)
+
+    def objective(params: Params) -> jax.Array:
+        dtype = jnp.dtype(train.wn_dtype)
+        z, log_det = forward(
+            params, config, audio, mel, dtype=dtype, checkpoint_flows=train.checkpoint_flows
+        )
+        return loss(z, log_det, train.sigma)
+
+    value, gradients = jax.value_and_grad(objective)(state.params)
+    value, gradients = jax.lax.pmean((value, gradients), axis)
+    gradient_norm = optax.global_norm(gradients)
+    good = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
+
+    rate = schedule(train, total_steps, state.step).learning_rate * state.learning_rate_scale
+    updates, new_optimizer = optimizer(train).update(gradients, state.optimizer)
+    new_params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
+    new_ema = state.ema and jax.tree.map(
+        lambda e, p: decay * e + (1 - decay) * p, state.ema, new_params
+    )
+
+    def if_good(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+    state = state.replace(
+        step=state.step + 1,
+        params=if_good(new_params, state.params),
+        optimizer=if_good(new_optimizer, state.optimizer),
+        ema=if_good(new_ema, state.ema),
+        skipped=state.skipped + ~good,
+        bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),
+    )
+    metrics = {
+        "loss": value,
+        "gradient_norm": gradient_norm,
+        "learning_rate": rate,
+        "skipped": state.skipped,
+        "bad_in_a_row": state.bad_in_a_row,
+    }
+    return state, metrics
+
+
+def validation_step(
+    params: Params, batch: dict[str, jax.Array], config: Config, axis: str
+) -> dict[str, jax.Array]:
+    """Sums over the devices' clips: nats per sample times `weight`, and the weights `[B]`.
+
+    The clips get the noise of training's start, the same at every call, so that figures compare.
+    """
+    audio, mel = _clips(batch, config, jnp.zeros((), jnp.int32), config.train.noise_std)
+    nats = log_likelihood(*forward(params, config, audio, mel), config.train.sigma)
+    weight = batch["weight"]
+    return jax.lax.psum({"nats": jnp.sum(nats * weight), "weight": jnp.sum(weight)}, axis)
+
+
+def _clips(
+    batch: dict[str, jax.Array], config: Config, step: jax.Array, noise: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Audio `[B, segment]`, with noise, and mel `[B, F, M]`, without."""
+    data, train = config.data, config.train
+    clips = batch["clips"]
+    mel = log_mel_of_padded(clips, config)
+    half = data.filter_length // 2
+    audio = clips[:, half : half + data.segment_length]
+    if not train.noise_std:
+        return audio, mel
+    # Keyed by step and place in the whole batch, so that the number of devices changes nothing.
+    key = jax.random.fold_in(jax.random.key(train.seed), step)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
+    gaussian = jax.vmap(lambda k: jax.random.normal(k, (data.segment_length,)))(keys)
+    return audio + noise * gaussian, mel
+
+
+@flax.struct.dataclass
+class Schedule:
+    learning_rate: jax.Array
+    noise: jax.Array
+
+
+def schedule(train: TrainConfig, total_steps: int, step: jax.Array) -> Schedule:
+    """Learning rate and noise at a step, as `TrainConfig` describes them."""
+    start = train.decay_start * total_steps
+    passed = jnp.clip((step - start) / max(total_steps - start, 1), 0.0, 1.0)
+    rate = jnp.asarray(train.learning_rate)
+    if train.final_learning_rate:
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * passed))
+        rate = train.final_learning_rate + (rate - train.final_learning_rate) * cosine
+    if train.warmup_steps:
+        rate = rate * jnp.minimum(1.0, (step + 1) / train.warmup_steps)
+    noise = jnp.asarray(train.noise_std)
+    if train.final_noise_std:
+        noise = noise * (train.final_noise_std / train.noise_std) ** passed
+    return Schedule(rate, noise)
