@@ -11,7 +11,9 @@ DATA = Path(__file__).parent / "data"
 
 
 def golden_config() -> Config:
-    return config_from_dict({"waveglow_config": json.loads((DATA / "golden_config.json").read_text())})
+    return config_from_dict(
+        {"waveglow_config": json.loads((DATA / "golden_config.json").read_text())}
+    )
 
 
 def expected(name: str) -> dict[str, np.ndarray]:

@@ -171,6 +171,20 @@ def inverse_prepared(
     return audio, log_det
 
 
+def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
+    """`[n_frames * hop / G, G]` standard normal, each frame's share a function of (seed, frame).
+
+    So the samples do not depend on batch, padding, cut or device.
+    """
+    key = jax.random.key(seed)
+    shape = (config.data.hop_length // config.waveglow.n_group, config.waveglow.n_group)
+
+    def of_frame(frame: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, frame), shape)
+
+    return jax.vmap(of_frame)(jnp.arange(n_frames)).reshape(-1, shape[1])
+
+
 def conditioning_of(
     params: Params, config: Config, mel: jax.Array, n_steps: int, dtype: Any
 ) -> jax.Array:

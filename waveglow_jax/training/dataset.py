@@ -104,7 +104,9 @@ def training_batches(
         .shuffle()
         .repeat()
         .random_map(clip)[first_step * train.batch_size :]
-        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4 * train.batch_size))
+        .to_iter_dataset(
+            grain.ReadOptions(num_threads=2, prefetch_buffer_size=4 * train.batch_size)
+        )
         .batch(train.batch_size)
     )
     if train.num_workers:
@@ -145,7 +147,7 @@ def validation_batches(
 
 
 def read_context_clip(recording: Recording, frame: int, config: Config) -> np.ndarray:
-    """`[(clip_frames - 1) * hop + filter_length]` float32: the clip that starts at a frame's centre.
+    """`[(clip_frames - 1) * hop + filter_length]` float32, from a frame's centre on.
 
     Beyond the recording's ends it is reflected, as the whole recording's mel has it; a recording
     shorter than the clip is first filled up with zeros.
@@ -159,8 +161,6 @@ def read_context_clip(recording: Recording, frame: int, config: Config) -> np.nd
     samples = read_clip(recording.path, first, min(stop, recording.n_samples))
     end = max(recording.n_samples, data.segment_length)
     samples = np.pad(samples, (0, max(0, min(stop, end) - first - len(samples))))
-    samples = np.pad(
-        samples, (max(0, -start), max(0, stop - first - len(samples))), mode="reflect"
-    )
+    samples = np.pad(samples, (max(0, -start), max(0, stop - first - len(samples))), mode="reflect")
     offset = max(0, start) - first
     return samples[offset : offset + stop - start]

@@ -42,7 +42,7 @@ class TrainState:
 def optimizer(train: TrainConfig) -> optax.GradientTransformation:
     """Global-norm clipping, if any, and Adam; the learning rate is applied by the step."""
     clip = [optax.clip_by_global_norm(train.gradient_clip)] if train.gradient_clip else []
-    return optax.chain(*clip, optax.scale_by_adam())
+    return optax.flatten(optax.chain(*clip, optax.scale_by_adam()))
 
 
 def init_state(config: Config, params: Params | None = None) -> TrainState:

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = next(
+    line.split('"')[1]
+    for line in Path("waveglow_jax/__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+TEST = ["pytest>=8"]
+
+setup(
+    name="waveglow-jax",
+    version=VERSION,
+    description="WaveGlow in JAX/Flax: exact, fast, proven",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["waveglow_jax*"]),
+    package_data={"waveglow_jax": ["assets/voice/*", "assets/voice/recordings/*"]},
+    install_requires=[
+        "jax>=0.10,<0.11",
+        "flax>=0.12,<0.13",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12.4,<0.13",
+        "grain>=0.2.18,<0.3",
+        "numpy>=2",
+        "librosa>=0.11",
+        "soundfile>=0.13",
+        "soxr>=0.5",
+        "safetensors>=0.6",
+        "tensorboardX>=2.6.4",
+        "matplotlib>=3.10",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.10,<0.11"],
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.14", "pesq>=0.0.4", "pystoi>=0.4.1", "tensorboard>=2.20"],
+    },
+    entry_points={"console_scripts": ["waveglow-jax=waveglow_jax.cli:main"]},
+)

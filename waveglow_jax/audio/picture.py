@@ -1,0 +1,44 @@
+"""Mel-spectrograms as a picture, one above the other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from waveglow_jax.audio.mel import LOG_FLOOR
+from waveglow_jax.config import DataConfig
+
+
+def mel_figure(mels: Sequence[tuple[str, np.ndarray]], data: DataConfig):
+    """A matplotlib Figure of `(title, mel [F, M])` pairs on one time axis and one colour scale."""
+    from matplotlib.figure import Figure
+
+    longest = max(mel.shape[0] for _, mel in mels)
+    seconds_a_frame = data.hop_length / data.sampling_rate
+    width = float(np.clip(longest * seconds_a_frame * 2.5, 8, 40))
+    figure = Figure(figsize=(width, 2.6 * len(mels)), layout="constrained")
+    axes = figure.subplots(len(mels), 1, sharex=True, squeeze=False)[:, 0]
+    top = max(float(mel.max()) for _, mel in mels)
+    for axis, (title, mel) in zip(axes, mels, strict=True):
+        image = axis.imshow(
+            mel.T,
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+            cmap="magma",
+            vmin=np.log(LOG_FLOOR),
+            vmax=top,
+            extent=(0, mel.shape[0] * seconds_a_frame, 0, mel.shape[1]),
+        )
+        axis.set(title=title, ylabel="mel band", xlim=(0, longest * seconds_a_frame))
+    axes[-1].set_xlabel("seconds")
+    figure.colorbar(image, ax=axes, label="ln magnitude")
+    return figure
+
+
+def figure_pixels(figure) -> np.ndarray:
+    """`[height, width, 3]` uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

@@ -1,0 +1,310 @@
+"""Every command. Exit code 0: done; 1: something could not be done; 2: wrong arguments.
+
+Errors are one line on stderr. JAX is imported by the command that needs it, not before.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from waveglow_jax import __version__
+from waveglow_jax.audio.files import (
+    AUDIO_SUFFIXES,
+    MEL_SUFFIXES,
+    Input,
+    find_inputs,
+    read_audio,
+    read_mel,
+    replacing,
+    write_mel,
+    write_wav,
+)
+from waveglow_jax.config import Config, load_config
+from waveglow_jax.errors import UserError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments name; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="waveglow-jax", description="WaveGlow in JAX.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, _) in COMMANDS.items():
+        doc = add_arguments.__doc__
+        add_arguments(commands.add_parser(name, help=doc, description=doc))
+    return run_command(parser, argv)
+
+
+def run_single(command: str, argv: Sequence[str] | None = None) -> int:
+    """One command as a program of its own, as train.py and synthesize.py are."""
+    add_arguments, _ = COMMANDS[command]
+    parser = argparse.ArgumentParser(description=add_arguments.__doc__)
+    parser.set_defaults(command=command)
+    add_arguments(parser)
+    return run_command(parser, argv)
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "train":
+        arguments.overrides = _overrides(parser, rest)
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _, run = COMMANDS[arguments.command]
+    try:
+        return run(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; so that the interpreter does not complain at exit:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(line: str) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return 1
+
+
+def _overrides(parser: argparse.ArgumentParser, rest: list[str]) -> dict[str, Any]:
+    """`--train.batch_size 8 --data.segment_length=8192` as dotted names and values."""
+    overrides: dict[str, Any] = {}
+    rest = [part for arg in rest for part in (arg.split("=", 1) if "=" in arg else [arg])]
+    if len(rest) % 2:
+        parser.error(f"{rest[-1]} has no value; a field is set by --section.field VALUE")
+    for name, value in zip(rest[::2], rest[1::2], strict=True):
+        if not name.startswith("--") or "." not in name:
+            parser.error(f"unrecognized argument {name}; a field is set by --section.field VALUE")
+        try:
+            overrides[name[2:]] = json.loads(value)
+        except ValueError:
+            overrides[name[2:]] = value
+    return overrides
+
+
+def _synthesize_arguments(parser: argparse.ArgumentParser) -> None:
+    """Audio from mels, or from recordings by way of their mel (copy-synthesis)."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="recordings or mels (.npy, .npz, .safetensors): files, folders, globs, a list file "
+        "(.txt), or - for a list on stdin",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="one .wav each")
+    parser.add_argument(
+        "-w", "--weights", help="release folder or training run (default: the bundled voice)"
+    )
+    parser.add_argument("-s", "--sigma", type=float, help="temperature (default: the voice's own)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument(
+        "--plot", action="store_true", help="a picture each: mel of the input above the output's"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
+
+
+def _synthesize(arguments: argparse.Namespace) -> int:
+    if arguments.sigma is not None and not 0 <= arguments.sigma < 100:
+        raise UserError(f"--sigma {arguments.sigma} must be at least 0; 0.6 to 1 is usual")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed {arguments.seed} must be from 0 to {2**32 - 1}")
+    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    from waveglow_jax.synthesis.vocoder import load
+
+    voice = load(arguments.weights)
+    return _each(items, arguments, lambda item: _synthesize_file(item, arguments, voice))
+
+
+def _synthesize_file(item: Input, arguments: argparse.Namespace, voice: Any) -> dict[str, Any]:
+    config, dtype = voice.config, arguments.dtype
+    target = _target(item, arguments.output, ".wav")
+    if item.path.suffix.lower() in MEL_SUFFIXES:
+        mel = read_mel(item.path, config.waveglow.n_mel_channels)
+    else:
+        mel = _mel_of_recording(item.path, voice)
+    sigma = config.train.synthesis_sigma if arguments.sigma is None else arguments.sigma
+    compile_seconds = voice.compile_for(len(mel), dtype)
+    began = time.monotonic()
+    audio = voice.synthesize(mel, sigma=sigma, seed=arguments.seed, dtype=dtype)
+    run_seconds = time.monotonic() - began
+    rate = config.data.sampling_rate
+    write_wav(target, audio, rate)
+    if arguments.plot:
+        _plot(target.with_suffix(".png"), mel, voice.mel(audio), config)
+    seconds = len(audio) / rate
+    return {
+        "output": str(target),
+        "seconds": round(seconds, 3),
+        "times_real_time": round(seconds / run_seconds, 2),
+        "run_seconds": round(run_seconds, 3),
+        "compile_seconds": round(compile_seconds, 3),
+    }
+
+
+def _mel_of_recording(path: Path, voice: Any) -> Any:
+    audio = read_audio(path, voice.config.data.sampling_rate)
+    needed = voice.config.data.filter_length // 2 + 1
+    if len(audio) < needed:
+        raise UserError(
+            f"{path}: {len(audio)} samples are too short for a mel; {needed} are needed"
+        )
+    return voice.mel(audio)
+
+
+def _plot(path: Path, mel_in: Any, mel_out: Any, config: Config) -> None:
+    from waveglow_jax.audio.picture import mel_figure
+
+    figure = mel_figure([("input", mel_in), ("output", mel_out)], config.data)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _mel_arguments(parser: argparse.ArgumentParser) -> None:
+    """Log-mels of recordings, [80, frames] .npy, as WaveGlow wants them."""
+    parser.add_argument("inputs", nargs="+", metavar="RECORDING", help="as for synthesize")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="one .npy each")
+    parser.add_argument(
+        "-w", "--weights", help="the voice whose mel it is (default: the bundled voice)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
+
+
+def _mel(arguments: argparse.Namespace) -> int:
+    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES)
+    from waveglow_jax.synthesis.vocoder import load
+
+    voice = load(arguments.weights)
+
+    def convert(item: Input) -> dict[str, Any]:
+        target = _target(item, arguments.output, ".npy")
+        mel = _mel_of_recording(item.path, voice)
+        write_mel(target, mel)
+        return {"output": str(target), "frames": len(mel)}
+
+    return _each(items, arguments, convert)
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Any folder of audio to mono recordings of one rate, fit to train on."""
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="as for synthesize")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT")
+    parser.add_argument("--rate", type=int, default=22050, help="sampling rate (default: 22050)")
+    parser.add_argument(
+        "--level", type=float, metavar="DBFS", help="bring speech to this RMS level, such as -22"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from waveglow_jax.audio.prepare import prepare
+
+    if arguments.rate < 1:
+        raise UserError(f"--rate {arguments.rate} must be at least 1 Hz")
+    with tqdm(unit="file", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = prepare(
+            arguments.inputs,
+            arguments.output,
+            sampling_rate=arguments.rate,
+            level_dbfs=arguments.level,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    for path, reason in report.left_out:
+        print(f"left out: {path}: {reason}")
+    print(
+        f"{report.written} written, {report.kept} kept, {len(report.left_out)} left out; "
+        f"{report.seconds / 3600:.2f} h in {arguments.output}"
+    )
+    return 0 if report.written + report.kept else 1
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Trains on recordings; any field of the config can be set by --section.field VALUE."""
+    parser.add_argument("config", metavar="CONFIG.json", help="such as configs/voice.json")
+    parser.add_argument(
+        "--data", metavar="DIR_OR_LIST", help="recordings (default: data_config.training_files)"
+    )
+    parser.add_argument("--output", required=True, metavar="RUN", help="resumed if it is there")
+    parser.add_argument("--init-from", metavar="WEIGHTS", help="start from these weights")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    data = arguments.data or config.data.training_files
+    if not data:
+        raise UserError(f"{arguments.config}: names no training_files; give --data DIR_OR_LIST")
+    params = None
+    if arguments.init_from:
+        from waveglow_jax.weights.release import load_weights
+
+        weights_config, params = load_weights(arguments.init_from)
+        if weights_config.waveglow != config.waveglow:
+            raise UserError(
+                f"{arguments.init_from}: its waveglow_config is not that of {arguments.config}; "
+                "take the config.json beside the weights"
+            )
+    from waveglow_jax.training.loop import train
+
+    return train(config, data, Path(arguments.output), params)
+
+
+def _target(item: Input, output: str, suffix: str) -> Path:
+    target = Path(output) / item.relative.with_suffix(suffix)
+    if target.resolve() == item.path.resolve():
+        raise UserError(f"{item.path}: would be overwritten by its own output; choose another -o")
+    return target
+
+
+def _each(
+    items: Sequence[Input], arguments: argparse.Namespace, work: Callable[[Input], dict[str, Any]]
+) -> int:
+    """Does the work for each file; one that fails is told of and the others are still done."""
+    failed = 0
+    for item in items:
+        try:
+            result = work(item)
+        except UserError as error:
+            failed += 1
+            _fail(str(error))
+            continue
+        print(json.dumps({"input": str(item.path), **result}) if arguments.json else _line(result))
+        sys.stdout.flush()
+    if failed and len(items) > 1:
+        print(f"{failed} of {len(items)} files could not be done", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _line(result: dict[str, Any]) -> str:
+    if "frames" in result:
+        return f"{result['output']}  {result['frames']} frames"
+    compiled = result["compile_seconds"]
+    return (
+        f"{result['output']}  {result['seconds']:.2f} s of audio, "
+        f"{result['times_real_time']:.1f} x real time"
+        + (f" (after {compiled:.1f} s of compiling)" if compiled else "")
+    )
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
+    "synthesize": (_synthesize_arguments, _synthesize),
+    "train": (_train_arguments, _train),
+    "prepare": (_prepare_arguments, _prepare),
+    "mel": (_mel_arguments, _mel),
+}
