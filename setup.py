@@ -36,10 +36,11 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "eval": ["pesq>=0.0.4", "pystoi>=0.4.1"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.14", "pesq>=0.0.4", "pystoi>=0.4.1", "tensorboard>=2.20"],
+        "dev": [*TEST, "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["waveglow-jax=waveglow_jax.cli:main"]},
 )

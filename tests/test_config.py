@@ -178,7 +178,7 @@ def test_the_originals_own_file_loads(tmp_path):
 def test_a_checkpoint_path_of_the_original_is_refused_not_ignored():
     raw = json.loads(ORIGINAL)
     raw["train_config"]["checkpoint_path"] = "checkpoints/waveglow_1000"
-    with pytest.raises(UserError, match="checkpoint_path is not read.*--output"):
+    with pytest.raises(UserError, match=r"checkpoint_path is not read.*--output"):
         config_from_dict(raw)
 
 

@@ -50,13 +50,20 @@ class WNConfig:
 
 @dataclass(frozen=True)
 class MelWhitening:
-    """Whitening of the audio by the envelope its mel tells: samples a block, noise floor."""
+    """Whitening of the audio by the spectrum its mel tells, renewed every `block` samples.
+
+    order 0 whitens each block by itself; above 0, a linear predictor of that order goes across the
+    blocks' borders (`flow/prediction.py`). `floor` is the standard deviation of assumed noise.
+    """
 
     block: int = 64
     floor: float = 0.002
+    order: int = 0
 
     def check(self) -> None:
         _at_least("waveglow_config.mel_whitening.block", self.block, 2)
+        if self.order:
+            _at_least("waveglow_config.mel_whitening.order", self.order, 2)
         if not (math.isfinite(self.floor) and self.floor > 0):
             raise UserError(
                 f"waveglow_config.mel_whitening.floor {self.floor} must be above 0: "
@@ -258,11 +265,12 @@ class Config:
             _divides(
                 "waveglow_config.mel_whitening.block", block, "data_config.segment_length", segment
             )
-            if block > self.data.filter_length:
+            half, order = self.data.filter_length // 2, self.waveglow.mel_whitening.order
+            if max(block, order) > half:
                 raise UserError(
-                    f"waveglow_config.mel_whitening.block {block} is above "
-                    f"data_config.filter_length {self.data.filter_length}: the autocorrelation "
-                    "has no more lags than the FFT"
+                    f"waveglow_config.mel_whitening: block {block} and order {order} must be at "
+                    f"most half of data_config.filter_length {self.data.filter_length}: the "
+                    "autocorrelation has no more lags"
                 )
 
     @property

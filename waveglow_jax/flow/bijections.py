@@ -33,23 +33,24 @@ def unsqueeze(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
-def invertible_conv_forward(weight: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """y = W x at every time step; log_det = N * ln|det W|. Cost C^2 a step.
+def invertible_conv_forward(
+    weight: jax.Array, x: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """y = W x at every time step; log_det = N * ln|det W|, N the steps inside the mask. Cost C^2 a
+    step.
 
     weight `[C, C]` acts from the left on the channels (Kingma & Dhariwal 2018, arXiv 1807.03039).
     """
     y = jnp.einsum("oi,bni->bno", weight, x, precision=EXACT)
-    return y, _conv_log_det(weight, x)
+    steps = jnp.full(x.shape[:1], x.shape[1], x.dtype) if mask is None else mask.sum(axis=1)
+    return y, steps * jnp.linalg.slogdet(weight)[1]
 
 
-def invertible_conv_inverse(inverse: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def invertible_conv_inverse(
+    inverse: jax.Array, y: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """x = W^-1 y, given W^-1 itself, `[C, C]`: it is computed once, not at every call."""
-    return invertible_conv_forward(inverse, y)
-
-
-def _conv_log_det(weight: jax.Array, x: jax.Array) -> jax.Array:
-    log_det = x.shape[1] * jnp.linalg.slogdet(weight)[1]
-    return jnp.broadcast_to(log_det, x.shape[:1])
+    return invertible_conv_forward(inverse, y, mask)
 
 
 def coupling_forward(
@@ -132,14 +133,13 @@ def whitening_factors(mel: jax.Array, config: Config, n_samples: int) -> jax.Arr
     D x = x_0, x_1 - 0.95 x_0, x_2 - 0.95 x_1 ...: D L is the Cholesky factor of D R D^T, which
     comes straight from the spectrum times D's. Cost: block^3 / 6 a block.
     """
-    data, whitening = config.data, config.waveglow.mel_whitening
+    whitening = config.waveglow.mel_whitening
     block = whitening.block
-    power = _power_at_blocks(mel, config, n_samples) + (whitening.floor**2 + 1e-9)
-    bins = np.arange(data.filter_length // 2 + 1)
-    response = 1 - PRE_EMPHASIS * np.exp(-2j * np.pi * bins / data.filter_length)
-    inner = jnp.fft.irfft(power * _row(np.abs(response) ** 2, power))[..., :block]
+    power = power_at_blocks(mel, config, n_samples) + (whitening.floor**2 + 1e-9)
+    response = emphasis_response(config)
+    inner = jnp.fft.irfft(power * row(np.abs(response) ** 2, power))[..., :block]
     # The block's first sample is not emphasised: its row and column have the filter only once.
-    real, imaginary = (power * _row(part, power) for part in (response.real, response.imag))
+    real, imaginary = (power * row(part, power) for part in (response.real, response.imag))
     edge = jnp.fft.irfft(jax.lax.complex(real, imaginary))[..., 1:block]
     corner = jnp.fft.irfft(power)[..., :1]
     lag = np.abs(np.arange(block)[:, None] - np.arange(block))
@@ -149,11 +149,18 @@ def whitening_factors(mel: jax.Array, config: Config, n_samples: int) -> jax.Arr
     return jnp.linalg.cholesky(covariance, symmetrize_input=False)
 
 
-def _row(values: np.ndarray, like: jax.Array) -> jax.Array:
+def emphasis_response(config: Config) -> np.ndarray:
+    """`[bins]` complex: the pre-emphasis 1 - 0.95 z^-1 on the FFT's bins."""
+    bins = np.arange(config.data.filter_length // 2 + 1)
+    return 1 - PRE_EMPHASIS * np.exp(-2j * np.pi * bins / config.data.filter_length)
+
+
+def row(values: np.ndarray, like: jax.Array) -> jax.Array:
+    """`[bins]` as `[1, 1, bins]` in the dtype of another array."""
     return jnp.asarray(values, like.dtype)[None, None]
 
 
-def _power_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
+def power_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
     """`[B, F, M] -> [B, blocks, bins]`: the power spectrum that the mel tells of each block."""
     block = config.waveglow.mel_whitening.block
     centre = (np.arange(n_samples // block) + 0.5) * block / config.data.hop_length

@@ -1,7 +1,8 @@
 """WaveGlow itself: parameters from a seed, forward to the latent, inverse to audio.
 
 Arrays: audio `[B, T]`; mel `[B, F, M]`; z `[B, T / G, G]`, its channels in the order in which they
-leave; log_det `[B]`; frame_mask `[B, F]`. `config` is static under jit.
+leave; log_det `[B]`; mask `[B, T / G]`, 1 for a signal's own steps and 0 for padding behind them.
+`config` is static under jit.
 Parameters: {"upsample": {kernel, bias}, "flows": [{"conv": W `[C, C]`, "wn": {layer: ...}}, ...]}.
 """
 
@@ -21,6 +22,11 @@ from waveglow_jax.flow.bijections import (
     whitening_factors,
     whitening_forward,
     whitening_inverse,
+)
+from waveglow_jax.flow.prediction import (
+    prediction_forward,
+    prediction_inverse,
+    predictor_of_mel,
 )
 from waveglow_jax.flow.wavenet import (
     Params,
@@ -61,22 +67,26 @@ def forward(
     audio: jax.Array,
     mel: jax.Array,
     *,
+    past: jax.Array | None = None,
+    mask: jax.Array | None = None,
     dtype: Any = jnp.float32,
     checkpoint_flows: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Audio to latent: `(z, log_det)`, log_det = ln|det dz/daudio| for each of the batch.
 
     mel has F frames with F * hop >= T (T / hop of them, or one more as `log_mel` gives). T must be
-    a multiple of the group, and of the whitening's block where there is one. `dtype` is that of
+    a multiple of the group, and of the whitening's block where there is one. With a mask, z inside
+    it and log_det are those of the unpadded signal, if the padding repeats its mel's last frame;
+    z outside means nothing. A whitening that predicts sees the samples `past` `[B, order]` before
+    the audio: a training clip's own; without them, silence, as `inverse` has it. `dtype` is that of
     the products inside WN; the flow itself keeps the parameters' dtype. `checkpoint_flows` computes
     each WN anew in the backward pass, so that memory does not grow with depth.
     Raises ValueError for shapes that do not fit.
     """
-    _check_shapes(config, audio.shape, mel)
+    check_shapes(config, audio.shape, mel.shape)
     log_det = jnp.zeros(audio.shape[:1], audio.dtype)
     if config.waveglow.mel_whitening:
-        factors = whitening_factors(mel, config, audio.shape[1])
-        audio, log_det = whitening_forward(factors, audio)
+        audio, log_det = _whiten(audio, mel, config, past, mask)
     x = squeeze(audio, config.waveglow.n_group)
     conditioning = conditioning_of(params, config, mel, x.shape[1], dtype)
     step = jax.checkpoint(flow_forward, static_argnums=(1, 4)) if checkpoint_flows else flow_forward
@@ -86,20 +96,24 @@ def forward(
             early = config.waveglow.n_early_size
             left.append(x[:, :, :early])
             x = x[:, :, early:]
-        x, conv_log_det, coupling_log_det = step(flow_params, config, x, conditioning, dtype)
+        x, conv_log_det, coupling_log_det = step(flow_params, config, x, conditioning, dtype, mask)
         log_det = log_det + conv_log_det + coupling_log_det
     return jnp.concatenate([*left, x], axis=-1), log_det
 
 
 def flow_forward(
-    flow_params: Params, config: Config, x: jax.Array, conditioning: jax.Array, dtype: Any
+    flow_params: Params,
+    config: Config,
+    x: jax.Array,
+    conditioning: jax.Array,
+    dtype: Any,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One flow, `[B, N, C]` to the same: `(y, log_det of the 1x1 convolution, of the coupling)`."""
-    x, conv_log_det = invertible_conv_forward(flow_params["conv"], x)
+    x, conv_log_det = invertible_conv_forward(flow_params["conv"], x, mask)
     wn_params = weight_norm(flow_params["wn"])
-    x, coupling_log_det = coupling_forward(
-        _conditioner(wn_params, config, conditioning, None, dtype), x
-    )
+    conditioner = _conditioner(wn_params, config, conditioning, mask, dtype)
+    x, coupling_log_det = coupling_forward(conditioner, x, mask)
     return x, conv_log_det, coupling_log_det
 
 
@@ -131,20 +145,17 @@ def inverse_prepared(
     z: jax.Array,
     mel: jax.Array,
     *,
-    frame_mask: jax.Array | None = None,
+    mask: jax.Array | None = None,
     dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, jax.Array]:
     """`inverse` from `prepare_inverse`'s parameters.
 
-    frame_mask is 1 for an utterance's own frames and 0 for padding behind them; the samples of its
-    own frames are then those of the unpadded run, if the padding repeats its last mel frame.
+    With a mask, the samples inside it and log_det are those of the unpadded run, if the padding
+    repeats the mel's last frame; samples outside mean nothing.
     """
-    glow, hop = config.waveglow, config.data.hop_length
+    glow = config.waveglow
     n_steps, n_samples = z.shape[1], z.shape[1] * glow.n_group
-    _check_shapes(config, (z.shape[0], n_samples), mel)
-    mask = block_mask = None
-    if frame_mask is not None:
-        mask = jnp.repeat(frame_mask, hop // glow.n_group, axis=1)[:, :n_steps]
+    check_shapes(config, (z.shape[0], n_samples), mel.shape)
     conditioning = conditioning_of(prepared, config, mel, n_steps, dtype)
     log_det = jnp.zeros(z.shape[:1], z.dtype)
     early = glow.n_early_size
@@ -153,22 +164,48 @@ def inverse_prepared(
     for k, flow in reversed(list(enumerate(prepared["flows"]))):
         conditioner = _conditioner(flow["wn"], config, conditioning, mask, dtype)
         x, coupling_log_det = coupling_inverse(conditioner, x, mask)
-        x, conv_log_det = invertible_conv_inverse(flow["conv_inverse"], x)
-        if mask is not None:
-            conv_log_det = conv_log_det * mask.mean(axis=1)
+        x, conv_log_det = invertible_conv_inverse(flow["conv_inverse"], x, mask)
         log_det = log_det + coupling_log_det + conv_log_det
         if glow.leaves_before(k):
             entered -= early
             x = jnp.concatenate([z[:, :, entered : entered + early], x], axis=-1)
     audio = unsqueeze(x)
     if glow.mel_whitening:
-        factors = whitening_factors(mel, config, n_samples)
-        if frame_mask is not None:
-            block_mask = jnp.repeat(frame_mask, hop // glow.mel_whitening.block, axis=1)
-            block_mask = block_mask[:, : factors.shape[1]]
-        audio, whitening_log_det = whitening_inverse(factors, audio, block_mask)
+        audio, whitening_log_det = _colour(audio, mel, config, mask)
         log_det = log_det + whitening_log_det
     return audio, log_det
+
+
+def _whiten(
+    audio: jax.Array,
+    mel: jax.Array,
+    config: Config,
+    past: jax.Array | None,
+    mask: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    blocks = _block_mask(mask, config)
+    if config.waveglow.mel_whitening.order:
+        predictor = predictor_of_mel(mel, config, audio.shape[1])
+        return prediction_forward(predictor, audio, past, blocks)
+    return whitening_forward(whitening_factors(mel, config, audio.shape[1]), audio, blocks)
+
+
+def _colour(
+    y: jax.Array, mel: jax.Array, config: Config, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The inverse of `_whiten`."""
+    blocks = _block_mask(mask, config)
+    if config.waveglow.mel_whitening.order:
+        return prediction_inverse(predictor_of_mel(mel, config, y.shape[1]), y, blocks)
+    return whitening_inverse(whitening_factors(mel, config, y.shape[1]), y, blocks)
+
+
+def _block_mask(mask: jax.Array | None, config: Config) -> jax.Array | None:
+    """`[B, T / G] -> [B, T / block]`, for the whitening."""
+    if mask is None:
+        return None
+    samples = jnp.repeat(mask, config.waveglow.n_group, axis=1)
+    return samples[:, :: config.waveglow.mel_whitening.block]
 
 
 def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
@@ -205,25 +242,26 @@ def _conditioner(
     return conditioner
 
 
-def _check_shapes(config: Config, audio_shape: tuple[int, ...], mel: jax.Array) -> None:
+def check_shapes(config: Config, audio_shape: tuple[int, ...], mel_shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless audio `[B, T]` and mel `[B, F, M]` fit each other and the config."""
     glow, hop = config.waveglow, config.data.hop_length
-    if len(audio_shape) != 2 or mel.ndim != 3:
+    if len(audio_shape) != 2 or len(mel_shape) != 3:
         raise ValueError(
-            f"audio must be [B, T] and mel [B, F, M], not of shapes {audio_shape} and {mel.shape}"
+            f"audio must be [B, T] and mel [B, F, M], not of shapes {audio_shape} and {mel_shape}"
         )
-    n_samples = audio_shape[1]
-    if mel.shape[-1] != glow.n_mel_channels:
-        raise ValueError(f"mel has {mel.shape[-1]} bins, the model {glow.n_mel_channels}")
-    if mel.shape[0] != audio_shape[0]:
-        raise ValueError(f"{audio_shape[0]} signals but {mel.shape[0]} mels in the batch")
+    n_samples, frames = audio_shape[1], mel_shape[1]
+    if mel_shape[-1] != glow.n_mel_channels:
+        raise ValueError(f"mel has {mel_shape[-1]} bins, the model {glow.n_mel_channels}")
+    if mel_shape[0] != audio_shape[0]:
+        raise ValueError(f"{audio_shape[0]} signals but {mel_shape[0]} mels in the batch")
     if n_samples % glow.n_group:
         raise ValueError(f"{n_samples} samples are no multiple of the group of {glow.n_group}")
     if glow.mel_whitening and n_samples % glow.mel_whitening.block:
         raise ValueError(
             f"{n_samples} samples are no multiple of the whitening's {glow.mel_whitening.block}"
         )
-    if not n_samples <= mel.shape[1] * hop < n_samples + 2 * hop:
+    if not n_samples <= frames * hop < n_samples + 2 * hop:
         raise ValueError(
-            f"{mel.shape[1]} mel frames do not fit {n_samples} samples: "
+            f"{frames} mel frames do not fit {n_samples} samples: "
             f"{-(-n_samples // hop)} are needed, or one more"
         )

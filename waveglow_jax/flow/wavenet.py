@@ -117,19 +117,18 @@ def _low_precision_matmul(x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _low_precision_matmul_fwd(x, w, dtype):
-    x, w = x.astype(dtype), w.astype(dtype)
-    return jnp.matmul(x, w, preferred_element_type=jnp.float32), (x, w)
+    return _low_precision_matmul(x, w, dtype), (x.astype(dtype), w.astype(dtype))
 
 
 def _low_precision_matmul_bwd(dtype, saved, g):
     # Autodiff alone would multiply the float32 cotangent: both operands rounded keep the backward
     # pass on the fast units too.
     x, w = saved
-    g = g.astype(dtype)
+    wide, g = g.dtype, g.astype(dtype)
     # Laid out anew, not just relabelled as transposed: that is what the CPU's fast kernel needs.
     w_t = jax.lax.optimization_barrier(w.T.reshape(-1)).reshape(w.shape[::-1])
-    dx = jnp.matmul(g, w_t, preferred_element_type=jnp.float32)
-    dw = jnp.einsum("...i,...o->io", x, g, preferred_element_type=jnp.float32)
+    dx = jnp.matmul(g, w_t, preferred_element_type=wide)
+    dw = jnp.einsum("...i,...o->io", x, g, preferred_element_type=wide)
     return dx, dw
 
 

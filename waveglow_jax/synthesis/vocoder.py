@@ -18,6 +18,7 @@ from waveglow_jax.config import DTYPES, Config
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import (
     Params,
+    check_shapes,
     forward,
     inverse_prepared,
     latent_noise,
@@ -86,9 +87,18 @@ class Voice:
         The log-likelihood is in nats per sample, all constants included, for z ~ N(0, 1).
         Raises ValueError for shapes that do not fit (see `waveglow_jax.forward`).
         """
-        audio, mel = jnp.asarray(audio, jnp.float32), jnp.asarray(mel, jnp.float32)
-        z, nats = _encode(self.params, self.config, audio, mel)
-        return np.asarray(z), np.asarray(nats)
+        audio, mel = np.asarray(audio, np.float32), np.asarray(mel, np.float32)
+        check_shapes(self.config, audio.shape, mel.shape)
+        samples, frames, hop = audio.shape[1], mel.shape[1], self.config.data.hop_length
+        size = bucket(frames)
+        # Frames and samples keep their order: a mel with one frame more than T / hop keeps that.
+        audio = np.pad(audio, ((0, 0), (0, size * hop - samples)))
+        mel = np.pad(mel, ((0, 0), (0, size - frames), (0, 0)), mode="edge")
+        steps = samples // self.config.waveglow.n_group
+        mask = self._step_mask(size, steps)
+        z, log_det = _encode(self.params, self.config, audio, mel, np.tile(mask, (len(audio), 1)))
+        z = z[:, :steps]
+        return np.asarray(z), np.asarray(log_likelihood(z, log_det))
 
     def compile_for(self, n_frames: int, dtype: str = "float32") -> float:
         """Compiles what a mel of so many frames needs; returns the seconds it took, 0 if it had."""
@@ -101,7 +111,7 @@ class Voice:
             self._prepared,
             self.config,
             jax.ShapeDtypeStruct((size, bins), jnp.float32),
-            jax.ShapeDtypeStruct((size,), jnp.float32),
+            jax.ShapeDtypeStruct(self._step_mask(size, 0).shape, jnp.float32),
             jax.ShapeDtypeStruct((), jnp.float32),
             jax.ShapeDtypeStruct((), jnp.uint32),
             dtype,
@@ -122,10 +132,16 @@ class Voice:
         size = bucket(frames)
         # The last frame goes on into the padding: what interpolates towards it sees no end.
         padded = np.pad(mel, ((0, size - frames), (0, 0)), mode="edge")
-        mask = (np.arange(size) < frames).astype(np.float32)
+        hop, group = self.config.data.hop_length, self.config.waveglow.n_group
+        mask = self._step_mask(size, frames * hop // group)
         program = self._programs[size, dtype]
         audio = program(self._prepared, padded, mask, np.float32(sigma), np.uint32(seed))
         return np.asarray(audio)[: frames * self.config.data.hop_length]
+
+    def _step_mask(self, n_frames: int, n_steps: int) -> np.ndarray:
+        """`[n_frames * hop / G]`: 1 for the first n_steps."""
+        hop, group = self.config.data.hop_length, self.config.waveglow.n_group
+        return (np.arange(n_frames * hop // group) < n_steps).astype(np.float32)
 
     def _checked(self, mel: np.ndarray) -> np.ndarray:
         mel = np.asarray(mel, np.float32)
@@ -161,10 +177,9 @@ def _mel_of_padded(padded: jax.Array, config: Config) -> jax.Array:
 
 @jax.jit(static_argnums=1)
 def _encode(
-    params: Params, config: Config, audio: jax.Array, mel: jax.Array
+    params: Params, config: Config, audio: jax.Array, mel: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    z, log_det = forward(params, config, audio, mel)
-    return z, log_likelihood(z, log_det)
+    return forward(params, config, audio, mel, mask=mask)
 
 
 @jax.jit(static_argnums=(1, 6))
@@ -172,14 +187,14 @@ def _synthesize(
     prepared: Params,
     config: Config,
     mel: jax.Array,
-    frame_mask: jax.Array,
+    mask: jax.Array,
     sigma: jax.Array,
     seed: jax.Array,
     dtype: str,
 ) -> jax.Array:
-    """mel `[F, M]`, frame_mask `[F]` -> samples `[F * hop]`."""
+    """mel `[F, M]`, mask `[F * hop / G]` -> samples `[F * hop]`."""
     z = sigma * latent_noise(seed, config, mel.shape[0])
     audio, _ = inverse_prepared(
-        prepared, config, z[None], mel[None], frame_mask=frame_mask[None], dtype=jnp.dtype(dtype)
+        prepared, config, z[None], mel[None], mask=mask[None], dtype=jnp.dtype(dtype)
     )
     return audio[0]

@@ -69,12 +69,19 @@ def train_step(
     A non-finite loss or gradient leaves everything but the counters as it was.
     """
     train = config.train
-    audio, mel = _clips(batch, config, state.step, schedule(train, total_steps, state.step).noise)
+    noise = schedule(train, total_steps, state.step).noise
+    audio, past, mel = _clips(batch, config, state.step, noise)
 
     def objective(params: Params) -> jax.Array:
         dtype = jnp.dtype(train.wn_dtype)
         z, log_det = forward(
-            params, config, audio, mel, dtype=dtype, checkpoint_flows=train.checkpoint_flows
+            params,
+            config,
+            audio,
+            mel,
+            past=past,
+            dtype=dtype,
+            checkpoint_flows=train.checkpoint_flows,
         )
         return loss(z, log_det, train.sigma)
 
@@ -119,28 +126,30 @@ def validation_step(
 
     The clips get the noise of training's start, the same at every call, so that figures compare.
     """
-    audio, mel = _clips(batch, config, jnp.zeros((), jnp.int32), config.train.noise_std)
-    nats = log_likelihood(*forward(params, config, audio, mel), config.train.sigma)
+    audio, past, mel = _clips(batch, config, jnp.zeros((), jnp.int32), config.train.noise_std)
+    nats = log_likelihood(*forward(params, config, audio, mel, past=past), config.train.sigma)
     weight = batch["weight"]
     return jax.lax.psum({"nats": jnp.sum(nats * weight), "weight": jnp.sum(weight)}, axis)
 
 
 def _clips(
     batch: dict[str, jax.Array], config: Config, step: jax.Array, noise: jax.Array | float
-) -> tuple[jax.Array, jax.Array]:
-    """Audio `[B, segment]`, with noise, and mel `[B, F, M]`, without."""
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Audio `[B, segment]` with noise, the samples `[B, order]` before it that a predicting
+    whitening sees (None without one), and mel `[B, F, M]` without noise."""
     data, train = config.data, config.train
     clips = batch["clips"]
     mel = log_mel_of_padded(clips, config)
     half = data.filter_length // 2
-    audio = clips[:, half : half + data.segment_length]
-    if not train.noise_std:
-        return audio, mel
-    # Keyed by step and place in the whole batch, so that the number of devices changes nothing.
-    key = jax.random.fold_in(jax.random.key(train.seed), step)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
-    gaussian = jax.vmap(lambda k: jax.random.normal(k, (data.segment_length,)))(keys)
-    return audio + noise * gaussian, mel
+    whitening = config.waveglow.mel_whitening
+    order = whitening.order if whitening else 0
+    audio = clips[:, half - order : half + data.segment_length]
+    if train.noise_std:
+        # Keyed by step and place in the whole batch, so that the number of devices changes nothing.
+        key = jax.random.fold_in(jax.random.key(train.seed), step)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
+        audio = audio + noise * jax.vmap(lambda k: jax.random.normal(k, audio.shape[1:]))(keys)
+    return audio[:, order:], audio[:, :order] if order else None, mel
 
 
 @flax.struct.dataclass

@@ -1,0 +1,672 @@
+"""Commands as a person meets them: exit codes, one line an error, good files done all the same."""
+
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import save_file
+from test_vocoder import lively_params, some_audio, some_mel, tiny_config
+
+import waveglow_jax as wg
+from waveglow_jax.audio import files
+from waveglow_jax.cli import main
+from waveglow_jax.synthesis import vocoder
+
+RATE, HOP = 22050, 256
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "configs" / "tiny.json"
+FRAMES = 20
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("weights") / "voice"
+    wg.save(folder, tiny_config(), lively_params(tiny_config()))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def voice(weights):
+    return vocoder.load(weights)
+
+
+@pytest.fixture(autouse=True)
+def load_once(request, monkeypatch):
+    """A folder's voice keeps what it compiled from one test to the next."""
+    monkeypatch.setattr(vocoder, "load", once_loaded)
+
+
+load = vocoder.load
+
+
+@cache
+def once_loaded(source):
+    return load(source)
+
+
+@pytest.fixture
+def run(capsys):
+    """A command -> (exit code, lines on stdout, lines on stderr)."""
+
+    def run(*arguments) -> tuple[int, list[str], list[str]]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:  # argparse's own
+            code = stopped.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out.splitlines(), err.splitlines()
+
+    return run
+
+
+def errors(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("error: ")]
+
+
+def one_error(lines: list[str], *words) -> str:
+    (error,) = errors(lines)
+    assert all(str(word) in error for word in words), error
+    return error
+
+
+def recording(path: Path, samples: int = FRAMES * HOP - 1, rate: int = RATE, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, some_audio(samples), rate, **options)
+    return path
+
+
+def mel_file(path: Path, mel: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, some_mel(FRAMES).T if mel is None else mel)
+    return path
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def is_speech_file(path: Path, frames: int = FRAMES) -> np.ndarray:
+    """int16, mono, 22,050 Hz, as long as its mel, not silent: its samples."""
+    with soundfile.SoundFile(path) as file:
+        assert (file.format, file.subtype) == ("WAV", "PCM_16")
+        assert (file.channels, file.samplerate) == (1, RATE)
+        samples = file.read(dtype="int16")
+    assert samples.shape == (frames * HOP,)
+    assert path.stat().st_size == 44 + 2 * frames * HOP
+    assert np.abs(samples).max() > 100
+    return samples
+
+
+# ------------------------------------------------------------------------------ synthesize: good
+
+
+def test_mels_of_every_kind_give_what_the_voice_gives(run, tmp_path, weights, voice):
+    mel = some_mel(FRAMES)
+    mel_file(tmp_path / "in/plain.npy")
+    mel_file(tmp_path / "in/batched.npy", mel.T[None])
+    mel_file(tmp_path / "in/deep/er/turned.npy", mel)
+    mel_file(tmp_path / "in/double.npy", mel.T.astype(np.float64))
+    np.savez(tmp_path / "in/zipped.npz", other=np.zeros(3), mel=mel.T)
+    save_file({"anything": np.ascontiguousarray(mel.T)}, tmp_path / "in/deep/safe.safetensors")
+    code, out, err = run("synthesize", tmp_path / "in", "-o", tmp_path / "out", "-w", weights)
+    assert (code, err) == (0, []) and len(out) == 6
+    names = ["batched.wav", "deep/er/turned.wav", "deep/safe.wav", "double.wav", "plain.wav"]
+    assert below(tmp_path / "out") == [*names, "zipped.wav"]
+    expected = files.to_int16(voice.synthesize(mel, sigma=0.6, seed=0))
+    for name in below(tmp_path / "out"):
+        assert np.array_equal(is_speech_file(tmp_path / "out" / name), expected)
+
+
+def test_recordings_by_way_of_their_mel(run, tmp_path, weights, voice):
+    recording(tmp_path / "a.wav")
+    recording(tmp_path / "sub/b.flac", 7777)
+    code, out, err = run("synthesize", tmp_path, "-o", tmp_path / "out", "-w", weights)
+    assert (code, err, len(out)) == (0, [], 2)
+    is_speech_file(tmp_path / "out/sub/b.wav", 1 + 7777 // HOP)
+    mel = voice.mel(files.read_audio(tmp_path / "a.wav", RATE))
+    expected = files.to_int16(voice.synthesize(mel))
+    assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
+
+
+def test_glob_list_and_stdin(run, tmp_path, weights, monkeypatch):
+    for name in ("in/x/a.npy", "in/y/a.npy", "in/y/b.npy"):
+        mel_file(tmp_path / name)
+    (tmp_path / "in/list.txt").write_text("y/b.npy|what is said\n\nx/a.npy\n")
+    out = tmp_path / "out"
+    for number, source in enumerate([tmp_path / "in/*/a.npy", tmp_path / "in/list.txt", "-"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("in/y/b.npy\n"))
+        monkeypatch.chdir(tmp_path)
+        code, _, err = run("synthesize", source, "-o", out / str(number), "-w", weights)
+        assert (code, err) == (0, [])
+    assert below(out) == ["0/x/a.wav", "0/y/a.wav", "1/x/a.wav", "1/y/b.wav", "2/in/y/b.wav"]
+    assert {is_speech_file(out / name).tobytes() for name in below(out)} == {
+        is_speech_file(out / "0/x/a.wav").tobytes()
+    }
+
+
+def test_json_lines(run, tmp_path, weights):
+    mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(30).T)]
+    bad = mel_file(tmp_path / "bad.npy", np.zeros((100, 9), np.float32))
+    code, out, err = run(
+        "synthesize", mels[0], bad, mels[1], "-o", tmp_path / "out", "-w", weights, "--json"
+    )
+    assert code == 1
+    one_error(err, bad)
+    facts = [json.loads(line) for line in out]
+    assert [fact["input"] for fact in facts] == [str(mel) for mel in mels]
+    for fact, frames in zip(facts, (FRAMES, 30), strict=True):
+        is_speech_file(Path(fact["output"]), frames)
+        assert fact["seconds"] == pytest.approx(frames * HOP / RATE, abs=1e-3)
+        assert fact["times_real_time"] > 0 and fact["run_seconds"] >= 0
+        assert fact["compile_seconds"] >= 0
+
+
+def test_sigma_and_seed_reach_the_voice(run, tmp_path, weights, voice):
+    mel = mel_file(tmp_path / "a.npy")
+    arguments = ["synthesize", mel, "-o", tmp_path / "out", "-w", weights]
+    assert run(*arguments, "-s", "0.9", "--seed", str(2**32 - 1))[0] == 0
+    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), sigma=0.9, seed=2**32 - 1))
+    assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
+    assert run(*arguments, "--sigma", "0")[0] == 0
+    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), sigma=0))
+    assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
+
+
+def test_dtype_reaches_the_voice(run, tmp_path, weights, voice):
+    mel = mel_file(tmp_path / "a.npy")
+    to = tmp_path / "out"
+    assert run("synthesize", mel, "-o", to, "-w", weights, "--dtype", "bfloat16")[0] == 0
+    samples = is_speech_file(to / "a.wav")
+    expected = voice.synthesize(some_mel(FRAMES), dtype="bfloat16")
+    assert np.array_equal(samples, files.to_int16(expected))
+    assert not np.array_equal(samples, files.to_int16(voice.synthesize(some_mel(FRAMES))))
+
+
+def test_plot(run, tmp_path, weights):
+    mel = mel_file(tmp_path / "in/a.npy")
+    code, _, err = run("synthesize", mel, "-o", tmp_path / "out", "-w", weights, "--plot")
+    assert (code, err) == (0, [])
+    assert below(tmp_path / "out") == ["a.png", "a.wav"]
+    content = (tmp_path / "out/a.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n" and content[12:16] == b"IHDR"
+    width, height = struct.unpack(">II", content[16:24])
+    assert width >= 600 and height >= 400 and len(content) > 10_000
+
+
+# ------------------------------------------------------------------------------ synthesize: bad
+
+
+def spoil(folder: Path) -> list[Path]:
+    """Files of every bad kind that only opening them tells."""
+    mel = some_mel(FRAMES).T
+    long = recording(folder / "long.wav", 9000).read_bytes()
+    (folder / "long.wav").unlink()
+    truncated, empty = folder / "truncated.wav", folder / "empty.wav"
+    truncated.write_bytes(long[: len(long) // 2])
+    empty.write_bytes(b"")
+    (folder / "text.wav").write_text("no sound at all")
+    not_finite = np.full(6000, np.nan, np.float32)
+    soundfile.write(folder / "not_finite.wav", not_finite, RATE, subtype="FLOAT")
+    soundfile.write(folder / "stereo.wav", np.tile(some_audio(6000)[:, None], 2), RATE)
+    soundfile.write(folder / "silent.wav", np.zeros(6000), RATE)
+    half = np.load(mel_file(folder / "half.npy"))
+    cut = (folder / "half.npy").read_bytes()
+    (folder / "half.npy").write_bytes(cut[: len(cut) // 2])
+    assert half.shape == (80, FRAMES)
+    holed = mel.copy()
+    holed[3, 4] = np.nan
+    (folder / "zip.npz").write_bytes(b"PK no zip")
+    (folder / "torch.pt").write_bytes(b"PK no zip")
+    return [
+        recording(folder / "rate.wav", rate=16000),
+        recording(folder / "short.wav", 512),
+        truncated,
+        empty,
+        folder / "text.wav",
+        folder / "not_finite.wav",
+        folder / "stereo.wav",
+        folder / "silent.wav",
+        folder / "half.npy",
+        folder / "zip.npz",
+        folder / "torch.pt",
+        mel_file(folder / "hundred.npy", np.zeros((100, 7), np.float32)),
+        mel_file(folder / "flat.npy", np.zeros(80, np.float32)),
+        mel_file(folder / "two.npy", np.zeros((2, 80, 7), np.float32)),
+        mel_file(folder / "integers.npy", np.zeros((80, 7), np.int16)),
+        mel_file(folder / "nothing.npy", np.zeros((80, 0), np.float32)),
+        mel_file(folder / "holed.npy", holed),
+    ]
+
+
+def test_bad_files_are_told_of_and_the_good_ones_done(run, tmp_path, weights):
+    (tmp_path / "in").mkdir()
+    bad = spoil(tmp_path / "in")
+    recording(tmp_path / "in/aa_good.wav")
+    mel_file(tmp_path / "in/zz_good.npy")
+    code, out, err = run("synthesize", tmp_path / "in", "-o", tmp_path / "out", "-w", weights)
+    assert code == 1
+    told = errors(err)
+    assert len(told) == len(bad) and len(err) == len(bad) + 1  # and a line that counts them
+    for path in bad:
+        (line,) = [line for line in told if f"{path}:" in line]
+        assert len(line) > len(f"error: {path}: ") + 5
+    assert f"{len(bad)} of {len(bad) + 2}" in err[-1]
+    assert len(out) == 2
+    assert below(tmp_path / "out") == ["aa_good.wav", "zz_good.wav"]
+    for name in below(tmp_path / "out"):
+        is_speech_file(tmp_path / "out" / name)
+
+
+def test_mel_beyond_all_numbers_leaves_no_file(run, tmp_path, weights):
+    """Finite, so that only its sound tells."""
+    bad = mel_file(tmp_path / "wild.npy", np.full((80, FRAMES), 300, np.float32))
+    good = mel_file(tmp_path / "good.npy")
+    code, _, err = run("synthesize", bad, good, "-o", tmp_path / "out", "-w", weights)
+    assert code == 1
+    one_error(err, "wild")
+    assert below(tmp_path / "out") == ["good.wav"]
+
+
+@pytest.mark.parametrize("missing", ["nothing.wav", "nothing", "no*thing.npy", "nothing.txt"])
+def test_missing_input(run, tmp_path, weights, missing):
+    good = mel_file(tmp_path / "a.npy")
+    path = tmp_path / missing
+    code, _, err = run("synthesize", good, path, "-o", tmp_path / "out", "-w", weights)
+    assert code == 1 and len(err) == 1
+    one_error(err, path)
+
+
+def test_folder_and_list_with_nothing_in_them(run, tmp_path, weights):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "list.txt").write_text("gone.npy\n")
+    for source in ("in", "list.txt"):
+        code, _, err = run("synthesize", tmp_path / source, "-o", tmp_path / "out", "-w", weights)
+        assert code == 1 and len(err) == 1
+        one_error(err, tmp_path / source)
+
+
+def test_unknown_weights(run, tmp_path):
+    mel = mel_file(tmp_path / "a.npy")
+    code, _, err = run("synthesize", mel, "-o", tmp_path / "out", "-w", tmp_path / "gone")
+    assert code == 1 and len(err) == 1
+    one_error(err, tmp_path / "gone")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--sigma", "-1"],
+        ["--sigma", "nan"],
+        ["--sigma", "much"],
+        ["--dtype", "float8"],
+        ["--seed", "-1"],
+        ["--seed", str(2**32)],
+        ["--seed", "1.5"],
+        ["--no-such-option"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments(run, tmp_path, weights, arguments):
+    mel = mel_file(tmp_path / "a.npy")
+    to = tmp_path / "out"
+    code, out, err = run("synthesize", mel, "-o", to, "-w", weights, *arguments)
+    assert code == 2
+    assert out == [] and arguments[0] in err[-1] and "error: " in err[-1]
+    assert not to.exists()
+
+
+def test_no_arguments_and_unknown_command(run):
+    assert run()[0] == 2
+    assert run("synthesise")[0] == 2
+    assert run("synthesize", "a.npy")[0] == 2  # no -o
+
+
+def test_output_folder_that_cannot_be(run, tmp_path, weights):
+    mel = mel_file(tmp_path / "a.npy")
+    (tmp_path / "out").write_text("a file in the way")
+    code, _, err = run("synthesize", mel, "-o", tmp_path / "out", "-w", weights)
+    assert code == 1 and len(err) == 1
+    one_error(err, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "a file in the way"
+
+
+def test_folder_in_the_place_of_one_output(run, tmp_path, weights):
+    mels = [mel_file(tmp_path / "in/a.npy"), mel_file(tmp_path / "in/b.npy")]
+    (tmp_path / "out/a.wav").mkdir(parents=True)
+    code, _, err = run("synthesize", *mels, "-o", tmp_path / "out", "-w", weights)
+    assert code == 1
+    one_error(err, tmp_path / "out/a.wav")
+    assert below(tmp_path / "out") == ["b.wav"]
+
+
+def test_own_input_is_not_overwritten(run, tmp_path, weights):
+    mel_file(tmp_path / "in/b.npy")
+    path = recording(tmp_path / "in/a.wav")
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    code, _, err = run("synthesize", tmp_path / "in", "-o", tmp_path / "link", "-w", weights)
+    assert code == 1
+    one_error(err, path, "overwrit")
+    assert path.read_bytes() == before
+    is_speech_file(tmp_path / "in/b.wav")
+
+
+def test_another_input_is_not_overwritten(run, tmp_path, weights):
+    """a.wav's output would take the place of out/a.wav, an input too."""
+    recording(tmp_path / "in/a.wav")
+    other = recording(tmp_path / "in/out/a.wav", 6000)
+    before = other.read_bytes()
+    code, _, err = run("synthesize", tmp_path / "in", "-o", tmp_path / "in/out", "-w", weights)
+    assert code == 1
+    assert errors(err)
+    assert other.read_bytes() == before
+
+
+def test_full_disk(run, tmp_path, weights, monkeypatch):
+    """A file that does not fit is told of and leaves nothing; a smaller one still fits."""
+    out = tmp_path / "out"
+    out.mkdir()
+    mel_file(tmp_path / "in/a_long.npy", some_mel(60).T)
+    mel_file(tmp_path / "in/b_short.npy")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(out)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+    if not mounted:
+        monkeypatch.setattr(files, "open", open_on_a_full_disk(out, 16384), raising=False)
+    try:
+        code, lines, err = run("synthesize", tmp_path / "in", "-o", out, "-w", weights)
+        assert code == 1
+        one_error(err, out / "a_long.wav", "space")
+        assert len(lines) == 1
+        assert below(out) == ["b_short.wav"]
+        is_speech_file(out / "b_short.wav")
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(out)], check=True)
+
+
+def open_on_a_full_disk(folder: Path, size: int):
+    class Limited(io.FileIO):
+        def write(self, content):
+            if self.tell() + len(content) > size:
+                super().write(bytes(content)[: size - self.tell()])
+                raise OSError(28, "No space left on device")
+            return super().write(content)
+
+    def opened(path, mode="r", **options):
+        if "w" in mode and Path(path).is_relative_to(folder):
+            return Limited(path, mode)
+        return open(path, mode, **options)
+
+    return opened
+
+
+def test_interrupt_is_one_line(run, tmp_path, weights, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vocoder, "load", interrupt)
+    code, _, err = run("synthesize", mel_file(tmp_path / "a.npy"), "-o", tmp_path, "-w", weights)
+    assert (code, err) == (130, ["error: interrupted"])
+
+
+# ------------------------------------------------------------------------------ mel
+
+
+def test_mel_files(run, tmp_path, weights, voice):
+    path = recording(tmp_path / "in/sub/a.wav", 6000)
+    bad = recording(tmp_path / "in/b.wav", rate=16000)
+    mel_file(tmp_path / "in/ignored.npy")
+    out = tmp_path / "out"
+    code, lines, err = run("mel", tmp_path / "in", "-o", out, "-w", weights, "--json")
+    assert code == 1
+    one_error(err, bad)
+    (line,) = lines
+    assert json.loads(line) == {
+        "input": str(path),
+        "output": str(out / "sub/a.npy"),
+        "frames": 24,
+    }
+    assert below(out) == ["sub/a.npy"]
+    mel = np.load(out / "sub/a.npy", allow_pickle=False)
+    assert mel.shape == (80, 24) and mel.dtype == np.float32
+    assert np.array_equal(mel.T, voice.mel(files.read_audio(path, RATE)))
+    # And from there to the same sound as straight from the recording.
+    assert run("synthesize", path, "-o", tmp_path / "one", "-w", weights)[0] == 0
+    assert run("synthesize", out, "-o", tmp_path / "two", "-w", weights)[0] == 0
+    straight = is_speech_file(tmp_path / "one/a.wav", 24)
+    assert np.array_equal(straight, is_speech_file(tmp_path / "two/sub/a.wav", 24))
+
+
+def test_mel_refuses_mels(run, tmp_path, weights):
+    path = mel_file(tmp_path / "a.npy")
+    code, _, err = run("mel", path, "-o", tmp_path / "out", "-w", weights)
+    assert code == 1
+    one_error(err, path)
+
+
+# ------------------------------------------------------------------------------ prepare
+
+
+def test_prepare(run, tmp_path):
+    stereo = np.tile(0.1 * np.sin(np.arange(66150) / 20)[:, None], 2)
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in/a.wav", stereo, 44100)
+    recording(tmp_path / "in/sub/b.flac", 30000, 16000)
+    (tmp_path / "in/bad.wav").write_bytes(b"no sound")
+    out = tmp_path / "out"
+    arguments = ["prepare", tmp_path / "in", "-o", out, "--level", "-26", "--workers", "2"]
+    code, lines, err = run(*arguments)
+    assert (code, err) == (0, [])
+    assert len(lines) == 2 and str(tmp_path / "in/bad.wav") in lines[0]
+    assert lines[1].startswith("2 written, 0 kept, 1 left out;")
+    assert [name for name in below(out) if name.endswith(".wav")] == ["a.wav", "sub/b.wav"]
+    samples = files.read_audio(out / "a.wav", RATE)
+    assert len(samples) == 33075
+    level = 20 * np.log10(np.sqrt(np.mean(samples**2)))
+    assert abs(level + 26) < 0.2
+    code, lines, _ = run(*arguments)
+    assert code == 0 and lines[-1].startswith("0 written, 2 kept, 1 left out;")
+    code, _, err = run(*arguments, "--rate", "16000")
+    assert code == 1 and len(err) == 1
+    one_error(err, out, "22050")
+
+
+def test_prepare_with_nothing_usable(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bad.wav").write_bytes(b"no sound")
+    code, lines, _ = run("prepare", tmp_path / "in", "-o", tmp_path / "out")
+    assert code == 1 and "0 written" in lines[-1]
+    code, _, err = run("prepare", tmp_path / "gone", "-o", tmp_path / "out")
+    assert code == 1
+    one_error(err, tmp_path / "gone")
+
+
+# ------------------------------------------------------------------------------ train
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What training is called with, instead of training."""
+    from waveglow_jax.training import loop
+
+    calls = []
+
+    def train(*arguments):
+        calls.append(arguments)
+        return 0
+
+    monkeypatch.setattr(loop, "train", train)
+    return calls
+
+
+def test_overrides(run, tmp_path, trained):
+    folder = tmp_path / "rate=22050"
+    code, _, err = run(
+        *("train", TINY, "--data", "somewhere", "--train.batch_size", "16"),
+        *("--train.learning_rate=3e-4", "--waveglow.WN_config.n_channels", "12"),
+        *("--waveglow.mel_whitening", "null", "--train.wn_dtype", "bfloat16"),
+        *("--output", tmp_path / "run", "--train_config.checkpoint_flows", "true"),
+    )
+    assert (code, err) == (0, [])
+    ((config, data, output, params),) = trained
+    assert (data, output, params) == ("somewhere", tmp_path / "run", None)
+    assert config.train.batch_size == 16 and config.train.learning_rate == 3e-4
+    assert config.train.wn_dtype == "bfloat16" and config.train.checkpoint_flows is True
+    assert config.waveglow.WN.n_channels == 12 and config.waveglow.mel_whitening is None
+    before = wg.load_config(TINY)
+    assert config.data == before.data and config.train.steps == before.train.steps
+    # A value may hold an = itself.
+    code, _, err = run("train", TINY, "--output", tmp_path / "run", "--data.training_files", folder)
+    assert (code, err) == (0, [])
+    assert trained[1][1] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (["--train.bath_size", "8"], ["train_config.bath_size", "batch_size"]),
+        (["--trian.batch_size", "8"], ["trian_config"]),
+        (["--train.batch_size", "0"], ["train_config.batch_size", "0"]),
+        (["--train.seed", "-3"], ["train_config.seed", "-3"]),
+        (["--train.batch_size", "many"], ["train_config.batch_size", "many"]),
+        (["--train.learning_rate", "NaN"], ["train_config.learning_rate"]),
+        (["--waveglow.n_group", "7"], ["waveglow_config.n_group", "7"]),
+        (["--train.batch_size.more", "8"], ["batch_size"]),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("--") else "",
+)
+def test_impossible_overrides_are_named(run, tmp_path, trained, override, words):
+    code, _, err = run("train", TINY, "--data", "x", "--output", tmp_path / "run", *override)
+    assert code == 1 and len(err) == 1
+    one_error(err, TINY, *words)
+    assert trained == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rest", [["--train.seed"], ["--seed", "3"], ["stray"], ["a.b", "3"]])
+def test_what_is_no_override_is_a_wrong_argument(run, tmp_path, trained, rest):
+    code, _, err = run("train", TINY, "--data", "x", "--output", tmp_path / "run", *rest)
+    assert code == 2 and rest[0] in err[-1]
+    assert trained == []
+
+
+def test_config_with_a_typo(run, tmp_path, trained):
+    raw = json.loads(TINY.read_text())
+    raw["train_config"]["iters_per_chekpoint"] = raw["train_config"].pop("iters_per_checkpoint")
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(raw))
+    code, _, err = run("train", path, "--data", "x", "--output", tmp_path / "run")
+    assert code == 1 and len(err) == 1
+    one_error(err, path, "train_config.iters_per_chekpoint", "train_config.iters_per_checkpoint?")
+    code, _, err = run("train", tmp_path / "gone.json", "--data", "x", "--output", tmp_path)
+    assert code == 1
+    one_error(err, tmp_path / "gone.json")
+    assert trained == []
+
+
+def test_no_data_named(run, tmp_path, trained):
+    code, _, err = run("train", TINY, "--output", tmp_path / "run")
+    assert code == 1 and len(err) == 1
+    one_error(err, "--data")
+    assert trained == []
+
+
+def test_init_from(run, tmp_path, weights, trained):
+    config = Path(weights) / "config.json"
+    start = ["train", config, "--data", "x", "--output", tmp_path / "run", "--init-from"]
+    assert run(*start, weights)[0] == 0
+    assert trained[0][3]["flows"][0]["conv"].shape == (16, 16)
+    code, _, err = run(*start, weights, "--waveglow.n_flows", "3")
+    assert code == 1
+    one_error(err, weights)
+    code, _, err = run(*start, tmp_path / "gone")
+    assert code == 1
+    one_error(err, tmp_path / "gone")
+    assert len(trained) == 1
+
+
+def test_batch_that_the_devices_do_not_divide(run, tmp_path):
+    recording(tmp_path / "in/a.wav")
+    code, _, err = run(
+        *("train", TINY, "--data", tmp_path / "in", "--output", tmp_path / "run"),
+        *("--train.batch_size", "12"),
+    )
+    assert code == 1 and len(err) == 1
+    one_error(err, "batch_size 12", "8 devices", "16")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_recordings(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    mel_file(tmp_path / "in/a.npy")
+    for data in (tmp_path / "in", tmp_path / "gone"):
+        code, _, err = run("train", TINY, "--data", data, "--output", tmp_path / "run")
+        assert code == 1 and len(err) == 1
+        one_error(err, data)
+    recording(tmp_path / "in/a.wav", rate=16000)
+    code, _, err = run("train", TINY, "--data", tmp_path / "in", "--output", tmp_path / "run")
+    assert code == 1 and len(err) == 1
+    one_error(err, tmp_path / "in", "16000")
+
+
+# ------------------------------------------------------------------------------ as programs
+
+
+def program(*arguments, folder: Path = ROOT, **options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def test_help_does_not_wait_for_jax(tmp_path):
+    done = program("-X", "importtime", "-m", "waveglow_jax", "--help", folder=tmp_path)
+    assert done.returncode == 0
+    for command in ("synthesize", "train", "prepare", "mel"):
+        assert command in done.stdout
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "waveglow_jax.cli" in imported
+    assert not imported & {"jax", "jaxlib", "flax", "librosa", "orbax.checkpoint", "matplotlib"}
+
+
+def test_synthesize_py(tmp_path, weights, voice):
+    """From another folder, a list on stdin, a good mel and a bad one; nothing but our lines."""
+    shutil.copy(mel_file(tmp_path / "good.npy"), tmp_path / "bad.npy")
+    (tmp_path / "bad.npy").write_bytes((tmp_path / "bad.npy").read_bytes()[:-9])
+    done = program(
+        *(ROOT / "synthesize.py", "-", "-o", "out", "-w", weights, "--json"),
+        folder=tmp_path,
+        input="bad.npy\ngood.npy\n",
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    one_error(done.stderr.splitlines(), "bad.npy")
+    assert len(done.stderr.splitlines()) == 2
+    (fact,) = map(json.loads, done.stdout.splitlines())
+    assert fact["input"] == "good.npy" and fact["compile_seconds"] > 0
+    samples = is_speech_file(tmp_path / "out/good.wav").astype(int)
+    expected = files.to_int16(voice.synthesize(some_mel(FRAMES))).astype(int)
+    assert np.abs(samples - expected).max() <= 1
+
+
+def test_train_py_wrong_arguments(tmp_path):
+    done = program(ROOT / "train.py", TINY, folder=tmp_path)
+    assert done.returncode == 2
+    assert "--output" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,404 @@
+"""Training: the data it sees, the step it takes, and that a stop changes nothing."""
+
+import dataclasses
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import soundfile
+
+from waveglow_jax.audio.mel import log_mel, log_mel_of_padded
+from waveglow_jax.config import Config, config_from_dict
+from waveglow_jax.errors import UserError
+from waveglow_jax.training import loop
+from waveglow_jax.training.checkpoints import Checkpoints, Plateau
+from waveglow_jax.training.dataset import (
+    Recording,
+    read_context_clip,
+    scan_corpus,
+    training_batches,
+    validation_batches,
+)
+from waveglow_jax.training.monitor import Monitor
+from waveglow_jax.training.parallel import (
+    parallel_train_step,
+    parallel_validation_step,
+    replicate,
+    split,
+)
+from waveglow_jax.training.step import init_state, schedule
+from waveglow_jax.weights.release import load_weights
+
+RATE = 22050
+
+
+def tiny_config(**train) -> Config:
+    return config_from_dict(
+        {
+            "waveglow_config": {
+                "n_mel_channels": 8,
+                "n_flows": 2,
+                "n_group": 8,
+                "upsample_kernel": 512,
+                "conditioning": "group",
+                "mel_whitening": {"block": 8, "floor": 0.002},
+                "WN_config": {"n_layers": 1, "n_channels": 4},
+            },
+            "data_config": {"segment_length": 2048},
+            "train_config": {
+                "steps": 9,
+                "batch_size": 8,
+                "learning_rate": 1e-3,
+                "noise_std": 0.002,
+                "validation_fraction": 0.3,
+                "validation_clips": 8,
+                "iters_per_validation": 4,
+                "iters_per_checkpoint": 4,
+                "keep_checkpoints": 2,
+                "synthesis_clips": 1,
+                **train,
+            },
+        }
+    )
+
+
+def speech_like(seconds: float, seed: int) -> np.ndarray:
+    """A voiced buzz with a moving pitch and some breath: no two places alike."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * RATE)) / RATE
+    pitch = 120 + 40 * np.sin(2 * np.pi * (1 + seed) * t)
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 12))
+    return (0.1 * buzz + 0.01 * rng.normal(size=t.size)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", speech_like(0.6 + 0.2 * i, i), RATE, subtype="PCM_16")
+    return folder
+
+
+# ------------------------------------------------------------------------------ data
+
+
+@pytest.mark.parametrize("segment", [2048, 2000])
+def test_clip_has_the_mel_frames_of_the_whole_recording(tmp_path, segment):
+    config = dataclasses.replace(
+        tiny_config(), data=dataclasses.replace(tiny_config().data, segment_length=segment)
+    )
+    audio = speech_like(0.5, 3)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, audio, RATE, subtype="FLOAT")
+    whole = np.asarray(log_mel(jnp.asarray(audio), config))
+    last = (len(audio) - segment) // 256
+    for frame in (0, 1, 2, 3, last // 2, last - 2, last - 1, last):
+        clip = read_context_clip(Recording(path, len(audio)), frame, config)
+        mel = np.asarray(log_mel_of_padded(jnp.asarray(clip), config))
+        assert mel.shape == (config.clip_frames, 8)
+        np.testing.assert_allclose(mel, whole[frame : frame + len(mel)], atol=2e-4)
+        inside = clip[512 : 512 + segment]
+        np.testing.assert_array_equal(inside, audio[frame * 256 : frame * 256 + segment])
+
+
+@pytest.mark.parametrize("length", [600, 1500, 2047, 2048, 2049, 2300, 2600])
+def test_recording_about_as_short_as_a_clip(tmp_path, length):
+    config = tiny_config()
+    audio = speech_like(length / RATE + 0.001, 1)[:length]
+    path = tmp_path / "short.wav"
+    soundfile.write(path, audio, RATE, subtype="FLOAT")
+    filled = np.pad(audio, (0, max(0, 2048 - length)))
+    clip = read_context_clip(Recording(path, length), 0, config)
+    np.testing.assert_array_equal(clip[512 : 512 + 2048], filled[:2048])
+    mel = np.asarray(log_mel_of_padded(jnp.asarray(clip), config))
+    whole = np.asarray(log_mel(jnp.asarray(filled), config))
+    np.testing.assert_allclose(mel, whole[: len(mel)], atol=2e-4)
+
+
+def test_batches_are_a_function_of_the_position(recordings):
+    config = tiny_config()
+    corpus = scan_corpus(str(recordings), config)
+
+    def take(n, first_step):
+        batches = training_batches(corpus.training, config, first_step)
+        return [next(batches)["clips"] for _ in range(n)]
+
+    straight = take(5, first_step=0)
+    for resumed, whole in zip(take(3, first_step=2), straight[2:], strict=True):
+        np.testing.assert_array_equal(resumed, whole)
+    assert not np.array_equal(straight[0], straight[1])
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
+    assert not np.array_equal(next(training_batches(corpus.training, other))["clips"], straight[0])
+
+
+def test_every_recording_comes_as_often_as_clips_fit_into_it(recordings):
+    config = tiny_config(batch_size=1)
+    corpus = scan_corpus(str(recordings), config)
+    of_sample = {}
+    for recording in corpus.training:
+        audio, _ = soundfile.read(recording.path, dtype="float32")
+        for frame in range(len(audio) // 256):
+            of_sample[audio[frame * 256 : frame * 256 + 8].tobytes()] = recording.path
+    fits = {r.path: round(r.n_samples / 2048) for r in corpus.training}
+    batches = training_batches(corpus.training, config)
+    seen = [
+        of_sample[next(batches)["clips"][0, 512:520].tobytes()] for _ in range(sum(fits.values()))
+    ]
+    assert {path: seen.count(path) for path in fits} == fits
+
+
+def test_held_out_recordings_are_never_trained_on(recordings, tmp_path):
+    by_fraction = scan_corpus(str(recordings), tiny_config())
+    assert len(by_fraction.validation) == 2
+    assert not set(by_fraction.training) & set(by_fraction.validation)
+    listed = tmp_path / "held_out.txt"
+    listed.write_text(f"{recordings}/1.wav\n{recordings}/4.wav\n")
+    by_list = scan_corpus(str(recordings), tiny_config(validation_files=str(listed)))
+    assert [r.path.name for r in by_list.validation] == ["1.wav", "4.wav"]
+    assert [r.path.name for r in by_list.training] == ["0.wav", "2.wav", "3.wav", "5.wav"]
+
+
+def test_unusable_recordings_are_left_out_by_name(recordings, tmp_path):
+    soundfile.write(tmp_path / "good.wav", speech_like(0.5, 0), RATE)
+    soundfile.write(tmp_path / "slow.wav", speech_like(0.5, 0), 16000)
+    (tmp_path / "torn.wav").write_bytes((tmp_path / "good.wav").read_bytes()[:5000])
+    corpus = scan_corpus(str(tmp_path), tiny_config(validation_fraction=0.0))
+    assert [r.path.name for r in corpus.training] == ["good.wav"]
+    assert ["slow.wav" in line or "torn.wav" in line for line in corpus.left_out] == [True, True]
+    (tmp_path / "good.wav").unlink()
+    with pytest.raises(UserError, match="no usable recording"):
+        scan_corpus(str(tmp_path), tiny_config())
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(recordings):
+    corpus = scan_corpus(str(recordings), tiny_config())
+    alone = training_batches(corpus.training, tiny_config())
+    workers = training_batches(corpus.training, tiny_config(num_workers=2))
+    for _ in range(4):
+        np.testing.assert_array_equal(next(alone)["clips"], next(workers)["clips"])
+
+
+# ------------------------------------------------------------------------------ step
+
+
+def batch_of(config: Config, recordings) -> dict[str, np.ndarray]:
+    corpus = scan_corpus(str(recordings), config)
+    return next(training_batches(corpus.training, config))
+
+
+def test_one_step_on_eight_devices_equals_one_on_one(recordings):
+    config = tiny_config(gradient_clip=0.5, ema_decay=0.9)
+    batch = batch_of(config, recordings)
+    results = []
+    for n in (1, 8):
+        devices = jax.devices()[:n]
+        state = replicate(init_state(config), devices)
+        step = parallel_train_step(config, 9, devices)
+        for _ in range(2):
+            state, metrics = step(state, split(batch, n))
+        assert all(leaf.shape == () for leaf in jax.tree.leaves(metrics))
+        results.append(jax.tree.map(np.asarray, (state, metrics)))
+    (one, one_metrics), (eight, eight_metrics) = results
+    np.testing.assert_allclose(one_metrics["loss"], eight_metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        one_metrics["gradient_norm"], eight_metrics["gradient_norm"], rtol=1e-3
+    )
+    # Adam divides a gradient by its own size: where that is rounding noise, so is the step. Two
+    # steps of 1e-3 that agree to a twentieth of one step tell a wrong mean from such noise.
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_first_step_is_adams(recordings):
+    """Against optax alone on a gradient taken without pmap, clipping, noise or EMA."""
+    config = tiny_config(noise_std=0.0)
+    batch = batch_of(config, recordings)
+    state = init_state(config)
+    from waveglow_jax.flow.likelihood import loss
+    from waveglow_jax.flow.waveglow import forward
+
+    mel = log_mel_of_padded(batch["clips"], config)
+    audio = jnp.asarray(batch["clips"][:, 512 : 512 + 2048])
+    gradient = jax.grad(lambda p: loss(*forward(p, config, audio, mel)))(state.params)
+    adam = optax.adam(1e-3)
+    updates, _ = adam.update(gradient, adam.init(state.params))
+    expected = optax.apply_updates(state.params, updates)
+    step = parallel_train_step(config, 9, jax.devices()[:1])
+    ours, _ = step(replicate(init_state(config), jax.devices()[:1]), split(batch, 1))
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_non_finite_loss_changes_nothing_but_the_counters(recordings):
+    config = tiny_config(ema_decay=0.9)
+    batch = batch_of(config, recordings)
+    step = parallel_train_step(config, 9, jax.devices()[:1])
+    state, _ = step(replicate(init_state(config), jax.devices()[:1]), split(batch, 1))
+    before = jax.tree.map(np.asarray, state)
+    bad = {**batch, "clips": batch["clips"].copy()}
+    bad["clips"][3, 1000] = np.nan
+    state, metrics = step(state, split(bad, 1))
+    state, metrics = step(state, split(bad, 1))
+    assert (int(metrics["skipped"]), int(metrics["bad_in_a_row"])) == (2, 2)
+    for name in ("params", "optimizer", "ema"):
+        old, new = getattr(before, name), getattr(state, name)
+        jax.tree.map(np.testing.assert_array_equal, old, jax.tree.map(np.asarray, new))
+    state, metrics = step(state, split(batch, 1))
+    assert (int(metrics["skipped"]), int(metrics["bad_in_a_row"])) == (2, 0)
+    assert int(state.step) == 4
+
+
+def test_schedule():
+    train = tiny_config(
+        warmup_steps=10,
+        decay_start=0.5,
+        final_learning_rate=1e-5,
+        noise_std=0.01,
+        final_noise_std=0.0001,
+    ).train
+    at = {step: schedule(train, 100, jnp.asarray(step)) for step in (0, 9, 49, 75, 100, 200)}
+    rates = {step: float(s.learning_rate) for step, s in at.items()}
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == rates[49] == pytest.approx(1e-3)
+    assert rates[75] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert rates[100] == rates[200] == pytest.approx(1e-5)
+    assert float(at[49].noise) == pytest.approx(0.01)
+    assert float(at[75].noise) == pytest.approx(0.001)
+    assert float(at[100].noise) == pytest.approx(0.0001)
+    constant = schedule(tiny_config().train, 100, jnp.asarray(99))
+    assert float(constant.learning_rate) == pytest.approx(1e-3)
+    assert float(constant.noise) == pytest.approx(0.002)
+
+
+def test_validation_counts_every_clip_once(recordings):
+    """The mean over 5 clips in two batches of 4 is that of the 5 clips one by one."""
+    config = tiny_config(validation_clips=5)
+    held_out = scan_corpus(str(recordings), config).validation
+    params = init_state(config).params
+    devices = jax.devices()[:2]
+    step = parallel_validation_step(config, devices)
+    batches = validation_batches(held_out, config, 4)
+    assert [b["weight"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    sums = [step(params, split(b, 2)) for b in batches]
+    assert sum(float(s["weight"]) for s in sums) == 5
+    singly = parallel_validation_step(config, devices[:1])
+    whole = {k: np.concatenate([b[k] for b in batches])[:5] for k in batches[0]}
+    alone = [
+        float(singly(params, split({k: v[i : i + 1] for k, v in whole.items()}, 1))["nats"])
+        for i in range(5)
+    ]
+    assert sum(float(s["nats"]) for s in sums) == pytest.approx(sum(alone), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------ runs
+
+
+def losses(run) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == sorted(set(steps))
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
+    tell = Monitor.step
+
+    def tell_and_stop(self, at, metrics):
+        tell(self, at, metrics)
+        if at == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Monitor, "step", tell_and_stop)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch, number):
+    config = tiny_config(ema_decay=0.9)
+    assert loop.train(config, str(recordings), tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, number)
+        assert loop.train(config, str(recordings), tmp_path / "stopped") == 128 + number
+    assert max(losses(tmp_path / "stopped")) < 9
+    assert loop.train(config, str(recordings), tmp_path / "stopped") == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert list(losses(tmp_path / "whole")) == list(range(1, 10))
+    ours, theirs = (load_weights(tmp_path / run)[1] for run in ("stopped", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_run_of_another_config_is_refused(recordings, tmp_path):
+    config = tiny_config(steps=1)
+    assert loop.train(config, str(recordings), tmp_path) == 0
+    other = dataclasses.replace(config, waveglow=dataclasses.replace(config.waveglow, n_flows=3))
+    with pytest.raises(UserError, match=r"n_flows 2, not 3"):
+        loop.train(other, str(recordings), tmp_path)
+    # Even if somebody swaps the config under it:
+    text = (tmp_path / "config.json").read_text().replace('"n_flows": 2', '"n_flows": 3')
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"does not fit the run's config\.json"):
+        loop.train(other, str(recordings), tmp_path)
+    with pytest.raises(UserError, match=r"does not fit the run's config\.json"):
+        load_weights(tmp_path)
+
+
+def test_ten_non_finite_losses_in_a_row_stop_the_run(recordings, tmp_path, monkeypatch):
+    config = tiny_config(steps=40)
+    good = loop.training_batches
+
+    def bad_from_step_6(*arguments, **keywords):
+        for i, batch in enumerate(good(*arguments, **keywords)):
+            yield batch if i < 5 else {**batch, "clips": batch["clips"] * np.nan}
+
+    monkeypatch.setattr(loop, "training_batches", bad_from_step_6)
+    with pytest.raises(UserError, match="step 15: 10 losses or gradients in a row"):
+        loop.train(config, str(recordings), tmp_path)
+    _, params = load_weights(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert all(np.isfinite(value) for step, value in losses(tmp_path).items() if step <= 5)
+
+
+def test_a_non_finite_state_is_never_saved(tmp_path):
+    config = tiny_config()
+    state = init_state(config)
+    params = {
+        **state.params,
+        "upsample": jax.tree.map(lambda x: x * jnp.nan, state.params["upsample"]),
+    }
+    with Checkpoints(tmp_path, config) as checkpoints:
+        with pytest.raises(UserError, match="not finite"):
+            checkpoints.save(state.replace(params=params), Plateau(), None)
+        assert checkpoints.latest_step is None
+
+
+def test_last_checkpoints_and_the_best_are_kept(tmp_path):
+    config = tiny_config(keep_checkpoints=2)
+    state = init_state(config)
+    with Checkpoints(tmp_path, config) as checkpoints:
+        for step, loss in ((1, -1.0), (2, -3.0), (3, -2.0), (4, -2.5), (5, None)):
+            checkpoints.save(state.replace(step=jnp.asarray(step)), Plateau(), loss)
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [2, 4, 5]
+
+
+def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch):
+    config = tiny_config(
+        steps=8, iters_per_validation=1, iters_per_checkpoint=8, plateau_patience=2
+    )
+    # A validation loss that never gets better after the first.
+    constant = {"nats": np.float32(8.0), "weight": np.float32(8.0)}
+    monkeypatch.setattr(loop, "parallel_validation_step", lambda *_: lambda *_: constant)
+    assert loop.train(config, str(recordings), tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert rates == pytest.approx([1e-3] * 3 + [5e-5] * 5)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(recordings, tmp_path):
+    with pytest.raises(UserError, match=r"batch_size 12 .* 8 devices"):
+        loop.train(tiny_config(batch_size=12), str(recordings), tmp_path)

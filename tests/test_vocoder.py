@@ -1,0 +1,365 @@
+"""The voice: samples that depend on nothing but mel, sigma and seed; mels and likelihoods."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+import pytest
+import scipy.signal
+import scipy.stats
+
+import waveglow_jax as wg
+from waveglow_jax.audio.mel import log_mel
+from waveglow_jax.config import Config, config_from_dict
+from waveglow_jax.flow.waveglow import forward, init, inverse, latent_noise
+from waveglow_jax.synthesis import vocoder
+from waveglow_jax.synthesis.vocoder import Voice, bucket
+
+HOP, BINS = 256, 80
+LENGTHS = [1, 2, 31, 64, 65, 97]  # of the buckets 64, 80, 112: with padding and without
+
+
+def tiny_config(kind: str = "group") -> Config:
+    """Two flows, channels leaving between them: all there is, in a second of compiling.
+
+    kind: "group" with both of our extensions, "sample" as every published model has it.
+    """
+    own = {
+        "group": {
+            "n_group": 16,
+            "n_early_size": 4,
+            "conditioning": "group",
+            "mel_whitening": {"block": 16},
+        },
+        "sample": {"n_group": 8, "n_early_size": 2, "conditioning": "sample"},
+    }[kind]
+    shared = {
+        "n_flows": 2,
+        "n_early_every": 1,
+        "upsample_kernel": 512,
+        "WN_config": {"n_layers": 2, "n_channels": 8, "n_skip_channels": 6},
+    }
+    return config_from_dict({"waveglow_config": {**shared, **own}})
+
+
+def lively_params(config: Config, seed: int = 0) -> dict:
+    """Random weights at which every layer does something; new ones would be the identity."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
+
+    def leaf(path, like):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        values = rng.normal(size=like.shape)
+        if name.endswith("conv"):  # a rotation, stretched so that its determinant is not 1
+            values = np.linalg.qr(values)[0] * np.exp(0.2 * rng.normal(size=like.shape[1]))
+        elif name == "upsample.kernel":
+            values *= 0.01
+        elif name.endswith(".g"):
+            values = rng.uniform(0.7, 1.3, like.shape)
+        elif name.endswith("end.kernel"):
+            values *= 0.3
+        elif name.endswith("bias"):
+            values *= 0.1
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def some_mel(frames: int, seed: int = 0) -> np.ndarray:
+    """Falling with frequency as speech does: whitening by a flat one is ill-conditioned."""
+    noise = np.random.default_rng([seed, frames]).normal(0, 0.7, (frames, BINS))
+    return (noise + np.linspace(0, -5, BINS)).astype(np.float32)
+
+
+def some_audio(samples: int, seed: int = 0) -> np.ndarray:
+    """Noise that falls with frequency."""
+    noise = np.random.default_rng([seed, samples]).normal(0, 0.03, samples)
+    return scipy.signal.lfilter([1.0], [1.0, -0.95], noise).astype(np.float32)
+
+
+@cache
+def voice_of(kind: str) -> Voice:
+    config = tiny_config(kind)
+    return Voice(config, lively_params(config))
+
+
+@pytest.fixture
+def voice() -> Voice:
+    return voice_of("group")
+
+
+@cache
+def noise_of(kind: str, seed: int) -> np.ndarray:
+    """200 frames of it; a shorter one is its beginning, as a test below makes sure."""
+    return np.asarray(latent_noise(seed, tiny_config(kind), 200))
+
+
+jitted_inverse = jax.jit(inverse, static_argnums=1)
+
+
+def close(ours, theirs, relative=1e-5):
+    """Within `relative` of the largest value."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    peak = np.abs(theirs).max()
+    assert peak > 1e-3, "nothing to compare"
+    error = np.abs(ours - theirs).max() / peak
+    assert error <= relative, f"off by {error:.2e} of the largest value"
+
+
+# ------------------------------------------------------------------------------ synthesize
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames"),
+    [*(("group", n) for n in LENGTHS), *(("sample", n) for n in (1, 31, 65))],
+)
+def test_padded_run_is_the_bare_inverse(kind, frames):
+    voice, mel, sigma, seed = voice_of(kind), some_mel(frames), 0.7, 5
+    audio = voice.synthesize(mel, sigma=sigma, seed=seed)
+    assert audio.shape == (frames * HOP,) and audio.dtype == np.float32
+    z = sigma * noise_of(kind, seed)[: frames * HOP // voice.config.waveglow.n_group]
+    bare, _ = jitted_inverse(voice.params, voice.config, z[None], mel[None])
+    close(audio, bare[0])
+
+
+def test_one_batch_and_list_agree(voice):
+    mels = [some_mel(31, seed) for seed in range(3)]
+    alone = [voice.synthesize(mel) for mel in mels]
+    assert not np.allclose(alone[0], alone[1], atol=1e-2)
+    batch = voice.synthesize(np.stack(mels))
+    assert batch.shape == (3, 31 * HOP)
+    close(batch, np.stack(alone))
+    mixed = [mels[0], some_mel(65), some_mel(1), mels[1]]
+    several = voice.synthesize(mixed)
+    assert isinstance(several, list)
+    assert [audio.shape for audio in several] == [(len(mel) * HOP,) for mel in mixed]
+    for audio, mel in zip(several, mixed, strict=True):
+        close(audio, voice.synthesize(mel))
+    assert voice.synthesize([]) == []
+    close(voice.synthesize(jnp.asarray(mels[0])), alone[0])
+
+
+def test_default_is_sigma_06_and_seed_0(voice):
+    mel = some_mel(20)
+    assert np.array_equal(voice.synthesize(mel), voice.synthesize(mel, sigma=0.6, seed=0))
+
+
+def test_seed_and_sigma_matter(voice):
+    mel = some_mel(20)
+    first = voice.synthesize(mel, sigma=0.6, seed=1)
+    assert np.array_equal(first, voice.synthesize(mel, sigma=0.6, seed=1))
+    for other in (voice.synthesize(mel, 0.6, 2), voice.synthesize(mel, 0.9, 1)):
+        assert np.abs(first - other).max() > 0.1 * np.abs(first).max()
+    without = voice.synthesize(mel, sigma=0, seed=1)
+    assert np.array_equal(without, voice.synthesize(mel, sigma=0, seed=2))
+    assert np.abs(without).max() > 1e-3  # the biases still speak
+    # Up to the largest seed, each a noise of its own.
+    last = voice.synthesize(mel, 0.6, 2**32 - 1)
+    assert np.abs(last - voice.synthesize(mel, 0.6, 2**31 - 1)).max() > 1e-3
+
+
+def test_prefix_of_the_noise_does_not_depend_on_length(voice):
+    long = noise_of("group", 3)
+    assert np.array_equal(latent_noise(3, voice.config, 4), long[: 4 * HOP // 16])
+    assert scipy.stats.kstest(long.ravel(), "norm").pvalue > 1e-3
+
+
+# Measured with these weights: bfloat16 49 dB, float16 68 dB.
+@pytest.mark.parametrize(("dtype", "decibels"), [("bfloat16", 42), ("float16", 60)])
+def test_low_precision_is_close_but_not_the_same(voice, dtype, decibels):
+    mel = some_mel(31)
+    exact, rough = voice.synthesize(mel), voice.synthesize(mel, dtype=dtype)
+    assert rough.dtype == np.float32
+    error = np.square(exact - rough).sum(dtype=np.float64)
+    assert error > 0
+    assert 10 * np.log10(np.square(exact).sum(dtype=np.float64) / error) > decibels
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"mel": np.zeros((5, 79), np.float32)}, "79"),
+        ({"mel": np.zeros((80, 5), np.float32)}, "80"),
+        ({"mel": np.zeros((0, 80), np.float32)}, "frames"),
+        ({"mel": np.zeros(80, np.float32)}, "frames"),
+        ({"mel": np.zeros((1, 1, 5, 80), np.float32)}, "frames"),
+        ({"mel": [np.zeros((5, 80), np.float32), np.zeros((5, 81), np.float32)]}, "81"),
+        ({"mel": np.where(np.arange(400).reshape(5, 80) == 7, np.nan, 0)}, "finite"),
+        ({"mel": np.where(np.arange(400).reshape(5, 80) == 7, np.inf, 0)}, "finite"),
+        ({"sigma": -0.1}, "sigma"),
+        ({"sigma": float("nan")}, "sigma"),
+        ({"sigma": float("inf")}, "sigma"),
+        ({"dtype": "float64"}, "float64"),
+        ({"dtype": "int8"}, "int8"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+    ],
+)
+def test_what_cannot_be_is_refused(voice, change, named):
+    with pytest.raises(ValueError, match=named):
+        voice.synthesize(**{"mel": np.zeros((5, 80), np.float32), **change})
+
+
+# ------------------------------------------------------------------------------ compiling
+
+
+def test_buckets():
+    sizes = [bucket(n) for n in range(1, 5001)]
+    assert all(size >= n for n, size in enumerate(sizes, 1))
+    assert sizes == sorted(sizes)
+    assert max(size / n for n, size in enumerate(sizes, 1) if n >= 64) <= 1.26
+    assert set(sizes[:64]) == {64}
+    # Four an octave: 64 to 5120 is not quite six and a half.
+    assert len(set(sizes)) <= 27
+    assert all(bucket(size) == size for size in set(sizes))
+    assert {64, 80, 96, 112, 128, 160, 192, 224, 256, 320} <= set(sizes)
+
+
+def test_one_program_a_bucket(monkeypatch):
+    """Counts without compiling: a stand-in takes the compiler's place."""
+    compiled = []
+
+    class Lowered:
+        def __init__(self, size):
+            self.size = size
+
+        def compile(self):
+            compiled.append(self.size)
+
+            def program(prepared, mel, mask, sigma, seed):
+                assert mel.shape == (self.size, BINS) and mask.shape == (self.size,)
+                return np.repeat(mask, HOP)
+
+            return program
+
+    class StandIn:
+        @staticmethod
+        def lower(prepared, config, mel, *rest):
+            return Lowered(mel.shape[0])
+
+    monkeypatch.setattr(vocoder, "_synthesize", StandIn)
+    voice = Voice(tiny_config(), {"upsample": {}, "flows": []})
+    lengths = np.random.default_rng(0).integers(1, 3000, 40)
+    for frames in lengths:
+        audio = voice.synthesize(np.zeros((frames, BINS), np.float32))
+        assert audio.shape == (frames * HOP,) and audio.min() == 1
+    assert len(compiled) == len(set(compiled)) == len({bucket(n) for n in lengths}) < 25
+    assert voice.compile_for(int(lengths[0])) == 0
+    assert voice.compile_for(int(lengths[0]), "bfloat16") > 0
+    assert len(compiled) == len(set(compiled)) + 1
+
+
+def test_nothing_is_compiled_twice(voice):
+    """Here the compiler itself tells."""
+    voice.synthesize(some_mel(10))
+    voice.synthesize(some_mel(65))
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+    try:
+        for frames in (3, 10, 40, 64, 66, 72, 80):
+            voice.synthesize(some_mel(frames), sigma=0.1 * frames, seed=frames)
+        assert not [name for name in events if "compile" in name]
+        jax.jit(lambda x: x + 1)(jnp.zeros(3)).block_until_ready()
+        assert [name for name in events if "compile" in name], "the compiler says nothing any more"
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+# ------------------------------------------------------------------------------ mel
+
+
+def librosa_log_mel(audio: np.ndarray) -> np.ndarray:
+    spectrum = librosa.stft(
+        audio.astype(np.float64),
+        n_fft=1024,
+        hop_length=256,
+        win_length=1024,
+        window="hann",
+        center=True,
+        pad_mode="reflect",
+    )
+    filters = librosa.filters.mel(sr=22050, n_fft=1024, n_mels=80, fmin=0.0, fmax=8000.0)
+    return np.log(np.maximum(filters @ np.abs(spectrum), 1e-5)).T
+
+
+@pytest.mark.filterwarnings("ignore:n_fft=1024 is too large")
+@pytest.mark.parametrize("samples", [513, 767, 768, 769, 1024, 1025, 2047, 2048, 3000, 17000])
+def test_mel_is_librosas(voice, samples):
+    audio = some_audio(samples)
+    audio[samples // 2 :] *= 1e-3
+    mel = voice.mel(audio)
+    assert mel.shape == (1 + samples // 256, 80) and mel.dtype == np.float32
+    np.testing.assert_allclose(mel, librosa_log_mel(audio), rtol=0, atol=1e-3)
+
+
+def test_mel_is_log_mel_and_takes_batches(voice):
+    batch = np.stack([some_audio(1100, seed) for seed in range(3)])
+    mel = voice.mel(batch)
+    assert mel.shape == (3, 5, 80)
+    np.testing.assert_allclose(mel, log_mel(jnp.asarray(batch), voice.config), rtol=0, atol=1e-3)
+    for audio, one in zip(batch, mel, strict=True):
+        np.testing.assert_allclose(voice.mel(audio), one, rtol=0, atol=1e-5)
+
+
+def test_mel_of_silence_is_the_floor(voice):
+    np.testing.assert_allclose(voice.mel(np.zeros(2000, np.float32)), np.log(1e-5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (512,), (2, 512), (2, 2, 1000)])
+def test_mel_refuses_what_is_too_short_or_no_signal(voice, shape):
+    with pytest.raises(ValueError, match="512"):
+        voice.mel(np.zeros(shape, np.float32))
+
+
+# ------------------------------------------------------------------------------ encode
+
+
+def test_encode_and_back(voice):
+    audio = np.stack([some_audio(31 * HOP, seed) for seed in range(2)])
+    mel = voice.mel(audio)
+    assert mel.shape == (2, 32, 80)  # one frame more than T / hop: both are taken
+    z, nats = voice.encode(audio, mel)
+    assert z.shape == (2, 31 * HOP // 16, 16) and nats.shape == (2,)
+    back, inverse_log_det = jitted_inverse(voice.params, voice.config, z, mel)
+    close(back, audio, 1e-4)
+
+    # The density of a normal distribution is SciPy's, in float64; the determinant the way back's.
+    log_det = -np.asarray(inverse_log_det, np.float64)
+    density = scipy.stats.norm.logpdf(z.astype(np.float64)).sum(axis=(1, 2))
+    np.testing.assert_allclose(nats, (density + log_det) / audio.shape[1], rtol=1e-5)
+    # Neither of the two parts is too small to be seen.
+    assert np.abs(log_det / audio.shape[1]).min() > 0.1 and nats[0] != nats[1]
+
+
+def test_encoding_what_was_synthesised_gives_the_noise(voice):
+    mel = some_mel(31)
+    z, _ = voice.encode(voice.synthesize(mel, sigma=0.8, seed=4)[None], mel[None])
+    close(z[0], 0.8 * noise_of("group", 4)[: 31 * HOP // 16], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("audio", "mel"),
+    [
+        ((512,), (2, 80)),
+        ((512,), (1, 2, 80)),
+        ((1, 512), (2, 80)),
+        ((1, 512), (1, 2, 79)),
+        ((1, 512), (2, 2, 80)),
+        ((1, 512), (1, 1, 80)),
+        ((1, 512), (1, 4, 80)),
+        ((1, 510), (1, 2, 80)),
+    ],
+)
+def test_encode_refuses_what_does_not_fit(voice, audio, mel):
+    with pytest.raises(ValueError, match=r"audio|mel|samples|bins"):
+        voice.encode(np.zeros(audio, np.float32), np.zeros(mel, np.float32))
+
+
+def test_names_at_the_top():
+    assert wg.Voice is Voice and wg.inverse is inverse and wg.forward is forward
+    assert set(wg.__all__) <= set(dir(wg))
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        wg.nothing_of_the_kind  # noqa: B018

@@ -1,0 +1,312 @@
+"""WN and the upsampler held against loops over time and channels, in float64."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from waveglow_jax.config import config_from_dict
+from waveglow_jax.flow.wavenet import (
+    WN,
+    Upsampler,
+    conditioning_channels,
+    matmul,
+    split_weight_norm,
+    squeeze_conditioning,
+    upsampler_network,
+    weight_norm,
+)
+
+
+def lively(shapes, seed):
+    """Random values in place of a start: zero layers and zero biases would hide much."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape), shapes)
+
+
+def shapes_of(network, *inputs):
+    of_rng = jax.eval_shape(lambda: network.init(jax.random.key(0), *map(jnp.zeros, inputs)))
+    return of_rng["params"]
+
+
+def brute_convolution(x, kernel, bias, dilation=1):
+    """`[N, C_in] -> [N, C_out]`, zeros beyond the ends."""
+    n_steps, taps = len(x), len(kernel)
+    out = np.zeros((n_steps, len(bias)))
+    for n in range(n_steps):
+        for o in range(len(bias)):
+            out[n, o] = bias[o]
+            for k in range(taps):
+                at = n + (k - taps // 2) * dilation
+                if 0 <= at < n_steps:
+                    for c in range(x.shape[1]):
+                        out[n, o] += x[at, c] * kernel[k, c, o]
+    return out
+
+
+def brute_wn(params, x, conditioning, n_layers, channels, skips):
+    def layer(name, x, dilation=1):
+        return brute_convolution(x, params[name]["kernel"], params[name]["bias"], dilation)
+
+    h = layer("start", x)
+    skip_sum = np.zeros((len(x), skips))
+    for i in range(n_layers):
+        gates = layer(f"in_layer_{i}", h, 2**i) + layer(f"cond_layer_{i}", conditioning)
+        out = np.zeros((len(x), channels))
+        for c in range(channels):
+            sigmoid = 1 / (1 + np.exp(-gates[:, channels + c]))
+            out[:, c] = np.tanh(gates[:, c]) * sigmoid
+        both = layer(f"res_skip_layer_{i}", out)
+        if i < n_layers - 1:
+            h = h + both[:, :channels]
+            skip_sum += both[:, channels:]
+        else:
+            skip_sum += both
+    return layer("end", skip_sum)
+
+
+N_OUT, N_IN, N_COND = 4, 2, 3
+# layers, channels, skip channels, kernel size
+WNS = [(3, 4, 4, 3), (3, 3, 5, 3), (2, 4, 2, 5), (1, 2, 3, 1)]
+
+
+def network_and_params(layers, channels, skips, kernel_size):
+    network = WN(N_OUT, layers, channels, skips, kernel_size, jnp.float64)
+    shapes = shapes_of(network, (1, 1, N_IN), (1, 1, N_COND))
+    return network, lively(shapes, layers * channels)
+
+
+@pytest.mark.parametrize("sizes", WNS, ids=str)
+def test_wn_is_the_loops(sizes):
+    layers, channels, skips, _ = sizes
+    rng = np.random.default_rng(1)
+    # Shorter than the reach of the last dilation, and longer.
+    for n_steps in (3, 11):
+        x, conditioning = rng.normal(size=(2, n_steps, N_IN)), rng.normal(size=(2, n_steps, N_COND))
+        with jax.enable_x64(True):
+            network, params = network_and_params(*sizes)
+            ours = jax.jit(network.apply)({"params": params}, x, conditioning)
+            assert ours.dtype == "float64"
+        for i in range(2):
+            theirs = brute_wn(params, x[i], conditioning[i], layers, channels, skips)
+            np.testing.assert_allclose(ours[i], theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("sizes", WNS[1:3], ids=str)
+def test_a_masked_wn_is_the_unpadded_one(sizes):
+    layers, channels, skips, _ = sizes
+    rng = np.random.default_rng(2)
+    lengths, n_steps = (4, 9, 6), 9
+    # What lies behind the end is rubbish, and loud.
+    x = 10 * rng.normal(size=(3, n_steps, N_IN))
+    conditioning = 10 * rng.normal(size=(3, n_steps, N_COND))
+    mask = np.arange(n_steps) < np.array(lengths)[:, None]
+    with jax.enable_x64(True):
+        network, params = network_and_params(*sizes)
+        ours = jax.jit(network.apply)({"params": params}, x, conditioning, mask)
+        bare = np.asarray(jax.jit(network.apply)({"params": params}, x, conditioning))
+    for i, n in enumerate(lengths):
+        theirs = brute_wn(params, x[i, :n], conditioning[i, :n], layers, channels, skips)
+        np.testing.assert_allclose(ours[i, :n], theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
+        leaked = np.abs(bare[i, :n] - theirs).max()
+        assert (leaked > 1e-3) == (n < n_steps), "without a mask the padding must be heard"
+
+
+def test_a_new_wn_is_zero():
+    network = WN(N_OUT, 1, 4, 4, 3)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(1, 5, N_IN)).astype(np.float32)
+    conditioning = rng.normal(size=(1, 5, N_COND)).astype(np.float32)
+    out, params = jax.jit(network.init_with_output)(jax.random.key(0), x, conditioning)
+    assert out.shape == (1, 5, N_OUT)
+    assert not np.any(out)
+    kernel = np.asarray(params["params"]["in_layer_0"]["kernel"])
+    assert kernel.shape == (3, 4, 8)
+    # As the original's convolutions: uniform within 1 / sqrt(fan_in).
+    assert 0.8 / np.sqrt(12) < np.abs(kernel).max() <= 1 / np.sqrt(12)
+
+
+def brute_transposed_convolution(mel, kernel, bias, stride):
+    """`[F, M] -> [F * stride, M]`: every frame adds its kernel where it starts; the tail is cut."""
+    taps = len(kernel)
+    out = np.tile(bias, (len(mel) * stride + taps, 1))
+    for f in range(len(mel)):
+        for k in range(taps):
+            for m in range(len(bias)):
+                for c in range(mel.shape[1]):
+                    out[f * stride + k, m] += mel[f, c] * kernel[k, c, m]
+    return out[: len(mel) * stride]
+
+
+@pytest.mark.parametrize(("taps", "stride"), [(16, 4), (10, 4), (4, 4), (7, 3), (5, 1), (9, 8)])
+def test_the_upsampler_is_the_loops(taps, stride):
+    mel = np.random.default_rng(4).normal(size=(2, 4, 3))
+    with jax.enable_x64(True):
+        network = Upsampler(taps, stride, jnp.float64)
+        params = lively(shapes_of(network, (1, 1, 3)), 5)
+        ours = network.apply({"params": params}, jnp.asarray(mel))
+    assert ours.shape == (2, 4 * stride, 3)
+    for i in range(2):
+        theirs = brute_transposed_convolution(mel[i], params["kernel"], params["bias"], stride)
+        np.testing.assert_allclose(ours[i], theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("conditioning", ["sample", "group"])
+@pytest.mark.parametrize("upsample_kernel", [64, 40])
+def test_conditioning_at_either_rate(conditioning, upsample_kernel):
+    group, hop, bins, frames = 4, 16, 3, 3
+    config = config_from_dict(
+        {
+            "waveglow_config": {
+                "n_mel_channels": bins,
+                "n_group": group,
+                "n_early_size": 0,
+                "upsample_kernel": upsample_kernel,
+                "conditioning": conditioning,
+            },
+            "data_config": {"hop_length": hop, "segment_length": 64},
+        }
+    )
+    # Signals need not fill the last frame.
+    n_steps = frames * hop // group - 2
+    mel = np.random.default_rng(6).normal(size=(2, frames, bins))
+    with jax.enable_x64(True):
+        network = upsampler_network(config, jnp.float64)
+        params = lively(shapes_of(network, (1, 1, bins)), 7)
+        upsampled = network.apply({"params": params}, jnp.asarray(mel))
+        ours = np.asarray(squeeze_conditioning(upsampled, config, n_steps))
+    per = group if conditioning == "group" else 1
+    assert params["kernel"].shape == (upsample_kernel // per, bins, bins)
+    width = bins if conditioning == "group" else bins * group
+    assert conditioning_channels(config) == width
+    assert ours.shape == (2, n_steps, width)
+    for i in range(2):
+        slow = brute_transposed_convolution(mel[i], params["kernel"], params["bias"], hop // per)
+        for n in range(n_steps):
+            for m in range(bins):
+                if conditioning == "group":
+                    assert ours[i, n, m] == pytest.approx(slow[n, m], abs=1e-12)
+                    continue
+                for position in range(group):
+                    theirs = slow[n * group + position, m]
+                    assert ours[i, n, m * group + position] == pytest.approx(theirs, abs=1e-12)
+
+
+def test_weight_norm_is_its_formula():
+    rng = np.random.default_rng(8)
+    v, g, bias = rng.normal(size=(3, 4, 5)), rng.normal(size=5), rng.normal(size=5)
+    plain = {"kernel": rng.normal(size=(1, 2, 2)), "bias": np.zeros(2)}
+    with jax.enable_x64(True):
+        tree = weight_norm({"a": {"v": v, "g": g, "bias": bias}, "end": plain})
+    kernel = np.zeros_like(v)
+    for o in range(5):
+        norm = np.sqrt(sum(v[k, c, o] ** 2 for k in range(3) for c in range(4)))
+        kernel[:, :, o] = g[o] * v[:, :, o] / norm
+    np.testing.assert_allclose(tree["a"]["kernel"], kernel, rtol=1e-14)
+    assert set(tree["a"]) == {"kernel", "bias"}
+    assert tree["a"]["bias"] is bias
+    np.testing.assert_array_equal(tree["end"]["kernel"], plain["kernel"])
+
+
+def test_weight_norm_hears_only_the_direction_of_v():
+    rng = np.random.default_rng(9)
+    v, g, bias = rng.normal(size=(3, 4, 5)), rng.normal(size=5), np.zeros(5)
+    slope = rng.normal(size=(3, 4, 5))
+
+    with jax.enable_x64(True):
+
+        def kernel_of(v, g):
+            return weight_norm({"v": v, "g": g, "bias": bias})["kernel"]
+
+        scaled = kernel_of(v * np.array([0.1, 1.0, 3.0, 20.0, 500.0]), g)
+        np.testing.assert_allclose(scaled, kernel_of(v, g), rtol=1e-13)
+        gradient = jax.jit(jax.grad(lambda v, g: jnp.sum(kernel_of(v, g) * slope), (0, 1)))
+        by_v, by_g = map(np.asarray, gradient(v, g))
+    norm = np.sqrt((v**2).sum(axis=(0, 1)))
+    direction = v / norm
+    along = (slope * direction).sum(axis=(0, 1))
+    # Salimans & Kingma, eq. 3: g's gradient lies along v, v's is what is left, times g / |v|.
+    np.testing.assert_allclose(by_g, along, rtol=1e-12)
+    np.testing.assert_allclose(by_v, g / norm * (slope - along * direction), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose((by_v * v).sum(axis=(0, 1)), np.zeros(5), atol=1e-12)
+
+
+def test_split_weight_norm_starts_at_the_same_kernels():
+    rng = np.random.default_rng(10)
+    layers = {
+        name: {"kernel": rng.normal(size=shape), "bias": rng.normal(size=shape[-1])}
+        for name, shape in {"start": (1, 2, 4), "in_layer_0": (3, 4, 8)}.items()
+    }
+    with jax.enable_x64(True):
+        split = split_weight_norm(layers)
+        again = weight_norm(split)
+    for name, layer in layers.items():
+        assert set(split[name]) == {"v", "g", "bias"}
+        np.testing.assert_array_equal(split[name]["v"], layer["kernel"])
+        norms = np.sqrt((layer["kernel"] ** 2).sum(axis=(0, 1)))
+        np.testing.assert_allclose(split[name]["g"], norms, rtol=1e-14)
+        np.testing.assert_allclose(again[name]["kernel"], layer["kernel"], rtol=1e-14)
+        np.testing.assert_array_equal(again[name]["bias"], layer["bias"])
+
+
+ROUNDINGS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+@pytest.mark.parametrize("dtype", ROUNDINGS)
+def test_low_precision_products_sum_in_float32(dtype):
+    rng = np.random.default_rng(11)
+    # Long sums: in bfloat16 itself they would be off by percents.
+    x = rng.normal(size=(2, 40, 700)).astype(np.float32)
+    w = rng.normal(size=(700, 24)).astype(np.float32)
+    g = rng.normal(size=(2, 40, 24)).astype(np.float32)
+
+    @jax.jit
+    def both_ways(x, w, g):
+        y, back = jax.vjp(lambda x, w: matmul(x, w, jnp.dtype(dtype)), x, w)
+        return matmul(x, w, jnp.dtype(dtype)), y, *back(g)
+
+    y, y_with_gradient, dx, dw = both_ways(x, w, g)
+    x64, w64, g64 = (a.astype(ROUNDINGS[dtype]).astype(np.float64) for a in (x, w, g))
+
+    def held_against(ours, left, right):
+        """Within what a float32 sum of those products may lose, in the worst order."""
+        assert ours.dtype == np.float32
+        bound = left.shape[-1] * np.finfo(np.float32).eps * (np.abs(left) @ np.abs(right))
+        assert np.all(np.abs(np.asarray(ours, np.float64) - left @ right) <= bound / 4)
+
+    held_against(y, x64, w64)
+    held_against(y_with_gradient, x64, w64)
+    held_against(dx, g64, w64.T)
+    held_against(dw, x64.reshape(-1, 700).T, g64.reshape(-1, 24))
+    rounding = np.abs(np.asarray(y, np.float64) - x.astype(np.float64) @ w).max()
+    assert rounding > 1e-3, "the operands were not rounded at all"
+
+
+def test_full_precision_products():
+    rng = np.random.default_rng(12)
+    x, w = rng.normal(size=(2, 5, 60)), rng.normal(size=(60, 4))
+    x32, w32 = x.astype(np.float32), w.astype(np.float32)
+    exact = x32.astype(np.float64) @ w32
+    for wanted in ("float32", "float64"):
+        ours = matmul(jnp.asarray(x32), jnp.asarray(w32), wanted)
+        assert ours.dtype == "float32"
+        assert np.abs(ours - exact).max() <= 1e-5
+    with jax.enable_x64(True):
+        ours = matmul(jnp.asarray(x), jnp.asarray(w), "float64")
+        assert ours.dtype == "float64"
+        np.testing.assert_allclose(ours, x @ w, rtol=0, atol=1e-13)
+
+
+def test_gradients_keep_the_dtype_of_what_they_are_of():
+    """A float64 flow with float32 products, as with any other pair of widths."""
+    rng = np.random.default_rng(13)
+    with jax.enable_x64(True):
+        x, w = jnp.asarray(rng.normal(size=(2, 5, 6))), jnp.asarray(rng.normal(size=(6, 4)))
+        y, back = jax.vjp(lambda x, w: matmul(x, w, "float32"), x, w)
+        plain = matmul(x, w, "float32")
+        # The value must not change its dtype because somebody asks for its gradient.
+        assert plain.dtype == y.dtype == "float64"
+        dx, dw = back(jnp.ones((2, 5, 4)))
+        assert dx.dtype == dw.dtype == "float64"
+        np.testing.assert_allclose(y, plain, rtol=0, atol=1e-12)

@@ -1,0 +1,124 @@
+"""Mel whitening by linear prediction: like the block form, but with no seam between blocks.
+
+The mel tells a spectrum for every block of samples; its linear predictor takes out of each sample
+what the samples before it tell, across block borders. Unit-triangular but for the gains, so any
+predictor gives a bijection with an exact log-determinant. Arrays: audio `[B, T]`; mask `[B,
+blocks]`; past `[B, order]`, the samples before the audio (None: silence).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from waveglow_jax.config import Config
+from waveglow_jax.flow.bijections import PRE_EMPHASIS, emphasis_response, power_at_blocks, row
+
+
+class Predictor(NamedTuple):
+    """Of every block: the whitening filter `[B, blocks, order + 1]`, its first tap 1, and the
+    standard deviation `[B, blocks]` of what it cannot predict."""
+
+    taps: jax.Array
+    gain: jax.Array
+
+
+def predictor_of_mel(mel: jax.Array, config: Config, n_samples: int) -> Predictor:
+    """`[B, F, M]` -> the predictor of each block of `n_samples` samples.
+
+    Autocorrelation method on the spectrum that the mel tells at the block's centre (as for the
+    block form, floor included), after a pre-emphasis that belongs to the filter: what is left to
+    Levinson's recursion is well enough conditioned for float32. Cost: order^2 a block.
+    """
+    whitening = config.waveglow.mel_whitening
+    power = power_at_blocks(mel, config, n_samples) + (whitening.floor**2 + 1e-9)
+    response = emphasis_response(config)
+    lags = jnp.fft.irfft(power * row(np.abs(response) ** 2, power))[..., : whitening.order]
+    taps, variance = levinson(lags)
+    ends = [(0, 0)] * (taps.ndim - 1)
+    taps = jnp.pad(taps, [*ends, (0, 1)]) - PRE_EMPHASIS * jnp.pad(taps, [*ends, (1, 0)])
+    return Predictor(taps, jnp.sqrt(variance))
+
+
+def levinson(lags: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Autocorrelation `[..., P + 1]` -> prediction-error filter `[..., P + 1]`, error variance.
+
+    Levinson-Durbin (Durbin 1960) with the forward and the backward filter side by side. Reflection
+    coefficients are held below one, which rounding can break: the filter stays minimum-phase.
+    """
+    first = jnp.zeros_like(lags).at[..., 0].set(1)
+
+    def longer(
+        carry: tuple[jax.Array, jax.Array, jax.Array], _: None
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
+        forward, backward, variance = carry
+        backward = jnp.roll(backward, 1, axis=-1)
+        reflection = jnp.sum(backward * lags, axis=-1, keepdims=True) / variance
+        reflection = jnp.clip(reflection, -1 + 1e-6, 1 - 1e-6)
+        return (
+            forward - reflection * backward,
+            backward - reflection * forward,
+            variance * (1 - reflection**2),
+        ), None
+
+    start = (first, first, lags[..., :1])
+    (forward, _, variance), _ = jax.lax.scan(longer, start, length=lags.shape[-1] - 1)
+    return forward, variance[..., 0]
+
+
+def prediction_forward(
+    predictor: Predictor,
+    audio: jax.Array,
+    past: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """y_t = (sum_k taps_k x_(t-k)) / gain; log_det = -sum ln gain. Parallel in time."""
+    batch, blocks, length = predictor.taps.shape
+    order, block = length - 1, audio.shape[1] // blocks
+    if past is None:
+        past = jnp.zeros((batch, order), audio.dtype)
+    extended = jnp.concatenate([past, audio], axis=1)
+    windows = extended[:, np.arange(blocks)[:, None] * block + np.arange(order + block)]
+    # Circular convolution: what wraps around falls on the window's first `order` samples alone.
+    size = 1 << (order + block - 1).bit_length()
+    spectrum = jnp.fft.rfft(windows, size) * jnp.fft.rfft(predictor.taps, size)
+    residual = jnp.fft.irfft(spectrum, size)[..., order : order + block]
+    y = residual / predictor.gain[..., None]
+    return y.reshape(audio.shape), -_log_gains(predictor, block, mask)
+
+
+def prediction_inverse(
+    predictor: Predictor, y: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """x_t = gain y_t - sum_(k>0) taps_k x_(t-k); log_det = sum ln gain. One block after another."""
+    batch, blocks, length = predictor.taps.shape
+    order, block = length - 1, y.shape[1] // blocks
+    # Row i of a block's matrix weighs the samples before the block, then the block's own.
+    lag = order + np.arange(block)[:, None] - np.arange(order + block)
+    used = jnp.asarray((lag >= 0) & (lag <= order), y.dtype)[None]
+
+    def next_block(
+        history: jax.Array, of_block: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        taps, gain, y_block = of_block
+        matrix = taps[:, np.clip(lag, 0, order)] * used
+        predicted = jnp.einsum("bij,bj->bi", matrix[..., :order], history, precision="highest")
+        x = jax.lax.linalg.triangular_solve(
+            matrix[..., order:],
+            (gain[:, None] * y_block - predicted)[..., None],
+            left_side=True,
+            lower=True,
+            unit_diagonal=True,
+        )[..., 0]
+        return jnp.concatenate([history, x], axis=1)[:, -order:], x
+
+    in_time = (predictor.taps, predictor.gain, y.reshape(batch, blocks, block))
+    in_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), in_time)
+    _, x = jax.lax.scan(next_block, jnp.zeros((batch, order), y.dtype), in_time)
+    return jnp.moveaxis(x, 0, 1).reshape(y.shape), _log_gains(predictor, block, mask)
+
+
+def _log_gains(predictor: Predictor, block: int, mask: jax.Array | None) -> jax.Array:
+    logs = block * jnp.log(predictor.gain)
+    return (logs if mask is None else logs * mask.astype(logs.dtype)).sum(axis=1)
