@@ -23,10 +23,11 @@ setup(
     install_requires=[
         "jax>=0.10,<0.11",
         "flax>=0.12,<0.13",
-        "optax>=0.2.5",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.12.4,<0.13",
         "grain>=0.2.18,<0.3",
         "numpy>=2",
+        "absl-py>=2",
         "librosa>=0.11",
         "soundfile>=0.13",
         "soxr>=0.5",

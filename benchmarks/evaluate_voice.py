@@ -10,7 +10,6 @@ recording with Gaussian noise of the voice's training added (seed 0), in nats pe
 import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import librosa
 import numpy as np

@@ -51,11 +51,11 @@ def run_single(command: str, argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "train":
-        arguments.overrides = _overrides(parser, rest)
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv, parser)
+    arguments = parser.parse_args(plain)
+    if overrides and arguments.command != "train":
+        parser.error(f"unrecognized arguments: --{min(overrides)}")
+    arguments.overrides = overrides
     _, run = COMMANDS[arguments.command]
     try:
         return run(arguments)
@@ -75,20 +75,44 @@ def _fail(line: str) -> int:
     return 1
 
 
-def _overrides(parser: argparse.ArgumentParser, rest: list[str]) -> dict[str, Any]:
-    """`--train.batch_size 8 --data.segment_length=8192` as dotted names and values."""
+def _split_overrides(
+    argv: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], dict[str, Any]]:
+    """Takes `--train.batch_size 8` and `--data.segment_length=8192` out of the arguments.
+
+    An option with a dot in its name sets a field of the config; values are JSON, or else strings.
+    """
+    plain: list[str] = []
     overrides: dict[str, Any] = {}
-    rest = [part for arg in rest for part in (arg.split("=", 1) if "=" in arg else [arg])]
-    if len(rest) % 2:
-        parser.error(f"{rest[-1]} has no value; a field is set by --section.field VALUE")
-    for name, value in zip(rest[::2], rest[1::2], strict=True):
+    rest = iter(argv)
+    for argument in rest:
+        name, has_value, value = argument.partition("=")
         if not name.startswith("--") or "." not in name:
-            parser.error(f"unrecognized argument {name}; a field is set by --section.field VALUE")
+            plain.append(argument)
+            continue
+        if not has_value:
+            value = next(rest, None)
+            if value is None:
+                parser.error(f"{name} has no value; a field is set by {name} VALUE")
         try:
             overrides[name[2:]] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             overrides[name[2:]] = value
-    return overrides
+    return plain, overrides
+
+
+def _sigma(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0; 0.6 to 1 is usual")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to {2**32 - 1}")
+    return value
 
 
 def _synthesize_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +128,9 @@ def _synthesize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-w", "--weights", help="release folder or training run (default: the bundled voice)"
     )
-    parser.add_argument("-s", "--sigma", type=float, help="temperature (default: the voice's own)")
+    parser.add_argument("-s", "--sigma", type=_sigma, help="temperature (default: the voice's own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the noise (default: 0)")
     parser.add_argument(
         "--plot", action="store_true", help="a picture each: mel of the input above the output's"
     )
@@ -114,20 +138,21 @@ def _synthesize_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _synthesize(arguments: argparse.Namespace) -> int:
-    if arguments.sigma is not None and not 0 <= arguments.sigma < 100:
-        raise UserError(f"--sigma {arguments.sigma} must be at least 0; 0.6 to 1 is usual")
-    if not 0 <= arguments.seed < 2**32:
-        raise UserError(f"--seed {arguments.seed} must be from 0 to {2**32 - 1}")
     items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
-    return _each(items, arguments, lambda item: _synthesize_file(item, arguments, voice))
+
+    def work(item: Input, target: Path) -> dict[str, Any]:
+        return _synthesize_file(item, target, arguments, voice)
+
+    return _each(items, arguments, ".wav", work)
 
 
-def _synthesize_file(item: Input, arguments: argparse.Namespace, voice: Any) -> dict[str, Any]:
+def _synthesize_file(
+    item: Input, target: Path, arguments: argparse.Namespace, voice: Any
+) -> dict[str, Any]:
     config, dtype = voice.config, arguments.dtype
-    target = _target(item, arguments.output, ".wav")
     if item.path.suffix.lower() in MEL_SUFFIXES:
         mel = read_mel(item.path, config.waveglow.n_mel_channels)
     else:
@@ -185,13 +210,12 @@ def _mel(arguments: argparse.Namespace) -> int:
 
     voice = load(arguments.weights)
 
-    def convert(item: Input) -> dict[str, Any]:
-        target = _target(item, arguments.output, ".npy")
+    def convert(item: Input, target: Path) -> dict[str, Any]:
         mel = _mel_of_recording(item.path, voice)
         write_mel(target, mel)
         return {"output": str(target), "frames": len(mel)}
 
-    return _each(items, arguments, convert)
+    return _each(items, arguments, ".npy", convert)
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,21 +289,23 @@ def _train(arguments: argparse.Namespace) -> int:
     return train(config, data, Path(arguments.output), params)
 
 
-def _target(item: Input, output: str, suffix: str) -> Path:
-    target = Path(output) / item.relative.with_suffix(suffix)
-    if target.resolve() == item.path.resolve():
-        raise UserError(f"{item.path}: would be overwritten by its own output; choose another -o")
-    return target
-
-
 def _each(
-    items: Sequence[Input], arguments: argparse.Namespace, work: Callable[[Input], dict[str, Any]]
+    items: Sequence[Input],
+    arguments: argparse.Namespace,
+    suffix: str,
+    work: Callable[[Input, Path], dict[str, Any]],
 ) -> int:
-    """Does the work for each file; one that fails is told of and the others are still done."""
+    """Does the work from each file to its output; one that fails is told of and left out."""
     failed = 0
+    inputs = {item.path.resolve() for item in items}
     for item in items:
+        target = Path(arguments.output) / item.relative.with_suffix(suffix)
         try:
-            result = work(item)
+            if target.resolve() in inputs:
+                raise UserError(
+                    f"{item.path}: its output {target} would overwrite an input; choose another -o"
+                )
+            result = work(item, target)
         except UserError as error:
             failed += 1
             _fail(str(error))

@@ -144,6 +144,8 @@ class DataConfig:
         for name in ("segment_length", "sampling_rate", "filter_length", "hop_length"):
             _at_least(f"data_config.{name}", getattr(self, name), 1)
         _at_least("data_config.win_length", self.win_length, 1)
+        if self.filter_length % 2:
+            raise UserError(f"data_config.filter_length {self.filter_length} must be even")
         if self.win_length > self.filter_length:
             raise UserError(
                 f"data_config.win_length {self.win_length} is above filter_length "
@@ -289,7 +291,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no valid JSON ({error}); mend it at that place") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold a JSON object with the section waveglow_config")
@@ -355,11 +357,13 @@ def _override(raw: dict[str, Any], name: str, value: Any) -> None:
     section = section if section.endswith("_config") else f"{section}_config"
     if not rest:
         raise UserError(f"--{name}: name the section too, such as --train.{name}")
-    node = raw.setdefault(section, {})
-    for key in rest[:-1]:
-        node = node.setdefault(key, {}) if isinstance(node, dict) else node
-    if not isinstance(node, dict):
-        raise UserError(f"--{name}: {'.'.join(rest[:-1])} has no fields")
+    node = raw
+    for key in (section, *rest[:-1]):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise UserError(f"--{name}: {key} has no fields")
     node[rest[-1]] = value
 
 

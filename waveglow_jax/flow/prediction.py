@@ -35,17 +35,21 @@ def predictor_of_mel(mel: jax.Array, config: Config, n_samples: int) -> Predicto
     power = power_at_blocks(mel, config, n_samples) + (whitening.floor**2 + 1e-9)
     response = emphasis_response(config)
     lags = jnp.fft.irfft(power * row(np.abs(response) ** 2, power))[..., : whitening.order]
-    taps, variance = levinson(lags)
+    # No predictor of any order errs less than the spectrum's geometric mean (Kolmogorov).
+    both_sides = np.r_[1, np.full(power.shape[-1] - 2, 2), 1] / config.data.filter_length
+    least = jnp.exp(jnp.sum(jnp.log(power) * row(both_sides, power), axis=-1))
+    taps, variance = levinson(lags, least)
     ends = [(0, 0)] * (taps.ndim - 1)
     taps = jnp.pad(taps, [*ends, (0, 1)]) - PRE_EMPHASIS * jnp.pad(taps, [*ends, (1, 0)])
     return Predictor(taps, jnp.sqrt(variance))
 
 
-def levinson(lags: jax.Array) -> tuple[jax.Array, jax.Array]:
+def levinson(lags: jax.Array, least: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Autocorrelation `[..., P + 1]` -> prediction-error filter `[..., P + 1]`, error variance.
 
-    Levinson-Durbin (Durbin 1960) with the forward and the backward filter side by side. Reflection
-    coefficients are held below one, which rounding can break: the filter stays minimum-phase.
+    Levinson-Durbin (Durbin 1960) with the forward and the backward filter side by side. A step
+    that would bring the variance below `least` `[...]`, which only rounding can, is left out: the
+    filter stays minimum-phase whatever the spectrum.
     """
     first = jnp.zeros_like(lags).at[..., 0].set(1)
 
@@ -55,7 +59,8 @@ def levinson(lags: jax.Array) -> tuple[jax.Array, jax.Array]:
         forward, backward, variance = carry
         backward = jnp.roll(backward, 1, axis=-1)
         reflection = jnp.sum(backward * lags, axis=-1, keepdims=True) / variance
-        reflection = jnp.clip(reflection, -1 + 1e-6, 1 - 1e-6)
+        sound = variance * (1 - reflection**2) >= least[..., None]
+        reflection = jnp.where(sound, reflection, 0)
         return (
             forward - reflection * backward,
             backward - reflection * forward,

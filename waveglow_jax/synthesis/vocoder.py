@@ -68,7 +68,8 @@ class Voice:
         sigma is the temperature, dtype that of the products inside WN. The noise is a function of
         seed and frame: neither batch nor padding changes a sample. Lengths are padded to a few
         sizes, four an octave, so that few programs are compiled.
-        Raises ValueError for a mel of the wrong shape, not finite, or an unknown dtype.
+        Raises ValueError for a mel of the wrong shape or not finite, an unknown dtype, a negative
+        or infinite sigma, or a seed that does not fit 32 bits.
         """
         if isinstance(mel, np.ndarray | jax.Array):
             if mel.ndim == 2:
@@ -78,6 +79,8 @@ class Voice:
             raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
         if not np.isfinite(sigma) or sigma < 0:
             raise ValueError(f"sigma {sigma} must be a number of at least 0")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed} must be from 0 to {2**32 - 1}")
         mels = [self._checked(each) for each in mel]
         return [self._synthesize_one(each, sigma, seed, dtype) for each in mels]
 

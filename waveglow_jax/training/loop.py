@@ -176,8 +176,9 @@ class _Session:
             )
 
     def _synthesise(self, params: Params) -> None:
-        """Held-out clips to TensorBoard, every one cut to the same length: compiled once."""
+        """Held-out clips to TensorBoard, on one device, all of the same length: compiled once."""
         data = self.config.data
+        params = jax.device_put(params, self.devices[0])
         longest = int(SYNTHESIS_SECONDS * data.sampling_rate)
         for recording in self.corpus.validation[: self.config.train.synthesis_clips]:
             audio = read_audio(recording.path, data.sampling_rate)[:longest]

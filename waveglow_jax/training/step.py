@@ -87,7 +87,7 @@ def train_step(
 
     value, gradients = jax.value_and_grad(objective)(state.params)
     value, gradients = jax.lax.pmean((value, gradients), axis)
-    gradient_norm = optax.global_norm(gradients)
+    gradient_norm = optax.tree.norm(gradients)
     good = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
 
     rate = schedule(train, total_steps, state.step).learning_rate * state.learning_rate_scale

@@ -33,7 +33,8 @@ def save(path: str | Path, config: Config, params: Params, dtype: str = "float32
     path = Path(path)
     tensors = {}
     for name, leaf in _named(params).items():
-        tensors[name] = np.asarray(leaf).astype(dtype)
+        with np.errstate(over="ignore"):
+            tensors[name] = np.asarray(leaf).astype(dtype)
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {name} is not finite in {dtype}; not saved")
     with replacing(path / WEIGHTS) as temporary:
@@ -96,10 +97,14 @@ def _check_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
             if length > min(size, 100_000_000):
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
-            found = {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
+            entries = {k: v for k, v in header.items() if k != "__metadata__"}
+            found = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+            for name, entry in entries.items():
+                if entry["dtype"] not in ("F64", "F32", "F16"):
+                    raise ValueError(f"{name} is of type {entry['dtype']}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise UserError(f"{path}: is damaged ({error}); download it again") from None
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from waveglow_jax.config import Config, load_config
@@ -52,11 +53,16 @@ def load_run_voice(run: Path) -> tuple[Config, Params]:
     Raises UserError if there is no checkpoint yet, or one of another config.
     """
     config = load_config(run / "config.json")
-    with checkpoint_manager(run) as manager:
-        step = best_step(manager)
-        if step is None:
-            raise UserError(f"{run}: holds no checkpoint yet; train it for longer")
-        return config, restore_voice(manager, step, config)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns of reading only, which is what we want
+    try:
+        with checkpoint_manager(run) as manager:
+            step = best_step(manager)
+            if step is None:
+                raise UserError(f"{run}: holds no checkpoint yet; train it for longer")
+            return config, restore_voice(manager, step, config)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def best_step(manager: ocp.CheckpointManager) -> int | None:
