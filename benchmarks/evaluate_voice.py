@@ -9,6 +9,8 @@ recording with Gaussian noise of the voice's training added (seed 0), in nats pe
 
 import argparse
 import json
+import multiprocessing
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 
 import librosa
@@ -34,8 +36,9 @@ def scores(pair: tuple[np.ndarray, np.ndarray, int]) -> tuple[float, float]:
     return pesq(16000, reference, degraded, "wb"), stoi(reference, degraded, 16000)
 
 
-def griffin_lim(mel: np.ndarray, config: wg.Config) -> np.ndarray:
+def griffin_lim(mel_and_config: tuple[np.ndarray, wg.Config]) -> np.ndarray:
     """librosa's, from the magnitudes that non-negative least squares finds behind the mel."""
+    mel, config = mel_and_config
     data = config.data
     filters = mel_filters(data, config.waveglow.n_mel_channels)
     magnitude = librosa.util.nnls(filters, np.exp(mel.T))
@@ -76,23 +79,22 @@ def main() -> None:
     recordings = [read_audio(each.path, rate) for each in inputs]
     mels = [voice.mel(audio) for audio in recordings]
 
-    systems = (
-        {}
-        if arguments.no_griffin_lim
-        else {"Griffin-Lim": [griffin_lim(mel, voice.config) for mel in mels]}
-    )
-    for sigma in arguments.sigma:
-        systems[f"voice, sigma {sigma:g}"] = voice.synthesize(mels, sigma=sigma)
-
     report: dict = {"files": names, "systems": {}}
     print("| system | PESQ-wb | STOI |\n| --- | --- | --- |")
-    with ProcessPoolExecutor() as pool:
-        for name, outputs in systems.items():
-            pairs = [(r, o, rate) for r, o in zip(recordings, outputs, strict=True)]
-            figures = np.array(list(pool.map(scores, pairs)))
+    # Fresh processes: a fork of one that runs JAX may hang.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def tell(name: str, outputs: Iterable[np.ndarray]) -> None:
+            trios = [(r, o, rate) for r, o in zip(recordings, outputs, strict=True)]
+            figures = np.array(list(pool.map(scores, trios)))
             report["systems"][name] = figures.tolist()
             mean = figures.mean(axis=0)
             print(f"| {name} | {mean[0]:.3f} | {mean[1]:.3f} |", flush=True)
+
+        if not arguments.no_griffin_lim:
+            tell("Griffin-Lim", pool.map(griffin_lim, [(mel, voice.config) for mel in mels]))
+        for sigma in arguments.sigma:
+            tell(f"voice, sigma {sigma:g}", voice.synthesize(mels, sigma=sigma))
     nats = [nats_per_sample(voice, a, m) for a, m in zip(recordings, mels, strict=True)]
     report["nats"] = nats
     mean_nats = np.average([n for n, _ in nats], weights=[w for _, w in nats])

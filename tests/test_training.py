@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import signal
 
 import jax
@@ -384,6 +385,25 @@ def test_last_checkpoints_and_the_best_are_kept(tmp_path):
             checkpoints.save(state.replace(step=jnp.asarray(step)), Plateau(), loss)
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert kept == [2, 4, 5]
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path):
+    """A limit on the size of files stands in for a full disk: the writes really fail."""
+    config = tiny_config()
+    state = init_state(config)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(state.replace(step=jnp.asarray(1)), Plateau(), None)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(UserError, match=r"step 2 not saved \(.*\); free some space"):
+                checkpoints.save(state.replace(step=jnp.asarray(2)), Plateau(), None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    with Checkpoints(tmp_path, config) as checkpoints:
+        restored, _ = checkpoints.restore(checkpoints.latest_step)
+    jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
 
 
 def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Saving and resuming a run: its state to the bit, the last few and the best."""
 
+import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,9 @@ class Checkpoints:
             return
         if not bool(_all_finite(state.params)):
             raise UserError(f"step {step}: parameters are not finite; not saved")
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if (free := shutil.disk_usage(self._manager.directory).free) < needed:
+            raise self._not_saved(step, f"it takes {needed:,} bytes, {free:,} are free")
         voice, rest = _split(state)
         metrics = None if validation_loss is None else {VALIDATION_LOSS: validation_loss}
         items = ocp.args.Composite(
@@ -66,13 +71,23 @@ class Checkpoints:
         try:
             saved = self._manager.save(step, args=items, metrics=metrics, force=True)
             self._manager.wait_until_finished()
-        except OSError as error:
-            raise UserError(
-                f"{self._manager.directory}: checkpoint of step {step} not saved "
-                f"({error.strerror or error}); free some space and run the same command again"
-            ) from error
+        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
+            self._remove_unfinished()
+            raise self._not_saved(step, _last_clause(error)) from error
         if not saved:
             raise UserError(f"{self._manager.directory}: checkpoint of step {step} was refused")
+
+    def _not_saved(self, step: int, why: str) -> UserError:
+        return UserError(
+            f"{self._manager.directory}: checkpoint of step {step} not saved ({why}); free some "
+            "space and run the same command again, it goes on from the last checkpoint"
+        )
+
+    def _remove_unfinished(self) -> None:
+        for left in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+        # The writers that failed beside the first one would tell so by a traceback each.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
     def restore(self, step: int) -> tuple[TrainState, Plateau]:
         """State and plateau of a step, to the bit. Raises UserError for another config's."""
@@ -103,6 +118,12 @@ def _join(voice: Any, rest: dict[str, Any]) -> TrainState:
     if params is None:
         return TrainState(params=voice, ema=None, **rest)
     return TrainState(params=params, ema=voice, **rest)
+
+
+def _last_clause(error: Exception) -> str:
+    """The operating system's words at the end of a long chain: 'No space left on device'."""
+    words = str(error).split(" [")[0].split(": ")[-1]
+    return getattr(error, "strerror", None) or words.strip()
 
 
 @jax.jit

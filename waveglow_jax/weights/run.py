@@ -34,7 +34,8 @@ def checkpoint_manager(run: Path, keep: int | None = None) -> ocp.CheckpointMana
             keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best])
+            preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
+            cleanup_tmp_directories=True,
         )
     return ocp.CheckpointManager(
         (run / "checkpoints").absolute(),
