@@ -20,6 +20,9 @@ from waveglow_jax.weights.run import (
     on_one_device,
 )
 
+DISK_MARGIN = 16 * 2**20
+"""Bytes that must be free beyond the arrays: metadata, metrics, TensorBoard."""
+
 
 @dataclass
 class Plateau:
@@ -58,7 +61,7 @@ class Checkpoints:
             return
         if not bool(_all_finite(state.params)):
             raise UserError(f"step {step}: parameters are not finite; not saved")
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + DISK_MARGIN
         if (free := shutil.disk_usage(self._manager.directory).free) < needed:
             raise self._not_saved(step, f"it takes {needed:,} bytes, {free:,} are free")
         voice, rest = _split(state)
