@@ -278,12 +278,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.init_from:
         from waveglow_jax.weights.release import load_weights
 
-        weights_config, params = load_weights(arguments.init_from)
-        if weights_config.waveglow != config.waveglow:
-            raise UserError(
-                f"{arguments.init_from}: its waveglow_config is not that of {arguments.config}; "
-                "take the config.json beside the weights"
-            )
+        _, params = load_weights(arguments.init_from)
     from waveglow_jax.training.loop import train
 
     return train(config, data, Path(arguments.output), params)

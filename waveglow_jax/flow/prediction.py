@@ -29,8 +29,19 @@ def predictor_of_mel(mel: jax.Array, config: Config, n_samples: int) -> Predicto
 
     Autocorrelation method on the spectrum that the mel tells at the block's centre (as for the
     block form, floor included), after a pre-emphasis that belongs to the filter: what is left to
-    Levinson's recursion is well enough conditioned for float32. Cost: order^2 a block.
+    Levinson's recursion is well enough conditioned for float32 (up to an order of about 128).
+    Cost: order^2 a block.
     """
+
+    # One signal after another: all of a batch at once would be rounded otherwise than one alone,
+    # and the recursion makes more of rounding than any other step.
+    def of_one(one: jax.Array) -> Predictor:
+        return jax.tree.map(lambda leaf: leaf[0], _predictor(one[None], config, n_samples))
+
+    return jax.lax.map(of_one, mel)
+
+
+def _predictor(mel: jax.Array, config: Config, n_samples: int) -> Predictor:
     whitening = config.waveglow.mel_whitening
     power = power_at_blocks(mel, config, n_samples) + (whitening.floor**2 + 1e-9)
     response = emphasis_response(config)

@@ -13,6 +13,7 @@ import optax
 
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import Config, TrainConfig
+from waveglow_jax.errors import UserError
 from waveglow_jax.flow.likelihood import log_likelihood, loss
 from waveglow_jax.flow.waveglow import Params, forward, init
 
@@ -46,10 +47,14 @@ def optimizer(train: TrainConfig) -> optax.GradientTransformation:
 
 
 def init_state(config: Config, params: Params | None = None) -> TrainState:
-    """The state before the first step, from the config's seed or from given weights."""
+    """The state before the first step, from the config's seed or from given weights.
+
+    Raises UserError if the weights are not of the config's shapes.
+    """
     train = config.train
     if params is None:
         params = init(jax.random.key(train.seed), config)
+    _check_shapes(params, config)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -59,6 +64,25 @@ def init_state(config: Config, params: Params | None = None) -> TrainState:
         skipped=jnp.zeros((), jnp.int32),
         bad_in_a_row=jnp.zeros((), jnp.int32),
     )
+
+
+def _check_shapes(params: Params, config: Config) -> None:
+    wanted = _shapes(jax.eval_shape(lambda: init(jax.random.key(0), config)))
+    given = _shapes(params)
+    for name in sorted(wanted.keys() | given.keys()):
+        if given.get(name) != wanted.get(name):
+            raise UserError(
+                f"the weights to start from do not fit the config: {name} is "
+                f"{given.get(name, 'missing')}, the config asks for {wanted.get(name, 'none')}; "
+                "take the config.json beside the weights"
+            )
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(params)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves
+    }
 
 
 def train_step(
