@@ -419,6 +419,19 @@ def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch)
     assert rates == pytest.approx([1e-3] * 3 + [5e-5] * 5)
 
 
+def test_weights_to_start_from(recordings, tmp_path):
+    config = tiny_config(steps=1, learning_rate=1e-12)
+    given = jax.tree.map(lambda leaf: leaf + 0.01, init_state(config).params)
+    assert loop.train(config, str(recordings), tmp_path, given) == 0
+    _, params = load_weights(tmp_path)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), params, given)
+    wider = config_from_dict(
+        {"waveglow_config": {"n_mel_channels": 8, "n_flows": 2, "WN_config": {"n_channels": 4}}}
+    )
+    with pytest.raises(UserError, match=r"do not fit the config: .* is \(.*\), .* asks for \("):
+        init_state(wider, given)
+
+
 def test_a_batch_that_the_devices_do_not_divide_is_refused(recordings, tmp_path):
     with pytest.raises(UserError, match=r"batch_size 12 .* 8 devices"):
         loop.train(tiny_config(batch_size=12), str(recordings), tmp_path)

@@ -55,6 +55,7 @@ def init_state(config: Config, params: Params | None = None) -> TrainState:
     if params is None:
         params = init(jax.random.key(train.seed), config)
     _check_shapes(params, config)
+    params = jax.tree.map(jnp.array, params)  # a copy: the first step takes the state's memory
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

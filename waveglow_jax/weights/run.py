@@ -36,6 +36,7 @@ def checkpoint_manager(run: Path, keep: int | None = None) -> ocp.CheckpointMana
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
         )
     return ocp.CheckpointManager(
         (run / "checkpoints").absolute(),
