@@ -9,6 +9,7 @@ VERSION = next(
 )
 
 TEST = ["pytest>=8"]
+HUB = ["huggingface_hub>=1"]
 
 setup(
     name="waveglow-jax",
@@ -37,11 +38,12 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "hub": HUB,
         "eval": ["pesq>=0.0.4", "pystoi>=0.4.1"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.14"],
+        "dev": [*TEST, *HUB, "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["waveglow-jax=waveglow_jax.cli:main"]},
 )

@@ -1,4 +1,4 @@
-"""Reference numbers of the original, and its weights in our parameter tree."""
+"""Reference numbers of the original, and the files its weights came in."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from waveglow_jax.config import Config, config_from_dict
+from waveglow_jax.weights.release import read_weights
 
 DATA = Path(__file__).parent / "data"
+CHECKPOINTS = sorted(DATA.glob("*.pt"))
 
 
 def golden_config() -> Config:
@@ -16,45 +18,16 @@ def golden_config() -> Config:
     )
 
 
+def golden_params() -> dict:
+    return read_weights(DATA / "statedict_unfused_zip.pt").params
+
+
 def expected(name: str) -> dict[str, np.ndarray]:
     with np.load(DATA / name, allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
 
-def golden_params() -> dict:
-    weights = expected("golden_weights.npz")
-    config = golden_config()
-    return {
-        "upsample": {
-            "kernel": weights["upsample.weight"].transpose(2, 0, 1),
-            "bias": weights["upsample.bias"],
-        },
-        "flows": [
-            {"conv": weights[f"convinv.{k}.conv.weight"][:, :, 0], "wn": _wn(weights, k, config)}
-            for k in range(config.waveglow.n_flows)
-        ],
-    }
-
-
-def _wn(weights: dict[str, np.ndarray], k: int, config: Config) -> dict:
-    def layer(name: str) -> dict:
-        prefix = f"WN.{k}.{name}."
-        return {
-            "v": weights[prefix + "weight_v"].transpose(2, 1, 0),
-            "g": weights[prefix + "weight_g"][:, 0, 0],
-            "bias": weights[prefix + "bias"],
-        }
-
-    wn = {"start": layer("start")}
-    for i in range(config.waveglow.WN.n_layers):
-        for ours, original in (
-            ("in_layer", "in_layers"),
-            ("cond_layer", "cond_layers"),
-            ("res_skip_layer", "res_skip_layers"),
-        ):
-            wn[f"{ours}_{i}"] = layer(f"{original}.{i}")
-    wn["end"] = {
-        "kernel": weights[f"WN.{k}.end.weight"].transpose(2, 1, 0),
-        "bias": weights[f"WN.{k}.end.bias"],
-    }
-    return wn
+def close(ours, theirs, relative):
+    theirs = np.asarray(theirs)
+    error = np.max(np.abs(np.asarray(ours) - theirs)) / np.max(np.abs(theirs))
+    assert error <= relative, f"off by {error:.2e} of the largest value"

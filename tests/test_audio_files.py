@@ -30,6 +30,7 @@ from waveglow_jax.audio.files import (
     write_wav,
 )
 from waveglow_jax.errors import UserError
+from waveglow_jax.weights.torch_pickle import write_torch
 
 RATE = 22050
 
@@ -512,8 +513,17 @@ def test_the_array_called_mel_is_chosen(tmp_path, mel):
     save_file(
         {"mel": np.ascontiguousarray(mel.T), "other": np.zeros(3)}, tmp_path / "a.safetensors"
     )
-    for name in ("a.npz", "a.safetensors"):
+    write_torch(tmp_path / "a.pt", {"mel": mel.T, "other": np.zeros(3, np.float32)})
+    for name in ("a.npz", "a.safetensors", "a.pt"):
         np.testing.assert_array_equal(read_mel(tmp_path / name, 80), mel)
+    write_torch(tmp_path / "b.pt", {"x": mel.T, "y": mel.T})
+    write_torch(tmp_path / "alone.pt", mel.T[None])
+    np.testing.assert_array_equal(read_mel(tmp_path / "alone.pt", 80), mel)
+    with refused("b.pt", "2 arrays", "mel"):
+        read_mel(tmp_path / "b.pt", 80)
+    write_torch(tmp_path / "c.pt", {"mel": np.zeros((100, 7), np.float32)})
+    with refused("c.pt", "100 mel bins"):
+        read_mel(tmp_path / "c.pt", 80)
     np.savez(tmp_path / "b.npz", x=mel.T, y=mel.T)
     with refused("b.npz", "2 arrays", "mel"):
         read_mel(tmp_path / "b.npz", 80)
@@ -522,16 +532,15 @@ def test_the_array_called_mel_is_chosen(tmp_path, mel):
 def test_other_mel_files_are_refused(tmp_path):
     touch(tmp_path / "a.pt", tmp_path / "a.mel")
     (tmp_path / "d.npy").mkdir()
-    with refused("a.pt", ".npy"):
+    with refused("a.pt", "PyTorch"):
         read_mel(tmp_path / "a.pt", 80)
     with refused("a.mel", ".npy"):
         read_mel(tmp_path / "a.mel", 80)
     with refused("d.npy", "folder"):
         read_mel(tmp_path / "d.npy", 80)
-    for suffix in (".npy", ".npz", ".safetensors"):
+    for suffix in MEL_SUFFIXES:
         with refused("missing", "no such file"):
             read_mel(tmp_path / f"missing{suffix}", 80)
-    assert ".pt" in MEL_SUFFIXES  # found, so that it can be explained
 
 
 def test_write_mel_round_trip(tmp_path, mel):

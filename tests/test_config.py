@@ -72,6 +72,7 @@ UNUSUAL = Config(
         n_early_every=3,
         n_early_size=4,
         upsample_kernel=480,
+        alternating_halves=True,
         conditioning="group",
         mel_whitening=MelWhitening(block=32, floor=0.01),
         WN_config=WNConfig(n_layers=5, n_channels=48, n_skip_channels=24, kernel_size=5),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import expected, golden_config, golden_params
+from golden import close, expected, golden_config, golden_params
 
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config, MelWhitening, WaveGlowConfig
@@ -19,12 +19,6 @@ def golden():
     values["mel"] = values["mel"].transpose(0, 2, 1)
     values["z"] = values["z"].transpose(0, 2, 1)
     return values
-
-
-def close(ours, theirs, relative):
-    theirs = np.asarray(theirs)
-    error = np.max(np.abs(np.asarray(ours) - theirs)) / np.max(np.abs(theirs))
-    assert error <= relative, f"off by {error:.2e} of the largest value"
 
 
 def test_forward_and_loss(golden):

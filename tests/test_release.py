@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from test_vocoder import lively_params, tiny_config
 
 import waveglow_jax as wg
 from waveglow_jax.config import config_to_dict
 from waveglow_jax.errors import UserError
+from waveglow_jax.weights import release as release_module
 
 WEIGHTS = "model.safetensors"
 CONFIG = tiny_config()
@@ -158,13 +160,12 @@ def test_full_disk_leaves_the_old_voice(release, params, monkeypatch, failing):
 
 
 def test_failing_write_leaves_the_old_voice(release, params, monkeypatch):
-    def full(self, content):
-        with open(self, "wb") as file:
-            file.write(content[:1000])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(release_module, "save_file", full)
         with pytest.raises(UserError, match="No space left"):
             wg.save(release, CONFIG, lively_params(CONFIG, seed=1))
     assert equal(wg.load(release).params, params)
@@ -376,7 +377,7 @@ def test_missing_weights(release):
 
 def test_no_such_folder(tmp_path):
     text = message(tmp_path / "nothing")
-    assert str(tmp_path / "nothing") in text and "not exist" in text
+    assert str(tmp_path / "nothing") in text and "no such file" in text
 
 
 def test_folder_that_is_neither(tmp_path):
@@ -385,9 +386,10 @@ def test_folder_that_is_neither(tmp_path):
     assert str(tmp_path) in text and WEIGHTS in text and "not exist" not in text
 
 
-def test_file_instead_of_a_folder(release):
-    text = message(release / WEIGHTS)
-    assert str(release / WEIGHTS) in text and "folder" in text
+def test_the_weights_file_stands_for_its_folder(release, params):
+    assert equal(wg.load(release / WEIGHTS).params, params)
+    (release / "notes.txt").write_text("no weights at all")
+    assert str(release / "notes.txt") in message(release / "notes.txt")
 
 
 def test_run_without_a_checkpoint(release):

@@ -32,7 +32,7 @@ from waveglow_jax.training.parallel import (
     split,
 )
 from waveglow_jax.training.step import init_state, schedule
-from waveglow_jax.weights.release import load_weights
+from waveglow_jax.weights.release import read_weights
 
 RATE = 22050
 
@@ -329,7 +329,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch, num
     assert loop.train(config, str(recordings), tmp_path / "stopped") == 0
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     assert list(losses(tmp_path / "whole")) == list(range(1, 10))
-    ours, theirs = (load_weights(tmp_path / run)[1] for run in ("stopped", "whole"))
+    ours, theirs = (read_weights(tmp_path / run).params for run in ("stopped", "whole"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -345,7 +345,7 @@ def test_a_run_of_another_config_is_refused(recordings, tmp_path):
     with pytest.raises(UserError, match=r"does not fit the run's config\.json"):
         loop.train(other, str(recordings), tmp_path)
     with pytest.raises(UserError, match=r"does not fit the run's config\.json"):
-        load_weights(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_ten_non_finite_losses_in_a_row_stop_the_run(recordings, tmp_path, monkeypatch):
@@ -359,7 +359,7 @@ def test_ten_non_finite_losses_in_a_row_stop_the_run(recordings, tmp_path, monke
     monkeypatch.setattr(loop, "training_batches", bad_from_step_6)
     with pytest.raises(UserError, match="step 15: 10 losses or gradients in a row"):
         loop.train(config, str(recordings), tmp_path)
-    _, params = load_weights(tmp_path)
+    params = read_weights(tmp_path).params
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert all(np.isfinite(value) for step, value in losses(tmp_path).items() if step <= 5)
 
@@ -423,7 +423,7 @@ def test_weights_to_start_from(recordings, tmp_path):
     config = tiny_config(steps=1, learning_rate=1e-12)
     given = jax.tree.map(lambda leaf: leaf + 0.01, init_state(config).params)
     assert loop.train(config, str(recordings), tmp_path, given) == 0
-    _, params = load_weights(tmp_path)
+    params = read_weights(tmp_path).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), params, given)
     wider = config_from_dict(
         {"waveglow_config": {"n_mel_channels": 8, "n_flows": 2, "WN_config": {"n_channels": 4}}}

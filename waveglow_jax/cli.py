@@ -121,12 +121,15 @@ def _synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="recordings or mels (.npy, .npz, .safetensors): files, folders, globs, a list file "
-        "(.txt), or - for a list on stdin",
+        help="recordings or mels (.npy, .npz, .pt, .safetensors): files, folders, globs, a list "
+        "file (.txt), or - for a list on stdin",
     )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="one .wav each")
     parser.add_argument(
-        "-w", "--weights", help="release folder or training run (default: the bundled voice)"
+        "-w",
+        "--weights",
+        help="release folder, training run, published checkpoint, or OWNER/NAME on the Hugging "
+        "Face hub (default: the bundled voice)",
     )
     parser.add_argument("-s", "--sigma", type=_sigma, help="temperature (default: the voice's own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -276,12 +279,86 @@ def _train(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.config}: names no training_files; give --data DIR_OR_LIST")
     params = None
     if arguments.init_from:
-        from waveglow_jax.weights.release import load_weights
+        from waveglow_jax.weights.release import read_weights
 
-        _, params = load_weights(arguments.init_from)
+        params = read_weights(arguments.init_from).params
     from waveglow_jax.training.loop import train
 
     return train(config, data, Path(arguments.output), params)
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Weights of any kind to a release folder, or to a state dict for the original's model."""
+    _source_arguments(parser)
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="folder, or with --to torch a .pt file"
+    )
+    parser.add_argument("--to", choices=("release", "torch"), default="release")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument(
+        "--check", metavar="RECORDING", help="also tell this recording's log-likelihood"
+    )
+
+
+def _source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="WEIGHTS",
+        help="published checkpoint (.pt, .nemo, .safetensors ...), release folder, training run, "
+        "or OWNER/NAME on the Hugging Face hub",
+    )
+    parser.add_argument(
+        "--alternating-halves",
+        action="store_true",
+        help="the oldest published class, when the file does not say so itself",
+    )
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.weights.release import read_weights, save
+
+    weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
+    if arguments.to == "torch":
+        from waveglow_jax.weights.nvidia import write_original
+
+        with replacing(arguments.output) as temporary:
+            write_original(temporary, weights.config, weights.params, arguments.dtype)
+    else:
+        save(arguments.output, weights.config, weights.params, arguments.dtype)
+    print(f"{arguments.output}: from {weights.kind}")
+    for note in weights.notes:
+        print(note)
+    if arguments.check:
+        print(_likelihood_line(Path(arguments.check), weights))
+    return 0
+
+
+def _likelihood_line(recording: Path, weights: Any) -> str:
+    """Trained weights find speech far more likely than the same noise level at random does."""
+    from waveglow_jax.synthesis.vocoder import Voice
+
+    voice = Voice(weights.config, weights.params)
+    mel = _mel_of_recording(recording, voice)
+    audio = read_audio(recording, voice.config.data.sampling_rate)
+    hop = voice.config.data.hop_length
+    frames = len(audio) // hop
+    _, nats = voice.encode(audio[None, : frames * hop], mel[None, : frames + 1])
+    return f"{recording}: {float(nats[0]):.4f} nats per sample"
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a file of weights is: its kind, hyper-parameters, and anything suspicious."""
+    _source_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.weights.inspection import as_text, report
+    from waveglow_jax.weights.release import read_weights
+
+    found = report(read_weights(arguments.source, alternating_halves=arguments.alternating_halves))
+    print(json.dumps(found) if arguments.json else as_text(found))
+    return 0
 
 
 def _each(
@@ -328,4 +405,6 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "train": (_train_arguments, _train),
     "prepare": (_prepare_arguments, _prepare),
     "mel": (_mel_arguments, _mel),
+    "convert": (_convert_arguments, _convert),
+    "inspect": (_inspect_arguments, _inspect),
 }

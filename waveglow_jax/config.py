@@ -77,6 +77,8 @@ class WaveGlowConfig:
 
     `upsample_kernel` is in samples, for either `conditioning`: "sample" (the original: the mel
     is upsampled to the sample rate, then squeezed) or "group" (straight to the rate of groups).
+    `alternating_halves`: in odd flows the second half conditions the first, as in the oldest
+    published class.
     """
 
     n_mel_channels: int = 80
@@ -87,6 +89,7 @@ class WaveGlowConfig:
     upsample_kernel: int = 1024
     conditioning: str = "sample"
     mel_whitening: MelWhitening | None = None
+    alternating_halves: bool = False
     WN_config: WNConfig = field(default_factory=WNConfig)
 
     @property
@@ -100,6 +103,10 @@ class WaveGlowConfig:
     def channels(self, flow: int) -> int:
         """Channels that this flow works on."""
         return self.n_group - self.n_early_size * sum(map(self.leaves_before, range(flow + 1)))
+
+    def halves_swapped(self, flow: int) -> bool:
+        """Whether the second half conditions the first in this flow."""
+        return self.alternating_halves and flow % 2 == 1
 
     def check(self) -> None:
         for name in ("n_mel_channels", "n_flows", "n_group", "n_early_every"):

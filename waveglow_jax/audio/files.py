@@ -378,10 +378,11 @@ def _why(error: Exception) -> str:
 
 
 def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
-    """A mel-spectrogram, `[F, M]` float32, from .npy, .npz or .safetensors.
+    """A mel-spectrogram, `[F, M]` float32, from .npy, .npz, .pt or .safetensors.
 
     The file holds `[M, F]`; `[1, M, F]` and `[F, M]` are recognised by shape (where both sizes
-    equal M, `[M, F]` is assumed). .npz and .safetensors: the only array, or the one named "mel".
+    equal M, `[M, F]` is assumed). .npz, .safetensors and a dict in a .pt: the only array, or the
+    one named "mel".
 
     n_mel_channels: M, the number of bins that the model takes.
 
@@ -391,13 +392,14 @@ def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix == ".pt":
-        raise UserError(
-            f"{path}: PyTorch mels are not read; save it as .npy with numpy.save(name, mel.numpy())"
-        )
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    readers = {
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+        ".pt": _read_torch,
+        ".safetensors": _read_safetensors,
+    }
     if suffix not in readers:
-        raise UserError(f"{path}: not a mel file; expected .npy, .npz or .safetensors")
+        raise UserError(f"{path}: not a mel file; expected {', '.join(readers)}")
     try:
         if path.is_dir():
             raise UserError(f"{path}: a folder where a mel file was expected")
@@ -489,6 +491,22 @@ def _read_npz(path: Path, n_mel_channels: int) -> np.ndarray:
         raise UserError(
             f"{path}: not a plain .npz ({_why(error)}); save it again with numpy.savez"
         ) from error
+
+
+def _read_torch(path: Path, n_mel_channels: int) -> np.ndarray:
+    from waveglow_jax.weights.torch_pickle import Tensor, open_torch
+
+    with open_torch(path) as file:
+        found = {"mel": file.tree} if isinstance(file.tree, Tensor) else file.tree
+        tensors = {
+            name: value
+            for name, value in (found.items() if isinstance(found, dict) else ())
+            if isinstance(name, str) and isinstance(value, Tensor)
+        }
+        tensor = tensors[_pick(path, list(tensors))]
+        kind = "f" if "float" in tensor.dtype else "?"
+        _check_array(path, tensor.shape, kind, n_mel_channels, tensor.dtype)
+        return file.array(tensor)
 
 
 def _read_safetensors(path: Path, n_mel_channels: int) -> np.ndarray:

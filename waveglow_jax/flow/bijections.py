@@ -54,27 +54,34 @@ def invertible_conv_inverse(
 
 
 def coupling_forward(
-    conditioner: Conditioner, x: jax.Array, mask: jax.Array | None = None
+    conditioner: Conditioner, x: jax.Array, mask: jax.Array | None = None, swapped: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """a, b = halves of x; y = [a, exp(log_s) b + shift]; log_det = sum log_s.
 
     shift and log_s come from `conditioner(a)`, which may be any function (Dinh et al. 2016,
-    arXiv 1605.08803). Cost: the conditioner's.
+    arXiv 1605.08803). swapped: the halves in each other's role. Cost: the conditioner's.
     """
-    a, b = jnp.split(x, 2, axis=-1)
+    a, b = _halves(x, swapped)
     shift, log_s = conditioner(a)
-    y = jnp.concatenate([a, jnp.exp(log_s) * b + shift], axis=-1)
-    return y, _masked_sum(log_s, mask)
+    return _joined(a, jnp.exp(log_s) * b + shift, swapped), _masked_sum(log_s, mask)
 
 
 def coupling_inverse(
-    conditioner: Conditioner, y: jax.Array, mask: jax.Array | None = None
+    conditioner: Conditioner, y: jax.Array, mask: jax.Array | None = None, swapped: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """a, b = halves of y; x = [a, (b - shift) exp(-log_s)]; log_det = -sum log_s."""
-    a, b = jnp.split(y, 2, axis=-1)
+    a, b = _halves(y, swapped)
     shift, log_s = conditioner(a)
-    x = jnp.concatenate([a, (b - shift) * jnp.exp(-log_s)], axis=-1)
-    return x, -_masked_sum(log_s, mask)
+    return _joined(a, (b - shift) * jnp.exp(-log_s), swapped), -_masked_sum(log_s, mask)
+
+
+def _halves(x: jax.Array, swapped: bool) -> tuple[jax.Array, jax.Array]:
+    first, second = jnp.split(x, 2, axis=-1)
+    return (second, first) if swapped else (first, second)
+
+
+def _joined(a: jax.Array, b: jax.Array, swapped: bool) -> jax.Array:
+    return jnp.concatenate([b, a] if swapped else [a, b], axis=-1)
 
 
 def _masked_sum(log_s: jax.Array, mask: jax.Array | None) -> jax.Array:

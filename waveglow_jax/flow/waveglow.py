@@ -89,14 +89,18 @@ def forward(
         audio, log_det = _whiten(audio, mel, config, past, mask)
     x = squeeze(audio, config.waveglow.n_group)
     conditioning = conditioning_of(params, config, mel, x.shape[1], dtype)
-    step = jax.checkpoint(flow_forward, static_argnums=(1, 4)) if checkpoint_flows else flow_forward
+    step = flow_forward
+    if checkpoint_flows:
+        step = jax.checkpoint(flow_forward, static_argnums=(1, 4, 6))
     left = []
     for k, flow_params in enumerate(params["flows"]):
         if config.waveglow.leaves_before(k):
             early = config.waveglow.n_early_size
             left.append(x[:, :, :early])
             x = x[:, :, early:]
-        x, conv_log_det, coupling_log_det = step(flow_params, config, x, conditioning, dtype, mask)
+        x, conv_log_det, coupling_log_det = step(
+            flow_params, config, x, conditioning, dtype, mask, config.waveglow.halves_swapped(k)
+        )
         log_det = log_det + conv_log_det + coupling_log_det
     return jnp.concatenate([*left, x], axis=-1), log_det
 
@@ -108,12 +112,13 @@ def flow_forward(
     conditioning: jax.Array,
     dtype: Any,
     mask: jax.Array | None = None,
+    swapped: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One flow, `[B, N, C]` to the same: `(y, log_det of the 1x1 convolution, of the coupling)`."""
     x, conv_log_det = invertible_conv_forward(flow_params["conv"], x, mask)
     wn_params = weight_norm(flow_params["wn"])
     conditioner = _conditioner(wn_params, config, conditioning, mask, dtype)
-    x, coupling_log_det = coupling_forward(conditioner, x, mask)
+    x, coupling_log_det = coupling_forward(conditioner, x, mask, swapped)
     return x, conv_log_det, coupling_log_det
 
 
@@ -163,7 +168,7 @@ def inverse_prepared(
     x = z[:, :, entered:]
     for k, flow in reversed(list(enumerate(prepared["flows"]))):
         conditioner = _conditioner(flow["wn"], config, conditioning, mask, dtype)
-        x, coupling_log_det = coupling_inverse(conditioner, x, mask)
+        x, coupling_log_det = coupling_inverse(conditioner, x, mask, glow.halves_swapped(k))
         x, conv_log_det = invertible_conv_inverse(flow["conv_inverse"], x, mask)
         log_det = log_det + coupling_log_det + conv_log_det
         if glow.leaves_before(k):

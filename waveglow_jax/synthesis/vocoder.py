@@ -24,7 +24,7 @@ from waveglow_jax.flow.waveglow import (
     latent_noise,
     prepare_inverse,
 )
-from waveglow_jax.weights.release import load_weights
+from waveglow_jax.weights.release import read_weights
 
 BUCKETS_AN_OCTAVE = 4
 SMALLEST_BUCKET = 64
@@ -157,11 +157,13 @@ class Voice:
 
 
 def load(source: str | Path | None = None) -> Voice:
-    """A release folder's or a training run's voice; without a source the bundled one.
+    """The voice in a release folder, a training run, a published checkpoint or on the Hugging Face
+    hub, told apart by content; without a source the bundled one.
 
     Raises UserError if there is none, or if it is damaged.
     """
-    return Voice(*load_weights(source))
+    weights = read_weights(source)
+    return Voice(weights.config, jax.tree.map(jnp.asarray, weights.params))
 
 
 def bucket(n_frames: int) -> int:

@@ -1,31 +1,50 @@
-"""Release folders: model.safetensors + config.json. Reading a voice, wherever it lies.
+"""Release folders: model.safetensors + config.json. Reading weights, wherever they lie.
 
 Tensor names are the paths in the parameter tree, joined by dots: `flows.3.wn.in_layer_2.v`.
 """
 
 import json
 import struct
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
-from safetensors.numpy import save as to_bytes
+from safetensors.numpy import load_file, save_file
 
-from waveglow_jax.audio.files import replacing, write_text
+from waveglow_jax.audio.files import replacing
 from waveglow_jax.config import Config, config_to_json, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, init
+from waveglow_jax.weights.hub import download, is_hub_name
+from waveglow_jax.weights.nvidia import read_published
 
 BUNDLED_VOICE = Path(__file__).parent.parent / "assets" / "voice"
 WEIGHTS = "model.safetensors"
+PUBLISHED_SUFFIXES = (".pt", ".pth", ".ckpt", ".nemo", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A config and its float32 parameters, with what was found out about their file.
+
+    params: of NumPy or JAX, not yet on a device. kind: what the file is. generation: of a published
+    checkpoint's layer names. notes: what was assumed or left aside. training: iteration, epoch and
+    the like, where the file tells.
+    """
+
+    config: Config
+    params: Params
+    kind: str
+    generation: str = ""
+    notes: tuple[str, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 def save(path: str | Path, config: Config, params: Params, dtype: str = "float32") -> None:
-    """Writes a release folder; each file is written whole or not at all.
+    """Writes a release folder; both files are written whole or neither is replaced.
 
     dtype float16 halves the size: the weights are widened again at loading. Raises UserError if
     the folder cannot be written or a weight is not finite in that dtype.
@@ -34,12 +53,18 @@ def save(path: str | Path, config: Config, params: Params, dtype: str = "float32
     tensors = {}
     for name, leaf in _named(params).items():
         with np.errstate(over="ignore"):
-            tensors[name] = np.asarray(leaf).astype(dtype)
+            tensors[name] = np.ascontiguousarray(np.asarray(leaf).astype(dtype, copy=False))
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {name} is not finite in {dtype}; not saved")
-    with replacing(path / WEIGHTS) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata={"format": "waveglow_jax"}))
-    write_text(path / "config.json", config_to_json(config))
+    with replacing(path / "config.json") as of_config, replacing(path / WEIGHTS) as of_weights:
+        of_config.write_text(config_to_json(config), encoding="utf-8")
+        try:
+            save_file(tensors, of_weights, metadata={"format": "waveglow_jax"})
+        except SafetensorError as error:
+            raise UserError(
+                f"{path / WEIGHTS}: cannot be written ({error}); free some space or choose "
+                "another place"
+            ) from None
 
 
 def load_release(path: Path) -> tuple[Config, Params]:
@@ -59,25 +84,52 @@ def load_release(path: Path) -> tuple[Config, Params]:
     for name, tensor in tensors.items():
         if not np.isfinite(tensor.astype(np.float32)).all():
             raise UserError(f"{weights}: {name} holds values that are not finite")
-    filled = [jnp.asarray(tensors[name], jnp.float32) for name in expected]
+    filled = [tensors[name].astype(np.float32, copy=False) for name in expected]
     return config, jax.tree.unflatten(jax.tree.structure(shapes), filled)
 
 
-def load_weights(source: str | Path | None = None) -> tuple[Config, Params]:
-    """A release folder or a training run; without a source the bundled voice.
+def read_weights(source: str | Path | None = None, *, alternating_halves: bool = False) -> Weights:
+    """Weights of any kind, told apart by content; without a source the bundled voice.
 
-    Raises UserError if it is neither.
+    source: a release folder, a training run, a published checkpoint (`weights/nvidia`), or a model
+    on the Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION). alternating_halves: for published
+    files of the oldest class that do not say so themselves.
+    Raises UserError if it is none of these, damaged, or wants to run something.
     """
-    path = BUNDLED_VOICE if source is None else Path(source)
-    if (path / WEIGHTS).is_file():
-        return load_release(path)
+    if source is None:
+        return _of_folder(BUNDLED_VOICE, alternating_halves)
+    path = Path(source)
+    if not path.exists() and is_hub_name(str(source)):
+        path = download(str(source))
+    if path.is_dir():
+        return _of_folder(path, alternating_halves)
+    if not path.exists():
+        raise UserError(f"{source}: no such file or folder; check the path")
+    if path.name == WEIGHTS and (path.parent / "config.json").is_file():
+        return _of_folder(path.parent, alternating_halves)
+    return _of_file(path, alternating_halves)
+
+
+def _of_folder(path: Path, alternating_halves: bool) -> Weights:
+    if (path / WEIGHTS).is_file() and (path / "config.json").is_file():
+        return Weights(*load_release(path), kind="release folder")
     from waveglow_jax.weights.run import is_run, load_run_voice  # orbax takes seconds to import
 
     if is_run(path):
-        return load_run_voice(path)
+        return Weights(*load_run_voice(path), kind="training run")
+    published = [p for p in sorted(path.iterdir()) if p.suffix.lower() in PUBLISHED_SUFFIXES]
+    if len(published) == 1:
+        return _of_file(published[0], alternating_halves)
     raise UserError(
-        f"{path}: is no release folder ({WEIGHTS} + config.json) and no training run "
-        "(checkpoints/ + config.json)" + ("" if path.exists() else "; it does not exist")
+        f"{path}: is no release folder ({WEIGHTS} + config.json), no training run (checkpoints/ + "
+        f"config.json), and holds {len(published)} published checkpoints; name one"
+    )
+
+
+def _of_file(path: Path, alternating_halves: bool) -> Weights:
+    found = read_published(path, alternating_halves)
+    return Weights(
+        found.config, found.params, found.kind, found.generation, found.notes, found.training
     )
 
 

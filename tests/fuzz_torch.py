@@ -1,0 +1,112 @@
+"""Mutants of a checkpoint, and what reading them does: `python tests/fuzz_torch.py [COUNT]`.
+
+Byte flips, truncation, opcode splices and size lies, half of them aimed at the parts that are not
+tensors. Each must end in weights or in a UserError.
+"""
+
+import random
+import resource
+import struct
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from waveglow_jax.errors import UserError
+from waveglow_jax.weights.nvidia import read_published
+from waveglow_jax.weights.torch_pickle import _OPERATIONS
+
+OPCODES = sorted(_OPERATIONS)
+SIZES = [0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1, 2**64 - 1]
+
+
+@dataclass
+class Outcome:
+    """Of many mutants: how each ended, the longest in seconds of CPU, memory in bytes above what
+    the process had before."""
+
+    endings: Counter = field(default_factory=Counter)
+    foreign: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+    memory: int = 0
+
+
+def mutant(content: bytes, chance: random.Random) -> bytes:
+    data = bytearray(content)
+    # The pickles: at the start, in a zip also the directory at the end.
+    places = [range(min(60_000, len(data))), range(max(0, len(data) - 30_000), len(data))]
+    places += [range(len(data))]
+
+    def place() -> int:
+        return chance.choice(chance.choice(places))
+
+    for _ in range(chance.choice((1, 1, 1, 2, 4))):
+        kind = chance.randrange(6)
+        at = min(place(), len(data) - 1)
+        if kind == 0:
+            for _ in range(chance.choice((1, 1, 2, 8))):
+                data[min(place(), len(data) - 1)] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            del data[max(1, at) :]
+        elif kind == 2:
+            data[at : at + chance.choice((0, 1))] = chance.choice(OPCODES)
+        elif kind == 3:
+            start = place()
+            piece = bytes(data[start : start + chance.choice((1, 4, 30, 300))])
+            data[at : at + chance.choice((0, len(piece)))] = piece
+        elif kind == 4:
+            width, code = chance.choice(((2, "<H"), (4, "<I"), (8, "<Q")))
+            lie = chance.choice(SIZES) & (256**width - 1)
+            data[at : at + width] = struct.pack(code, lie)
+        else:
+            del data[at : at + chance.choice((1, 2, 8, 100))]
+    return bytes(data)
+
+
+def fuzz(path: Path, count: int, folder: Path, seed: int = 0) -> Outcome:
+    """Reads `count` mutants of a file; `folder` is for the mutants."""
+    content, outcome = path.read_bytes(), Outcome()
+    target = folder / f"mutant_{seed}{path.suffix}"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for number in range(count):
+        chance = random.Random(f"{path.name} {seed} {number}")
+        target.write_bytes(mutant(content, chance))
+        began = time.process_time()
+        try:
+            read_published(target)
+            outcome.endings["read"] += 1
+        except UserError as error:
+            assert len(str(error).splitlines()) == 1 and str(target) in str(error), error
+            outcome.endings["refused"] += 1
+        except Exception as error:
+            outcome.endings["foreign"] += 1
+            outcome.foreign.append(f"{path.name}, mutant {number}: {type(error).__name__}: {error}")
+        outcome.slowest = max(outcome.slowest, time.process_time() - began)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    outcome.memory = after - before
+    return outcome
+
+
+def main() -> None:
+    import tempfile
+
+    from golden import CHECKPOINTS
+
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+    for path in CHECKPOINTS:
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = fuzz(path, count, Path(folder))
+        endings = ", ".join(f"{n} {ending}" for ending, n in sorted(outcome.endings.items()))
+        print(
+            f"{path.name}: {count} mutants: {endings}; slowest {outcome.slowest:.3f} s of CPU, "
+            f"memory {outcome.memory / 2**20:.1f} MiB for a file of "
+            f"{path.stat().st_size / 2**20:.1f} MiB",
+            flush=True,
+        )
+        for line in outcome.foreign[:10]:
+            print("   ", line)
+
+
+if __name__ == "__main__":
+    main()

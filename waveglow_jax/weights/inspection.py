@@ -1,0 +1,82 @@
+"""What weights are, and what about them looks wrong."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from waveglow_jax.weights.release import Weights
+
+# Trained flows stay within about a decade of the rotations they start from; a float32 inverse
+# loses as many digits as the condition number has.
+_WIDE_DETERMINANT = 1e3
+_ILL_CONDITIONED = 1e4
+
+
+def report(weights: Weights) -> dict[str, Any]:
+    """JSON-ready: kind, generation, training, notes, hyper-parameters, number of parameters, the
+    1x1 convolutions' |det W| and condition numbers (float64), and `suspicious`, a sentence each."""
+    flows = weights.params["flows"]
+    convs = [np.asarray(flow["conv"], np.float64) for flow in flows]
+    determinants = [float(abs(np.linalg.det(w))) for w in convs]
+    conditions = [float(np.linalg.cond(w)) for w in convs]
+    return {
+        "kind": weights.kind,
+        "generation": weights.generation,
+        "description": weights.config.description,
+        "training": weights.training,
+        "notes": list(weights.notes),
+        "waveglow_config": dataclasses.asdict(weights.config.waveglow),
+        "sampling_rate": weights.config.data.sampling_rate,
+        "hop_length": weights.config.data.hop_length,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights.params)),
+        "determinants": determinants,
+        "condition_numbers": conditions,
+        "suspicious": _suspicious(flows, determinants, conditions),
+    }
+
+
+def _suspicious(
+    flows: list[dict[str, Any]], determinants: list[float], conditions: list[float]
+) -> list[str]:
+    found = []
+    for k, (flow, determinant, condition) in enumerate(
+        zip(flows, determinants, conditions, strict=True)
+    ):
+        if not 1 / _WIDE_DETERMINANT < determinant < _WIDE_DETERMINANT:
+            found.append(f"flow {k}: |det W| is {determinant:.3g}, far from a rotation's 1")
+        if not condition < _ILL_CONDITIONED:
+            found.append(f"flow {k}: W's condition number is {condition:.3g}: float32 loses digits")
+        if not np.any(np.asarray(flow["wn"]["end"]["kernel"])):
+            found.append(f"flow {k}: WN's last layer is all zeros: the coupling is untrained")
+        for name, layer in flow["wn"].items():
+            if "v" in layer and not np.all(np.any(np.asarray(layer["v"]), axis=(0, 1))):
+                found.append(f"flow {k}: {name} has a channel whose weight_v is all zeros")
+    return found
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The report for a person, a fact a line."""
+    glow = found["waveglow_config"]
+    wn = glow["WN_config"]
+    residual, skip = wn["n_channels"], wn["n_skip_channels"] or wn["n_channels"]
+    determinants, conditions = found["determinants"], found["condition_numbers"]
+    lines = [
+        found["kind"],
+        *([f"layers: {found['generation']}"] if found["generation"] else []),
+        *([found["description"]] if found["description"] else []),
+        f"{found['parameters'] / 1e6:.2f} million parameters",
+        f"{glow['n_flows']} flows in groups of {glow['n_group']}, {glow['n_early_size']} channels "
+        f"leave every {glow['n_early_every']} flows; WN {wn['n_layers']} layers, {residual} "
+        f"residual and {skip} skip channels, kernel {wn['kernel_size']}",
+        f"{glow['n_mel_channels']} mel bins, hop {found['hop_length']}, "
+        f"{found['sampling_rate']} Hz, conditioning by {glow['conditioning']}"
+        + (", mel whitening" if glow["mel_whitening"] else ""),
+        f"|det W| {min(determinants):.4g} to {max(determinants):.4g}, condition numbers up to "
+        f"{max(conditions):.4g}",
+        *(f"{key.replace('_', ' ')}: {value}" for key, value in found["training"].items()),
+        *found["notes"],
+        *(f"suspicious: {sentence}" for sentence in found["suspicious"]),
+    ]
+    return "\n".join(lines)

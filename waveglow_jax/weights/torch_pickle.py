@@ -1,0 +1,816 @@
+"""PyTorch's files without PyTorch: read as inert data, nothing in them imported, called or run.
+
+A file of `torch.save` is a pickle, a program for a small stack machine, beside raw storages. The
+machine here knows PyTorch's own vocabulary and no other: a global is a name that is never looked
+up, an object of a class a `Holder` of its state, a tensor a `Tensor` that says where its numbers
+lie. Whatever else the program asks for is refused by its name. Sizes are checked against the file
+before memory is taken, and a tensor's numbers are read only when they are asked for.
+
+Both containers are read: the zip of torch >= 1.6, and the older one of four pickles and then the
+storages. `write_torch` writes the former. Of the house this needs only `errors`, so that
+`audio/files` reads mels with it.
+"""
+
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from waveglow_jax.errors import UserError
+
+MAX_PICKLE_BYTES = 64 << 20
+MAX_OPS = 10_000_000
+MAX_STRING = 16 << 20
+MAX_INTEGER_BYTES = 32
+MAX_DIMENSIONS = 8
+MAX_ZIP_ENTRIES = 100_000
+
+# Little-endian, as the files' checked byte order; bfloat16 is the upper half of a float32.
+_DTYPES = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "float64": "<f8",
+    "int64": "<i8",
+    "int32": "<i4",
+    "int16": "<i2",
+    "int8": "|i1",
+    "uint8": "|u1",
+    "bool": "|b1",
+}
+_STORAGES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "UntypedStorage": "uint8",
+}
+# The first pickle of the older container.
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_LEGACY_START = b"\x80\x02\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
+
+
+class Token(NamedTuple):
+    """The name of a global: of a class or function that the file mentions. Never imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """`numel` numbers from the `start`-th on of the file's storage `key`."""
+
+    key: str
+    dtype: str
+    start: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A view of a storage, in numbers: the same meaning as PyTorch's offset, size and stride."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Holder:
+    """An object of the class that `kind` names: what the file says about it, and no more."""
+
+    kind: Token
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)
+
+
+class _RefusedError(Exception):
+    """Why a file is not read; becomes a UserError that names the file."""
+
+
+class TorchFile:
+    """An opened file: `tree`, what was saved, and the numbers of its tensors.
+
+    tree: dicts, lists, tuples, strings, bytes, numbers and None, with `Tensor`, `Holder` and
+    `Token` in their places. Sets are tuples. Cycles and shared parts are possible, as in the file.
+    """
+
+    def __init__(self, file: BinaryIO, name: str):
+        self._name = name
+        self._size = file.seek(0, 2)
+        file.seek(0)
+        start = file.read(len(_LEGACY_START))
+        self._unread = self._size
+        with self._refusals():
+            if start[:4] == b"PK\x03\x04":
+                self._container: _Zip | _Legacy = _Zip(file)
+            elif start == _LEGACY_START:
+                self._container = _Legacy(file)
+            else:
+                raise _RefusedError(_what_it_is(start))
+            self.tree = self._container.tree
+
+    @property
+    def container(self) -> str:
+        return self._container.NAME
+
+    def array(self, tensor: Tensor) -> np.ndarray:
+        """The tensor's numbers, in a contiguous array of their own; bfloat16 widened to float32.
+
+        Raises UserError if they are damaged, or if all that was read exceeds the file: then its
+        tensors overlap.
+        """
+        with self._refusals():
+            storage = tensor.storage
+            itemsize = np.dtype(_DTYPES[storage.dtype]).itemsize
+            raw = self._container.read(storage.key, storage.start * itemsize, storage.numel)
+            self._unread -= raw.nbytes
+            if self._unread < 0:
+                raise _RefusedError("its tensors overlap: together they are larger than the file")
+            numbers = raw.view(_DTYPES[tensor.dtype])[tensor.offset :]
+            strides = [numbers.itemsize * s for s in tensor.strides]
+            view = np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
+            if tensor.dtype == "bfloat16":
+                return (view.astype(np.uint32) << 16).view(np.float32)
+            whole = view.size == numbers.size and view.flags.c_contiguous
+            return view if whole else np.ascontiguousarray(view)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except _RefusedError as refused:
+            raise UserError(f"{self._name}: {refused}") from None
+        except OSError as error:
+            raise UserError(f"{self._name}: cannot be read ({error.strerror or error})") from None
+
+
+@contextmanager
+def open_torch(path: str | Path) -> Iterator[TorchFile]:
+    """Opens a PyTorch file. Raises UserError if it is none, is damaged, or is not wholly inert."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; check the path") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        yield TorchFile(file, str(path))
+
+
+def _what_it_is(start: bytes) -> str:
+    if not start:
+        return "the file is empty; copy it again"
+    if start[:1] == b"\x80":
+        return "is a pickle, but none that torch.save wrote; nothing else is unpickled"
+    return "is no file of PyTorch's, or its beginning is damaged; copy it again"
+
+
+# ------------------------------------------------------------------------------ containers
+
+
+class _Zip:
+    """One folder with `data.pkl` and `data/KEY`, stored without compression."""
+
+    NAME = "zip"
+
+    def __init__(self, file: BinaryIO):
+        with _zip_refusals():
+            self._archive = zipfile.ZipFile(file)
+            self._entries = _checked_entries(self._archive, file.seek(0, 2))
+        root = next(iter(self._entries)).split("/")[0]
+        self._root = root
+        if f"{root}/data.pkl" not in self._entries:
+            raise _RefusedError("holds no data.pkl; it is a zip, but none that torch.save wrote")
+        if any(name.startswith(f"{root}/code/") for name in self._entries):
+            raise _RefusedError(
+                "is a TorchScript program, which is never run; save its state_dict()"
+            )
+        order = f"{root}/byteorder"
+        if order in self._entries and self._all_of(order, limit=16) != b"little":
+            raise _RefusedError("is not little-endian; save it again on a little-endian machine")
+        pickled = self._all_of(f"{root}/data.pkl", limit=MAX_PICKLE_BYTES)
+        sizes: dict[str, tuple[str, int]] = {}
+        machine = _Machine(pickled, lambda pid: _storage_of(pid, sizes))
+        self.tree = machine.run()
+        for key, (dtype, numel) in sizes.items():
+            entry = self._entries.get(f"{root}/data/{key}")
+            if entry is None:
+                raise _RefusedError(f"storage {key} is missing; copy it again")
+            promised = numel * np.dtype(_DTYPES[dtype]).itemsize
+            if entry.file_size != promised:
+                raise _RefusedError(
+                    f"storage {key} has {entry.file_size} bytes, {promised} are promised"
+                )
+
+    def read(self, key: str, start: int, numel: int) -> np.ndarray:
+        """The whole storage, its checksum verified, `[bytes]`; views of a storage have no place
+        in this container."""
+        entry = self._entries[f"{self._root}/data/{key}"]
+        raw = np.empty(entry.file_size, np.uint8)
+        with _zip_refusals(), self._archive.open(entry) as file:
+            done = 0
+            while done < len(raw):
+                piece = file.read(min(len(raw) - done, 1 << 22))
+                if not piece:
+                    raise _RefusedError(f"storage {key} is cut short; copy it again")
+                raw[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+                done += len(piece)
+            file.read(1)  # the end is where the checksum is compared
+        return raw
+
+    def _all_of(self, name: str, limit: int) -> bytes:
+        entry = self._entries[name]
+        if entry.file_size > limit:
+            raise _RefusedError(f"{name} has {entry.file_size} bytes, over {limit}")
+        with _zip_refusals():
+            return self._archive.read(entry)
+
+
+@contextmanager
+def _zip_refusals() -> Iterator[None]:
+    try:
+        yield
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        NotImplementedError,
+        EOFError,
+        ValueError,
+        IndexError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise _RefusedError(f"damaged or cut short ({why[:200]}); copy it again") from None
+
+
+def _checked_entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """Every entry by its name; refuses what torch.save never writes."""
+    entries: dict[str, zipfile.ZipInfo] = {}
+    listed = archive.infolist()
+    if not 0 < len(listed) <= MAX_ZIP_ENTRIES:
+        raise _RefusedError(f"is a zip of {len(listed)} entries, 1 to {MAX_ZIP_ENTRIES} expected")
+    for entry in listed:
+        name = entry.filename
+        said = repr(name[:80])
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise _RefusedError(f"its entry {said} is compressed, which torch.save never does")
+        if entry.flag_bits & 0x1:
+            raise _RefusedError(f"its entry {said} is encrypted")
+        if name in entries:
+            raise _RefusedError(f"its entry {said} is there twice")
+        parts = name.split("/")
+        if ".." in parts or "" in parts[:-1] or "\\" in name or ":" in parts[0]:
+            raise _RefusedError(f"its entry {said} leads out of the archive")
+        entries[name] = entry
+    roots = sorted({name.split("/")[0] for name in entries})
+    if len(roots) > 1:
+        raise _RefusedError(f"holds several folders ({roots[0][:80]!r}, {roots[1][:80]!r} ...)")
+    end_of_last, last = 0, ""
+    for entry in sorted(listed, key=lambda e: e.header_offset):
+        if entry.header_offset < end_of_last:
+            raise _RefusedError(f"its entries {last[:80]!r} and {entry.filename[:80]!r} overlap")
+        end_of_last, last = entry.header_offset + 30 + entry.file_size, entry.filename
+    if end_of_last > size:
+        raise _RefusedError(f"its entry {last[:80]!r} is cut short; copy it again")
+    return entries
+
+
+class _Legacy:
+    """Four pickles (magic number, version, system, what was saved), the keys, the storages."""
+
+    NAME = "older than torch 1.6"
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        size = file.seek(0, 2)
+        file.seek(0)
+        head = file.read(MAX_PICKLE_BYTES)
+        self._sizes: dict[str, tuple[str, int]] = {}
+
+        def persistent(pid: Any) -> Any:
+            return _storage_of(pid, self._sizes)
+
+        position, parts = 0, []
+        for _ in range(5):
+            machine = _Machine(head, persistent, position)
+            parts.append(machine.run())
+            position = machine.position
+        _, version, system, self.tree, keys = parts
+        if version != 1001:
+            raise _RefusedError("is of another version of its format than 1001")
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise _RefusedError("is not little-endian; save it again on a little-endian machine")
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise _RefusedError("damaged: its list of storages is none")
+        self._places = self._find(keys, position, size)
+        for key in self._sizes.keys() - self._places.keys():
+            raise _RefusedError(f"storage {key[:80]} is missing; copy it again")
+
+    def _find(self, keys: list[str], position: int, size: int) -> dict[str, int]:
+        """Where each storage's numbers begin; before them stands how many there are."""
+        places: dict[str, int] = {}
+        for key in keys:
+            if key not in self._sizes or key in places:
+                raise _RefusedError(f"damaged: its storage {key[:80]!r} is unknown or there twice")
+            dtype, numel = self._sizes[key]
+            self._file.seek(position)
+            count = self._file.read(8)
+            if len(count) < 8 or struct.unpack("<q", count)[0] != numel:
+                raise _RefusedError(
+                    f"storage {key[:80]} is cut short or of another size; copy it again"
+                )
+            places[key] = position + 8
+            position += 8 + numel * np.dtype(_DTYPES[dtype]).itemsize
+            if position > size:
+                raise _RefusedError(f"storage {key[:80]} is cut short; copy it again")
+        return places
+
+    def read(self, key: str, start: int, numel: int) -> np.ndarray:
+        """The bytes of `numel` numbers from byte `start` of a storage on, `[bytes]`."""
+        raw = np.empty(numel * np.dtype(_DTYPES[self._sizes[key][0]]).itemsize, np.uint8)
+        self._file.seek(self._places[key] + start)
+        if self._file.readinto(memoryview(raw)) != len(raw):
+            raise _RefusedError(f"storage {key} is cut short; copy it again")
+        return raw
+
+
+def _storage_of(pid: Any, sizes: dict[str, tuple[str, int]]) -> Any:
+    """What a persistent id stands for; keeps the size of each storage for its container to check.
+
+    ('storage', type, key, device, numel), the older container with a view (key, start, numel) at
+    the end; or ('module', class, file, source), whose source is ignored.
+    """
+    match pid:
+        case ("module", Token() as kind, *_):
+            return kind
+        case ("storage", Token(name=name) as kind, str(key), _, int(numel), *rest):
+            dtype = _STORAGES.get(name) if kind.module in ("torch", "torch.storage") else None
+            if dtype is None:
+                raise _RefusedError(f"its storage {key[:80]} is of the unknown type {kind}")
+            if isinstance(numel, bool) or not 0 <= numel < 1 << 48:
+                raise _RefusedError(f"its storage {key[:80]} promises {numel} numbers")
+            if sizes.setdefault(key, (dtype, numel)) != (dtype, numel):
+                raise _RefusedError(f"its storage {key[:80]} has two sizes or types")
+            match rest:
+                case [] | [None]:
+                    return Storage(key, dtype, 0, numel)
+                case [(_, int(start), int(length))]:
+                    if not (0 <= start and 0 <= length and start + length <= numel):
+                        raise _RefusedError(f"a view of its storage {key[:80]} lies outside of it")
+                    return Storage(key, dtype, start, length)
+    raise _RefusedError(f"damaged: {_said(pid)} is no persistent id")
+
+
+# ------------------------------------------------------------------------------ the machine
+
+
+class _Mark:
+    pass
+
+
+_MARK = _Mark()
+
+
+class _Machine:
+    """Runs one pickle (protocols 2 to 5) over inert values."""
+
+    def __init__(self, data: bytes, persistent: Callable[[Any], Any], position: int = 0):
+        self._data = data
+        self._persistent = persistent
+        self.position = position
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """What the pickle builds; `position` is then behind it."""
+        for _ in range(MAX_OPS):
+            code = self._take(1)
+            if code == b".":
+                return self._pop()
+            operation = _OPERATIONS.get(code)
+            if operation is None:
+                raise _RefusedError(
+                    f"damaged or not PyTorch's: operation {code!r} at byte {self.position - 1}"
+                )
+            operation(self)
+        raise _RefusedError(f"its pickle has over {MAX_OPS} operations")
+
+    # The stack and the bytes.
+
+    def _take(self, count: int) -> bytes:
+        end = self.position + count
+        if end > len(self._data):
+            raise _RefusedError("damaged or cut short: its pickle ends too early; copy it again")
+        taken = self._data[self.position : end]
+        self.position = end
+        return taken
+
+    def _unsigned(self, count: int) -> int:
+        return int.from_bytes(self._take(count), "little")
+
+    def _pop(self) -> Any:
+        if not self._stack or self._stack[-1] is _MARK:
+            raise _RefusedError("damaged: its pickle takes from an empty stack")
+        return self._stack.pop()
+
+    def _pop_many(self, count: int) -> tuple[Any, ...]:
+        return tuple([self._pop() for _ in range(count)][::-1])
+
+    def _pop_to_mark(self) -> list[Any]:
+        at = len(self._stack) - 1
+        while at >= 0 and self._stack[at] is not _MARK:
+            at -= 1
+        if at < 0:
+            raise _RefusedError("damaged: its pickle looks for a mark that is not there")
+        items = self._stack[at + 1 :]
+        del self._stack[at:]
+        return items
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    # Operations, by the names of the pickle protocol.
+
+    def _proto(self) -> None:
+        if (version := self._unsigned(1)) > 5:
+            raise _RefusedError(f"damaged: pickle protocol {version}")
+
+    def _frame(self) -> None:
+        self._take(8)
+
+    def _text(self, width: int) -> None:
+        raw = self._bounded(width)
+        try:
+            self._push(raw.decode("utf-8", "surrogatepass"))
+        except UnicodeDecodeError:
+            raise _RefusedError("damaged: a text in its pickle is no UTF-8") from None
+
+    def _bounded(self, width: int) -> bytes:
+        if (length := self._unsigned(width)) > MAX_STRING:
+            raise _RefusedError(f"a text of {length} bytes in its pickle, over {MAX_STRING}")
+        return self._take(length)
+
+    def _integer(self, width: int) -> None:
+        if (length := self._unsigned(width)) > MAX_INTEGER_BYTES:
+            raise _RefusedError(f"an integer of {length} bytes in its pickle")
+        self._push(int.from_bytes(self._take(length), "little", signed=True))
+
+    def _global(self) -> None:
+        names = []
+        for _ in range(2):
+            end = self._data.find(b"\n", self.position, self.position + 1024)
+            if end < 0:
+                raise _RefusedError("damaged: a name in its pickle has no end")
+            names.append(self._take(end - self.position).decode("utf-8", "replace"))
+            self._take(1)
+        self._push(Token(*names))
+
+    def _stack_global(self) -> None:
+        module, name = self._pop_many(2)
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise _RefusedError("damaged: a global in its pickle has no name")
+        self._push(Token(module, name))
+
+    def _get(self, width: int) -> None:
+        index = self._unsigned(width)
+        if index not in self._memo:
+            raise _RefusedError("damaged: its pickle remembers what it never said")
+        self._push(self._memo[index])
+
+    def _put(self, width: int) -> None:
+        self._remember(self._unsigned(width))
+
+    def _remember(self, index: int | None = None) -> None:
+        value = self._pop()
+        self._push(value)
+        self._memo[len(self._memo) if index is None else index] = value
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._pop()
+        self._push(target)
+        if not isinstance(target, list):
+            raise _RefusedError(f"damaged: its pickle appends to {_said(target)}")
+        target += items
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._pop()
+        self._push(target)
+        into = target.items if isinstance(target, Holder) else target
+        if not isinstance(into, dict):
+            raise _RefusedError(f"damaged: its pickle sets items of {_said(target)}")
+        _fill(into, items)
+
+    def _add_items(self) -> None:
+        # A set: kept as a list, whose items need no hash.
+        self._append_to_mark()
+
+    def _append_to_mark(self) -> None:
+        self._append(self._pop_to_mark())
+
+    def _new_dict(self) -> None:
+        items = self._pop_to_mark()
+        self._push({})
+        self._set_items(items)
+
+    def _reduce(self) -> None:
+        function, arguments = self._pop_many(2)
+        if not isinstance(function, Token) or not isinstance(arguments, tuple):
+            raise _RefusedError(f"damaged: its pickle calls {_said(function)}")
+        rebuild = _FUNCTIONS.get(function)
+        if rebuild is None:
+            raise _RefusedError(
+                f"wants to call {function}, which no weights need; it is never called"
+            )
+        self._push(rebuild(function, arguments))
+
+    def _new_object(self) -> None:
+        kind, arguments = self._pop_many(2)
+        if not isinstance(kind, Token) or not isinstance(arguments, tuple):
+            raise _RefusedError(f"damaged: its pickle makes an object of {_said(kind)}")
+        self._push({} if kind in _DICTS else Holder(kind))
+
+    def _new_object_ex(self) -> None:
+        self._pop()  # keyword arguments
+        self._new_object()
+
+    def _build(self) -> None:
+        state = self._pop()
+        target = self._pop()
+        self._push(target)
+        if isinstance(target, Holder):
+            target.state = state
+        elif not isinstance(target, dict | Tensor):  # whose attributes say nothing of weights
+            raise _RefusedError(f"wants to set the state of {_said(target)}; it is not touched")
+
+    def _persistent_id(self) -> None:
+        self._push(self._persistent(self._pop()))
+
+
+def _fill(into: dict[Any, Any], items: list[Any]) -> None:
+    if len(items) % 2:
+        raise _RefusedError("damaged: a key in its pickle has no value")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # Nested tuples as keys take for ever to hash.
+        if not (key is None or isinstance(key, str | int | float)):
+            raise _RefusedError(f"a dictionary in its pickle has {_said(key)} for a key")
+        into[key] = value
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Token):
+        return str(value)[:120]
+    if isinstance(value, Holder):
+        return f"an object of {value.kind}"[:120]
+    return {type(None): "None", str: "a text"}.get(type(value), f"a {type(value).__name__}")
+
+
+_OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
+    b"\x80": _Machine._proto,
+    b"\x95": _Machine._frame,
+    b"(": lambda m: m._push(_MARK),
+    b"0": lambda m: m._stack.pop() if m._stack else m._pop(),
+    b"1": lambda m: m._pop_to_mark(),
+    b"N": lambda m: m._push(None),
+    b"\x88": lambda m: m._push(True),
+    b"\x89": lambda m: m._push(False),
+    b"J": lambda m: m._push(int.from_bytes(m._take(4), "little", signed=True)),
+    b"K": lambda m: m._push(m._unsigned(1)),
+    b"M": lambda m: m._push(m._unsigned(2)),
+    b"\x8a": lambda m: m._integer(1),
+    b"\x8b": lambda m: m._integer(4),
+    b"G": lambda m: m._push(struct.unpack(">d", m._take(8))[0]),
+    b"X": lambda m: m._text(4),
+    b"\x8c": lambda m: m._text(1),
+    b"\x8d": lambda m: m._text(8),
+    b"T": lambda m: m._push(m._bounded(4).decode("latin-1")),  # Python 2's str
+    b"U": lambda m: m._push(m._bounded(1).decode("latin-1")),
+    b"B": lambda m: m._push(m._bounded(4)),
+    b"C": lambda m: m._push(m._bounded(1)),
+    b"\x8e": lambda m: m._push(m._bounded(8)),
+    b"]": lambda m: m._push([]),
+    b")": lambda m: m._push(()),
+    b"}": lambda m: m._push({}),
+    b"\x8f": lambda m: m._push([]),
+    b"l": lambda m: m._push(m._pop_to_mark()),
+    b"t": lambda m: m._push(tuple(m._pop_to_mark())),
+    b"\x85": lambda m: m._push(m._pop_many(1)),
+    b"\x86": lambda m: m._push(m._pop_many(2)),
+    b"\x87": lambda m: m._push(m._pop_many(3)),
+    b"\x91": lambda m: m._push(tuple(m._pop_to_mark())),
+    b"d": _Machine._new_dict,
+    b"a": lambda m: m._append([m._pop()]),
+    b"e": _Machine._append_to_mark,
+    b"s": lambda m: m._set_items(list(m._pop_many(2))),
+    b"u": lambda m: m._set_items(m._pop_to_mark()),
+    b"\x90": _Machine._add_items,
+    b"c": _Machine._global,
+    b"\x93": _Machine._stack_global,
+    b"h": lambda m: m._get(1),
+    b"j": lambda m: m._get(4),
+    b"q": lambda m: m._put(1),
+    b"r": lambda m: m._put(4),
+    b"\x94": lambda m: m._remember(),
+    b"R": _Machine._reduce,
+    b"\x81": _Machine._new_object,
+    b"\x92": _Machine._new_object_ex,
+    b"b": _Machine._build,
+    b"Q": _Machine._persistent_id,
+}
+
+
+# ------------------------------------------------------------------------------ what may be called
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str) -> Tensor:
+    """A tensor whose every number lies inside its storage."""
+    sizes = (offset, *shape, *strides) if _tuples(shape, strides) else (None,)
+    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in sizes):
+        raise _RefusedError("damaged: a tensor in its pickle has no storage or no shape")
+    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
+        raise _RefusedError(f"damaged: a tensor of {len(shape)} dimensions, {len(strides)} strides")
+    numel = math.prod(shape)
+    reach = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+    itemsize, stored = (np.dtype(_DTYPES[name]).itemsize for name in (dtype, storage.dtype))
+    capacity = storage.numel * stored // itemsize
+    if numel and (reach > capacity or numel > capacity):
+        raise _RefusedError(
+            f"a tensor of {numel} numbers does not fit its storage {storage.key[:80]} of {capacity}"
+        )
+    return Tensor(storage, dtype, offset if numel else 0, shape, strides)
+
+
+def _tuples(*values: Any) -> bool:
+    return all(isinstance(value, tuple) for value in values)
+
+
+def _rebuild_tensor(function: Token, arguments: tuple[Any, ...]) -> Tensor:
+    storage, offset, shape, strides, *rest = _at_least(4, function, arguments)
+    dtype = storage.dtype if isinstance(storage, Storage) else "float32"
+    if function.name == "_rebuild_tensor_v3":  # ..., requires_grad, hooks, dtype
+        named = rest[2] if len(rest) > 2 else None
+        dtype = named.name if isinstance(named, Token) and named.module == "torch" else ""
+        if dtype not in _DTYPES:
+            raise _RefusedError(f"a tensor of the unknown type {_said(named)}")
+    return _tensor(storage, offset, shape, strides, dtype)
+
+
+def _rebuild_parameter(function: Token, arguments: tuple[Any, ...]) -> Tensor:
+    data, *_ = _at_least(1, function, arguments)
+    if not isinstance(data, Tensor):
+        raise _RefusedError(f"damaged: a parameter that is {_said(data)}")
+    return data
+
+
+def _rebuild_dict(function: Token, arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    if function.name == "OrderedDict" and arguments:
+        pairs = arguments[0]
+        if not isinstance(pairs, list) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+        ):
+            raise _RefusedError("damaged: an OrderedDict in its pickle is not made of pairs")
+        _fill(result, [each for pair in pairs for each in pair])
+    return result
+
+
+def _rebuild_set(function: Token, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    items = arguments[0] if arguments else ()
+    if not isinstance(items, list | tuple):
+        raise _RefusedError(f"damaged: a set of {_said(items)}")
+    return tuple(items)
+
+
+def _rebuild_inert(function: Token, arguments: tuple[Any, ...]) -> Holder:
+    return Holder(function, state=arguments)
+
+
+def _rebuild_old_object(function: Token, arguments: tuple[Any, ...]) -> Holder:
+    kind, *_ = _at_least(1, function, arguments)
+    if not isinstance(kind, Token):
+        raise _RefusedError(f"damaged: its pickle makes an object of {_said(kind)}")
+    return Holder(kind)
+
+
+def _at_least(count: int, function: Token, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(arguments) < count:
+        raise _RefusedError(f"damaged: {function} with {len(arguments)} arguments")
+    return arguments
+
+
+_BUILTINS = ("builtins", "__builtin__")
+_DICTS = {Token("collections", "OrderedDict"), Token("collections", "defaultdict")}
+# Neither these functions nor any other is called: the right column only notes what they would make.
+_FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
+    **{
+        Token("torch._utils", name): _rebuild_tensor
+        for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+    },
+    **{
+        Token("torch._utils", name): _rebuild_parameter
+        for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")
+    },
+    **{kind: _rebuild_dict for kind in _DICTS},
+    **{Token(module, name): _rebuild_set for module in _BUILTINS for name in ("set", "frozenset")},
+    **{Token(module, "_reconstructor"): _rebuild_old_object for module in ("copyreg", "copy_reg")},
+    Token("torch", "Size"): _rebuild_set,
+    # What optimizers, random states and hyper-parameters are made of; nobody reads them here.
+    **{
+        token: _rebuild_inert
+        for token in (
+            Token("torch", "device"),
+            Token("_codecs", "encode"),
+            Token("numpy", "dtype"),
+            Token("numpy.core.multiarray", "scalar"),
+            Token("numpy.core.multiarray", "_reconstruct"),
+            Token("numpy._core.multiarray", "scalar"),
+            Token("numpy._core.multiarray", "_reconstruct"),
+        )
+    },
+}
+
+
+# ------------------------------------------------------------------------------ writing
+
+
+def write_torch(path: Path, tree: Any) -> None:
+    """Writes an array of float32 or float16, or nested dicts of those, numbers and strings, as
+    `torch.save` does.
+
+    `torch.load(path, weights_only=True)` reads it. Raises ValueError for anything else.
+    """
+    arrays: list[np.ndarray] = []
+    program = b"\x80\x02" + _pickled(tree, arrays) + b"."
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/byteorder", b"little")
+        for number, array in enumerate(arrays):
+            with archive.open(f"archive/data/{number}", "w", force_zip64=True) as entry:
+                entry.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        archive.writestr("archive/version", b"3\n")
+
+
+def _pickled(value: Any, arrays: list[np.ndarray]) -> bytes:
+    match value:
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int() if -(2**31) <= value < 2**31:
+            return b"J" + struct.pack("<i", value)
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case str():
+            raw = value.encode()
+            return b"X" + struct.pack("<I", len(raw)) + raw
+        case np.ndarray():
+            arrays.append(value)
+            return _pickled_tensor(value, str(len(arrays) - 1))
+        case Mapping():
+            items = b"".join(_pickled(k, arrays) + _pickled(v, arrays) for k, v in value.items())
+            return b"}(" + items + b"u"
+    raise ValueError(f"a {type(value).__name__} has no place in a state dict")
+
+
+def _pickled_tensor(array: np.ndarray, key: str) -> bytes:
+    kinds = {"float32": "FloatStorage", "float16": "HalfStorage"}
+    if array.dtype.name not in kinds:
+        raise ValueError(f"an array of {array.dtype} has no place in a state dict")
+
+    def of(*values: int | str) -> bytes:
+        return b"".join(_pickled(value, []) for value in values)
+
+    strides = [stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides]
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + b"("
+        + of("storage")
+        + b"ctorch\n"
+        + kinds[array.dtype.name].encode()
+        + b"\n"
+        + of(key, "cpu", array.size)
+        + b"tQ"
+        + of(0)
+        + (b"(" + of(*array.shape) + b"t")
+        + (b"(" + of(*strides) + b"t")
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
