@@ -41,6 +41,7 @@ setup(
         "hub": HUB,
         "eval": ["pesq>=0.0.4", "pystoi>=0.4.1"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
+        "tpu-preflight": ["jax[tpu]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "test": TEST,
         "dev": [*TEST, *HUB, "ruff>=0.14"],

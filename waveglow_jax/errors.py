@@ -1,8 +1,11 @@
-"""The one error that reaches the person at the keyboard."""
+"""The one exception meant for the person at the keyboard."""
 
 
 class UserError(ValueError):
-    """One line: which file or field, what is wrong with it, and what to do about it.
+    """One line that names the file or field, what is wrong, and what to do.
 
-    Commands print it to stderr without a traceback and exit with 1.
+    Names that come out of a file may hold anything: what does not print becomes a question mark.
     """
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else "?" for c in message))

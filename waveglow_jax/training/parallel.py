@@ -32,6 +32,13 @@ def parallel_train_step(
     )
 
 
+def lower_train_step(
+    config: Config, total_steps: int, devices: Sequence[Any], state: Any, batch: dict[str, Any]
+) -> Any:
+    """`parallel_train_step` lowered for devices that need not be there, from shapes alone."""
+    return parallel_train_step(config, total_steps, devices).lower(state, batch)
+
+
 def parallel_validation_step(
     config: Config, devices: Sequence[jax.Device]
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
