@@ -1,11 +1,18 @@
-"""The one exception meant for the person at the keyboard."""
+"""The one error that reaches the person at the keyboard."""
 
 
 class UserError(ValueError):
-    """One line that names the file or field, what is wrong, and what to do.
+    """One line: which file or field, what is wrong with it, and what to do about it.
 
-    Names that come out of a file may hold anything: what does not print becomes a question mark.
+    Commands print it to stderr without a traceback and exit with 1. Names that come out of a file
+    may hold anything: what does not print becomes a question mark.
     """
 
     def __init__(self, message: str):
-        super().__init__("".join(c if c.isprintable() else "?" for c in message))
+        super().__init__("".join(map(_printable, message)))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else "?"

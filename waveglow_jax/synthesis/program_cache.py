@@ -1,0 +1,41 @@
+"""Compiled programs kept from one run to the next, in the user's cache folder."""
+
+import os
+import stat
+from pathlib import Path
+
+from waveglow_jax.errors import UserError
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/waveglow_jax/programs`, by default under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "waveglow_jax" / "programs"
+
+
+def keep_programs(folder: Path) -> None:
+    """Has JAX look for compiled programs in the folder, and put there what it compiles.
+
+    What is in it will be run, so it must belong to this user and nobody else may write to it: it
+    is made so. Raises UserError if it is not, or cannot be made.
+    """
+    import jax
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot keep compiled programs there ({error.strerror}); set "
+            "XDG_CACHE_HOME, or give --no-cache"
+        ) from None
+    others = stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
+    if others or found.st_uid != os.getuid():
+        raise UserError(
+            f"{folder}: others can write to it, and what is in it would be run; make it your own "
+            "(chmod 700), or give --no-cache"
+        )
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    jax.config.update("jax_compilation_cache_max_size", 1 << 30)
