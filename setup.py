@@ -10,6 +10,7 @@ VERSION = next(
 
 TEST = ["pytest>=8"]
 HUB = ["huggingface_hub>=1"]
+EXPORT = ["flatbuffers>=24"]
 
 setup(
     name="waveglow-jax",
@@ -39,12 +40,13 @@ setup(
     ],
     extras_require={
         "hub": HUB,
+        "export": EXPORT,
         "eval": ["pesq>=0.0.4", "pystoi>=0.4.1"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "tpu-preflight": ["jax[tpu]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "test": TEST,
-        "dev": [*TEST, *HUB, "ruff>=0.14"],
+        "dev": [*TEST, *HUB, *EXPORT, "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["waveglow-jax=waveglow_jax.cli:main"]},
 )

@@ -362,6 +362,23 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The reverse pass as one file for jax.export, which needs nothing of this package."""
+    _source_arguments(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="inside WN")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.synthesis.export import write_export
+    from waveglow_jax.weights.release import read_weights
+
+    weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
+    write_export(Path(arguments.output), weights.config, weights.params, arguments.dtype)
+    print(f"{arguments.output}: from {weights.kind}")
+    return 0
+
+
 def _preflight_arguments(parser: argparse.ArgumentParser) -> None:
     """What training or synthesis would take on accelerators that are not there."""
     parser.add_argument("--topology", default="v5e:2x4", help="chips (default: v5e:2x4)")
@@ -448,5 +465,6 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "mel": (_mel_arguments, _mel),
     "convert": (_convert_arguments, _convert),
     "inspect": (_inspect_arguments, _inspect),
+    "export": (_export_arguments, _export),
     "preflight": (_preflight_arguments, _preflight),
 }

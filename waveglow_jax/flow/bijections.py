@@ -169,12 +169,13 @@ def row(values: np.ndarray, like: jax.Array) -> jax.Array:
 
 def power_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
     """`[B, F, M] -> [B, blocks, bins]`: the power spectrum that the mel tells of each block."""
-    block = config.waveglow.mel_whitening.block
-    centre = (np.arange(n_samples // block) + 0.5) * block / config.data.hop_length
+    block, hop = config.waveglow.mel_whitening.block, config.data.hop_length
+    # The block's centre in halves of a sample: whole numbers, for lengths known and unknown alike.
+    centre = (2 * jnp.arange(n_samples // block) + 1) * block
     last = mel.shape[1] - 1
-    left = np.minimum(centre.astype(int), last)
-    right = np.minimum(left + 1, last)
-    share = jnp.asarray((centre - left)[None, :, None], mel.dtype)
+    left = jnp.minimum(centre // (2 * hop), last)
+    right = jnp.minimum(left + 1, last)
+    share = ((centre - 2 * hop * left).astype(mel.dtype) / (2 * hop))[None, :, None]
     at_centre = mel[:, left] * (1 - share) + mel[:, right] * share
     spread = jnp.asarray(_spread(config), mel.dtype)
     magnitude = jnp.matmul(jnp.exp(at_centre), spread, precision=EXACT)

@@ -1,0 +1,62 @@
+"""The exported reverse pass: run by JAX alone, in a process that cannot import this package."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_vocoder import lively_params, some_mel, tiny_config
+
+import waveglow_jax as wg
+from waveglow_jax.cli import main
+from waveglow_jax.config import config_from_dict, config_to_dict
+
+pytest.importorskip("flatbuffers")
+
+SCRIPT = """
+import sys
+sys.modules["waveglow_jax"] = None
+import numpy as np
+import jax.export
+voice = jax.export.deserialize(open(sys.argv[1], "rb").read())
+inputs = np.load(sys.argv[2])
+np.savez(sys.argv[3], **{
+    str(i): voice.call(inputs[f"z{i}"], inputs[f"mel{i}"]) for i in range(2)
+})
+"""
+
+
+def predicting():
+    raw = config_to_dict(tiny_config())
+    raw["waveglow_config"]["mel_whitening"] = {"block": 16, "order": 8}
+    return config_from_dict(raw)
+
+
+@pytest.mark.parametrize("kind", ["group", "sample", "predicting"])
+def test_any_batch_and_length_without_this_package(tmp_path, kind):
+    config = predicting() if kind == "predicting" else tiny_config(kind)
+    params = lively_params(config)
+    wg.save(tmp_path / "release", config, params)
+    target = tmp_path / "voice.jaxexport"
+    assert main(["export", str(tmp_path / "release"), "-o", str(target)]) == 0
+    rng, group = np.random.default_rng(0), config.waveglow.n_group
+    inputs, ours = {}, []
+    for i, (batch, frames) in enumerate(((1, 3), (2, 7))):
+        z = rng.normal(size=(batch, frames * 256 // group, group)).astype(np.float32)
+        mel = np.stack([some_mel(frames, seed) for seed in range(batch)])
+        inputs |= {f"z{i}": z, f"mel{i}": mel}
+        ours.append(wg.inverse(params, config, z, mel)[0])
+    np.savez(tmp_path / "in.npz", **inputs)
+    paths = [str(tmp_path / name) for name in ("voice.jaxexport", "in.npz", "out.npz")]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out.npz") as theirs:
+        for i, audio in enumerate(ours):
+            scale = np.abs(audio).max()
+            np.testing.assert_allclose(theirs[str(i)], audio, atol=1e-4 * scale)
+
+
+def test_bad_arguments(tmp_path, capsys):
+    assert main(["export", str(tmp_path / "none"), "-o", str(tmp_path / "a")]) == 1
+    assert "no such file" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,56 @@
+"""The reverse pass as one file that needs nothing of this package.
+
+    import jax.export
+    voice = jax.export.deserialize(open("voice.jaxexport", "rb").read())
+    audio = voice.call(sigma * noise, mel)
+
+noise `[B, F * hop / G, G]` standard normal, mel `[B, F, M]`, audio `[B, F * hop]`, all float32; B
+and F are free. It runs on CPUs, NVIDIA GPUs and TPUs.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from waveglow_jax.audio.files import replacing
+from waveglow_jax.config import Config
+from waveglow_jax.errors import UserError
+from waveglow_jax.flow.waveglow import inverse_prepared, prepare_inverse
+from waveglow_jax.flow.wavenet import Params
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(config: Config, params: Params, dtype: str = "float32") -> bytes:
+    """Serialises the reverse pass, weights included. dtype: of the products inside WN.
+
+    Raises UserError if the serialiser's library is missing.
+    """
+    from jax import export as jax_export
+
+    prepared = prepare_inverse(params)
+    glow, hop = config.waveglow, config.data.hop_length
+    batch, frames = jax_export.symbolic_shape("B, F")
+
+    def reverse(z: jax.Array, mel: jax.Array) -> jax.Array:
+        return inverse_prepared(prepared, config, z, mel, dtype=jnp.dtype(dtype))[0]
+
+    shapes = (
+        jax.ShapeDtypeStruct((batch, frames * (hop // glow.n_group), glow.n_group), jnp.float32),
+        jax.ShapeDtypeStruct((batch, frames, glow.n_mel_channels), jnp.float32),
+    )
+    exported = jax_export.export(jax.jit(reverse), platforms=PLATFORMS)(*shapes)
+    try:
+        return bytes(exported.serialize())
+    except ImportError:
+        raise UserError(
+            "jax.export needs the library flatbuffers: pip install 'waveglow-jax[export]'"
+        ) from None
+
+
+def write_export(path: Path, config: Config, params: Params, dtype: str = "float32") -> None:
+    """`export` to a file, written whole or not at all. Raises UserError."""
+    content = export(config, params, dtype)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
