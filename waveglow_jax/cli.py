@@ -361,6 +361,83 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """How near systems come to recordings: metrics, intervals, differences; Markdown and HTML."""
+    parser.add_argument("--reference", required=True, metavar="DIR", help="the recordings")
+    parser.add_argument(
+        "--system",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE",
+        help="a folder of any vocoder's output, files named as the recordings, or weights: "
+        "NAME=WEIGHTS:sigma=0.8,denoise=0.01,dtype=bfloat16,seed=1 (every setting may be left "
+        "out; without WEIGHTS the bundled voice); may be given again",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="REPORT", help="resumed if there")
+    parser.add_argument(
+        "--baseline",
+        default="Griffin-Lim",
+        metavar="NAME",
+        help="what the others are compared with, file by file (default: Griffin-Lim)",
+    )
+    parser.add_argument(
+        "--griffin-lim-iterations", type=_count, default=32, metavar="N", help="(default: 32)"
+    )
+    parser.add_argument("--files", type=_count, metavar="N", help="only the first N recordings")
+    parser.add_argument(
+        "--players", type=int, default=6, metavar="N", help="files shown and heard (default: 6)"
+    )
+    parser.add_argument("--no-audio", action="store_true", help="a report.html without sound")
+    parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from waveglow_jax.lab.evaluation import evaluate, summary_dict
+    from waveglow_jax.lab.report import markdown_summary, write_reports
+    from waveglow_jax.lab.systems import parse_system
+
+    systems = [parse_system(text) for text in arguments.system]
+    with tqdm(unit="file", disable=None) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.set_description(stage, refresh=False)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        found = evaluate(
+            arguments.reference,
+            systems,
+            arguments.output,
+            baseline=arguments.baseline,
+            griffin_lim_iterations=arguments.griffin_lim_iterations,
+            files=arguments.files,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    paths = write_reports(found, arguments.output, arguments.players, not arguments.no_audio)
+    if arguments.json:
+        print(json.dumps(summary_dict(found)))
+    else:
+        print(markdown_summary(found))
+        print("written: " + ", ".join(map(str, paths)))
+    for why in dict.fromkeys(found.missing.values()):
+        keys = ", ".join(key for key, its in found.missing.items() if its == why)
+        print(f"left out: {keys}: {why}; install with: pip install -e '.[eval]'", file=sys.stderr)
+    for what, why in found.left_out:
+        _fail(f"{what}: {why}; left out")
+    return 1 if found.left_out else 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
 def _each(
     items: Sequence[Input],
     arguments: argparse.Namespace,
@@ -407,4 +484,5 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "mel": (_mel_arguments, _mel),
     "convert": (_convert_arguments, _convert),
     "inspect": (_inspect_arguments, _inspect),
+    "evaluate": (_evaluate_arguments, _evaluate),
 }
