@@ -431,6 +431,79 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 1 if found.left_out else 0
 
 
+def _listening_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """A listening test as a web page (make), and mean opinion scores from its results (score)."""
+    parts = parser.add_subparsers(dest="part", required=True, metavar="make|score")
+    make = parts.add_parser("make", help="a folder that any web host serves, and its key")
+    make.add_argument(
+        "--system",
+        action="append",
+        required=True,
+        metavar="NAME=DIR",
+        help="recordings of one system, the real ones among them; files of one name are one "
+        "utterance; given at least twice",
+    )
+    make.add_argument("-o", "--output", required=True, metavar="TEST")
+    make.add_argument(
+        "--utterances", type=_count, default=40, metavar="N", help="drawn from all (default: 40)"
+    )
+    make.add_argument(
+        "--training", metavar="DIR_OR_LIST", help="leave out what the systems were trained on"
+    )
+    make.add_argument(
+        "--post", default="", metavar="URL", help="where results are sent (default: saved as files)"
+    )
+    make.add_argument("--title", default="Listening test")
+    make.add_argument("--seed", type=_seed, default=0, help="of the drawing (default: 0)")
+    score = parts.add_parser("score", help="the card's table, with 95% confidence intervals")
+    score.add_argument("key", metavar="TEST/key.json")
+    score.add_argument("results", nargs="+", metavar="RESULT", help="files, or folders of .json")
+    score.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _listening_test(arguments: argparse.Namespace) -> int:
+    return {"make": _listening_test_make, "score": _listening_test_score}[arguments.part](arguments)
+
+
+def _listening_test_make(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.lab.listening_test.make import make
+
+    systems = []
+    for text in arguments.system:
+        name, _, folder = (part.strip() for part in text.partition("="))
+        if not name or not Path(folder).is_dir():
+            raise UserError(f"--system {text!r}: write NAME=DIR, a folder of recordings")
+        systems.append((name, folder))
+    made = make(
+        systems,
+        arguments.output,
+        utterances=arguments.utterances,
+        training=arguments.training,
+        post_url=arguments.post,
+        title=arguments.title,
+        seed=arguments.seed,
+    )
+    for note in made.notes:
+        print(f"note: {note}")
+    print(
+        f"{len(made.utterances)} utterances of {len(made.systems)} systems: serve {made.page} "
+        f"(index.html), keep {made.key} to yourself"
+    )
+    return 0
+
+
+def _listening_test_score(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from waveglow_jax.lab.listening_test.score import score, table
+
+    found = score(arguments.key, arguments.results)
+    for path, why in found.rejected:
+        print(f"rejected: {path}: {why}", file=sys.stderr)
+    print(json.dumps(asdict(found)) if arguments.json else table(found))
+    return 0
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -485,4 +558,5 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "convert": (_convert_arguments, _convert),
     "inspect": (_inspect_arguments, _inspect),
     "evaluate": (_evaluate_arguments, _evaluate),
+    "listening-test": (_listening_test_arguments, _listening_test),
 }
