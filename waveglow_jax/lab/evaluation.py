@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.audio.files import read_audio, read_samples, write_text
-from waveglow_jax.config import Config, DataConfig
+from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.alignment import align
 from waveglow_jax.lab.metrics import METRICS, OF_SIGNALS, measure, missing_packages
@@ -122,8 +122,8 @@ def evaluate(
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: no such system; there are {', '.join(names)}")
     voices = _load_voices(systems)
-    data = _common_data([voice.config for voice in voices.values()])
-    references, left_out = _readable(files_by_name(reference), data.sampling_rate, files)
+    rate = _common_rate([voice.config.data for voice in voices.values()])
+    references, left_out = _readable(files_by_name(reference), rate, files)
     if not references:
         raise UserError(f"{reference}: no usable recording; {left_out[0][0]}: {left_out[0][1]}")
     missing = missing_packages()
@@ -133,7 +133,7 @@ def evaluate(
         made = {RECORDINGS: Made(references, {})}
         made[GRIFFIN_LIM] = make_griffin_lim(
             references,
-            data,
+            rate,
             griffin_lim_iterations,
             output / "audio",
             executor,
@@ -152,16 +152,17 @@ def evaluate(
                 found, unmatched = _matched(system, references)
                 left_out += unmatched
                 made[system.name] = Made(found, {})
-        rows, unmeasured = _measure_all(
-            references, made, data.sampling_rate, keys, output, executor, progress
-        )
+        rows, unmeasured = _measure_all(references, made, rate, keys, output, executor, progress)
     left_out += unmeasured
-    rows = [_with_made(row, made[row.system], data.sampling_rate, references) for row in rows]
-    sources = {RECORDINGS: str(reference), GRIFFIN_LIM: f"{griffin_lim_iterations} iterations"}
+    rows = [_with_made(row, made[row.system], rate, references) for row in rows]
+    sources = {
+        RECORDINGS: Path(reference).resolve().name,
+        GRIFFIN_LIM: f"{griffin_lim_iterations} iterations",
+    }
     sources |= {system.name: _described(system) for system in systems}
     evaluation = Evaluation(
-        reference=str(reference),
-        sampling_rate=data.sampling_rate,
+        reference=Path(reference).resolve().name,
+        sampling_rate=rate,
         names=tuple(references),
         baseline=baseline,
         griffin_lim_iterations=griffin_lim_iterations,
@@ -206,14 +207,14 @@ def _load_voices(systems: Sequence[System]) -> dict[str, Any]:
     return voices
 
 
-def _common_data(configs: Sequence[Config]) -> DataConfig:
-    rates = {config.data.sampling_rate for config in configs}
+def _common_rate(of_voices: Sequence[DataConfig]) -> int:
+    rates = {data.sampling_rate for data in of_voices} or {DataConfig().sampling_rate}
     if len(rates) > 1:
         raise UserError(
             f"the weights are of different sampling rates, {sorted(rates)} Hz; evaluate those of "
             "one rate at a time"
         )
-    return configs[0].data if configs else DataConfig()
+    return rates.pop()
 
 
 def _readable(
@@ -261,7 +262,8 @@ def _described(system: System) -> str:
     ]
     settings += [f"dtype={system.dtype}"] * (system.dtype != "float32")
     settings += [f"seed={system.seed}"] * (system.seed != 0)
-    return " ".join([system.source or "bundled voice", *settings])
+    source = Path(system.source).name if system.source else "bundled voice"
+    return " ".join([source, *settings])
 
 
 def _machine() -> str:

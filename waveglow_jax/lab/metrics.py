@@ -123,7 +123,8 @@ METRICS = (
     ),
     Metric(
         *("rtf", "real-time factor", "", False, 4),
-        "Seconds of computing a second of audio, on the machine of the report, without compiling.",
+        "Seconds of computing a second of audio, on the machine of the report, without compiling; "
+        "of weights, over the first 8 recordings.",
         "measured",
     ),
 )

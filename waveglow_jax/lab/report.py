@@ -213,10 +213,12 @@ def _header_html(metrics: Sequence[Metric], *first: str) -> str:
     cells = [f'<th scope="col"><button type="button">{name}</button></th>' for name in first]
     for metric in metrics:
         better = "higher" if metric.higher_is_better else "lower"
+        arrow = "\N{UPWARDS ARROW}" if metric.higher_is_better else "\N{DOWNWARDS ARROW}"
         cells.append(
             f'<th scope="col" class="number"><button type="button" title="{escape(metric.about)}">'
-            f"{escape(metric.title)}<small>{escape(metric.unit)} {better} is better</small>"
-            "</button></th>"
+            f'{escape(metric.title)} <span aria-hidden="true">{arrow}</span>'
+            f'<span class="spoken">, {better} is better</span>'
+            f"<small>{escape(metric.unit) or '&nbsp;'}</small></button></th>"
         )
     return "<thead><tr>" + "".join(cells) + "</tr></thead>"
 

@@ -9,21 +9,23 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, read_audio, write_wav
-from waveglow_jax.config import DTYPES, DataConfig
+from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.metrics import MEL, MEL_HOP, log_mel
 
 RECORDINGS = "Recordings"
 GRIFFIN_LIM = "Griffin-Lim"
+TIMED_FILES = 8
 _SPEC = "NAME=DIR, NAME=WEIGHTS or NAME=WEIGHTS:sigma=0.8,denoise=0.01,dtype=bfloat16,seed=1"
 
 
@@ -147,7 +149,8 @@ class Records:
 
 @dataclass(frozen=True)
 class Made:
-    """Audio of a system. seconds: computing, by name; nats: log-likelihoods, by name."""
+    """Audio of a system. seconds: computing, by name, of those that were timed; nats:
+    log-likelihoods, by name."""
 
     files: dict[str, Path]
     seconds: dict[str, float]
@@ -156,32 +159,28 @@ class Made:
 
 def make_griffin_lim(
     references: dict[str, Path],
-    data: DataConfig,
+    sampling_rate: int,
     iterations: int,
     output: Path,
     executor: Executor | None,
     progress: Callable[[int, int], None],
 ) -> Made:
     """Griffin-Lim from the recordings' own mels, one .wav each under output; see `griffin_lim`."""
-    recipe = {"griffin_lim": iterations, **_mel_settings(data)}
+    recipe = {"griffin_lim": iterations, "sampling_rate": sampling_rate}
     folder = output / f"Griffin-Lim-{_digest(recipe)}"
     records = Records(folder / "made.jsonl")
     done = _done(records, folder, references)
     todo = {name: path for name, path in references.items() if name not in done}
     jobs = [
-        (path, folder / f"{name}.wav", data.sampling_rate, iterations)
-        for name, path in todo.items()
+        (path, folder / f"{name}.wav", sampling_rate, iterations) for name, path in todo.items()
     ]
-    results = map(_griffin_lim_file, jobs) if executor is None else _ordered(executor, jobs)
+    apply = map if executor is None else executor.map
+    results = apply(_griffin_lim_file, jobs)
     for count, (name, seconds) in enumerate(zip(todo, results, strict=True), 1):
         done[name] = {"name": name, "of": fingerprint(todo[name]), "seconds": seconds}
         records.add(done[name])
         progress(count, len(todo))
     return _made(folder, done, references)
-
-
-def _ordered(executor: Executor, jobs: Sequence[tuple]) -> Iterator[float]:
-    return executor.map(_griffin_lim_file, jobs)
 
 
 def _griffin_lim_file(job: tuple[Path, Path, int, int]) -> float:
@@ -219,7 +218,7 @@ def make_with_weights(
 ) -> Made:
     """Copy-synthesis of each recording by a voice, one .wav each under output, and the recordings'
     log-likelihoods. One after the other, so that the seconds are those of a machine with nothing
-    else of this program to do; compiling is not counted."""
+    else of this program to do; they are taken of the first `TIMED_FILES`, without compiling."""
     config = voice.config
     sigma = config.train.synthesis_sigma if system.sigma is None else system.sigma
     weights = _weights_digest(voice)
@@ -228,19 +227,22 @@ def make_with_weights(
     records, likelihoods = Records(folder / "made.jsonl"), Records(output / f"nats-{weights}.jsonl")
     done = _done(records, folder, references)
     nats = {line["name"]: line for line in likelihoods.lines if _same(line, references)}
-    denoise = {} if system.denoise is None else {"denoise": system.denoise}
+    options = {"sigma": sigma, "seed": system.seed, "dtype": system.dtype}
+    if system.denoise is not None:
+        options["denoise"] = system.denoise
+    synthesize = partial(voice.synthesize, **options)
     rate = config.data.sampling_rate
     for count, (name, path) in enumerate(references.items(), 1):
         if name not in done or name not in nats:
             audio = read_audio(path, rate)
             mel = voice.mel(audio)
         if name not in done:
-            voice.compile_for(len(mel), system.dtype)
-            began = time.monotonic()
-            samples = voice.synthesize(
-                mel, sigma=sigma, seed=system.seed, dtype=system.dtype, **denoise
-            )
-            seconds = time.monotonic() - began
+            samples, seconds = synthesize(mel), None
+            if count <= TIMED_FILES:
+                # Again, now that everything that this length needs is compiled.
+                began = time.monotonic()
+                synthesize(mel)
+                seconds = time.monotonic() - began
             write_wav(folder / f"{name}.wav", np.clip(samples, -1, 1), rate)
             done[name] = {"name": name, "of": fingerprint(path), "seconds": seconds}
             records.add(done[name])
@@ -277,7 +279,7 @@ def _made(
 ) -> Made:
     return Made(
         files={name: folder / f"{name}.wav" for name in references},
-        seconds={name: done[name]["seconds"] for name in references},
+        seconds={n: done[n]["seconds"] for n in references if done[n]["seconds"] is not None},
         nats=nats or {},
     )
 
@@ -294,10 +296,6 @@ def _done(records: Records, folder: Path, references: dict[str, Path]) -> dict[s
 def _same(line: dict[str, Any], references: dict[str, Path]) -> bool:
     path = references.get(str(line.get("name")))
     return path is not None and line.get("of") == fingerprint(path)
-
-
-def _mel_settings(data: DataConfig) -> dict[str, Any]:
-    return {"sampling_rate": data.sampling_rate}
 
 
 def _weights_digest(voice: Any) -> str:
