@@ -27,13 +27,14 @@ from waveglow_jax.lab.systems import (
     GRIFFIN_LIM,
     RECORDINGS,
     Made,
-    Records,
     System,
+    add_record,
     files_by_name,
     fingerprint,
     is_audio_folder,
     make_griffin_lim,
     make_with_weights,
+    read_records,
 )
 
 # Raised when a metric's definition changes, so that older rows are measured again.
@@ -305,8 +306,8 @@ def _measure_all(
     progress: Progress,
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """A row for each file of each system, in order, and the files that could not be read."""
-    records = Records(output / "measured.jsonl")
-    kept = {line.get("of"): line for line in records.lines}
+    records = output / "measured.jsonl"
+    kept = {record.get("of"): record for record in read_records(records)}
     jobs = {}
     for system, audio in made.items():
         for name, path in audio.files.items():
@@ -315,7 +316,7 @@ def _measure_all(
     todo = {key: job for key, job in jobs.items() if job[0] not in kept}
     for count, (key, found) in enumerate(_results(todo, executor), 1):
         line = {"of": todo[key][0], **found}
-        records.add(line)
+        add_record(records, line)
         kept[line["of"]] = line
         progress("measuring", count, len(todo))
     rows, unreadable = [], []
@@ -351,7 +352,7 @@ def measure_file(reference: Path, path: Path, rate: int, keys: tuple[str, ...]) 
     """The fields of a `Row` for one file, or {"left_out": why} if it cannot be used."""
     try:
         truth = read_audio(reference, rate)
-        audio, own_rate = _read_output(path, rate)
+        audio, own_rate = read_output(path, rate)
         aligned = align(truth, audio, rate)
         if len(aligned.reference) < rate // 2:
             raise ValueError("less than half a second is shared with the recording")
@@ -368,7 +369,7 @@ def measure_file(reference: Path, path: Path, rate: int, keys: tuple[str, ...]) 
     }
 
 
-def _read_output(path: Path, rate: int) -> tuple[np.ndarray, int]:
+def read_output(path: Path, rate: int) -> tuple[np.ndarray, int]:
     """`[T]` at `rate`, and the file's own rate: another vocoder's may be of another."""
     samples, own_rate = read_samples(path)
     if own_rate == rate:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from waveglow_jax.audio.files import read_audio, read_samples, write_text
+from waveglow_jax.audio.files import read_audio, write_text
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.alignment import align
-from waveglow_jax.lab.evaluation import Evaluation, Row, Summary, summary_dict
+from waveglow_jax.lab.evaluation import Evaluation, Row, Summary, read_output, summary_dict
 from waveglow_jax.lab.metrics import METRICS, Metric
 from waveglow_jax.lab.statistics import Estimate
 
@@ -209,7 +209,7 @@ def html(evaluation: Evaluation, players: int, audio: bool) -> str:
     return "".join(done)
 
 
-def _header_html(metrics: Sequence[Metric], *first: str) -> str:
+def _header_html(metrics: Sequence[Metric], first: Sequence[str], last: Sequence[str] = ()) -> str:
     cells = [f'<th scope="col"><button type="button">{name}</button></th>' for name in first]
     for metric in metrics:
         better = "higher" if metric.higher_is_better else "lower"
@@ -220,6 +220,9 @@ def _header_html(metrics: Sequence[Metric], *first: str) -> str:
             f'<span class="spoken">, {better} is better</span>'
             f"<small>{escape(metric.unit) or '&nbsp;'}</small></button></th>"
         )
+    for name in last:
+        button = f'<button type="button">{name}<small>&nbsp;</small></button>'
+        cells.append(f'<th scope="col" class="number">{button}</th>')
     return "<thead><tr>" + "".join(cells) + "</tr></thead>"
 
 
@@ -228,7 +231,7 @@ def _summary_html(evaluation: Evaluation, metrics: Sequence[Metric]) -> str:
     for summary in evaluation.summaries:
         cells = [_estimate_html(summary.means.get(m.key), m.decimals) for m in metrics]
         rows.append(f'<tr><th scope="row">{escape(summary.system)}</th>{"".join(cells)}</tr>')
-    return _header_html(metrics, "System") + "<tbody>" + "\n".join(rows) + "</tbody>"
+    return _header_html(metrics, ["System"]) + "<tbody>" + "\n".join(rows) + "</tbody>"
 
 
 def _differences_html(evaluation: Evaluation, metrics: Sequence[Metric]) -> str:
@@ -242,7 +245,7 @@ def _differences_html(evaluation: Evaluation, metrics: Sequence[Metric]) -> str:
             found = summary.differences.get(metric.key)
             cells.append(_estimate_html(found, metric.decimals, True, verdict(found, metric)))
         rows.append(f'<tr><th scope="row">{escape(summary.system)}</th>{"".join(cells)}</tr>')
-    return _header_html(metrics, "System") + "<tbody>" + "\n".join(rows) + "</tbody>"
+    return _header_html(metrics, ["System"]) + "<tbody>" + "\n".join(rows) + "</tbody>"
 
 
 def _estimate_html(
@@ -278,11 +281,15 @@ def _files_html(rows: Sequence[Row], metrics: Sequence[Metric]) -> str:
             else:
                 why = row.reasons.get(metric.key, "")
                 cells.append(f'<td class="number none" title="{escape(why)}">\N{EN DASH}</td>')
+        cells.append(f'<td class="number" data-value="{row.offset}">{row.offset}</td>')
+        gain = _number(row.gain_db, 1)
+        cells.append(f'<td class="number" data-value="{row.gain_db:.9g}">{gain}</td>')
         lines.append(
             f'<tr data-system="{escape(row.system)}"><th scope="row">{escape(row.name)}</th>'
             f"<td>{escape(row.system)}</td>{''.join(cells)}</tr>"
         )
-    return _header_html(metrics, "File", "System") + "<tbody>" + "\n".join(lines) + "</tbody>"
+    header = _header_html(metrics, ["File", "System"], ["offset, samples", "gain, dB"])
+    return header + "<tbody>" + "\n".join(lines) + "</tbody>"
 
 
 def _column_html(metric: Metric, missing: dict[str, str]) -> str:
@@ -339,12 +346,7 @@ def _samples_html(evaluation: Evaluation, players: int, audio: bool) -> Iterator
 
 
 def _levelled(truth: np.ndarray, path: Path, rate: int) -> np.ndarray:
-    samples, own_rate = read_samples(path)
-    samples = samples[:, 0]
-    if own_rate != rate:
-        import soxr
-
-        samples = soxr.resample(samples, own_rate, rate)
+    samples, _ = read_output(path, rate)
     return np.clip(align(truth, samples, rate).output, -1, 1)
 
 

@@ -26,6 +26,7 @@ from waveglow_jax.lab.metrics import MEL, MEL_HOP, log_mel
 RECORDINGS = "Recordings"
 GRIFFIN_LIM = "Griffin-Lim"
 TIMED_FILES = 8
+MADE = "made.jsonl"
 _SPEC = "NAME=DIR, NAME=WEIGHTS or NAME=WEIGHTS:sigma=0.8,denoise=0.01,dtype=bfloat16,seed=1"
 
 
@@ -108,40 +109,35 @@ def fingerprint(path: Path) -> list[int]:
 # ------------------------------------------------------------------------------ records
 
 
-@dataclass
-class Records:
-    """A file of one JSON object a line, added to as work is done, so that it can be resumed.
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file that has one a line; none if there is no file.
 
-    A line that was cut off by a crash is dropped at reading.
+    A line that a crash cut off is passed over. Raises UserError if the file cannot be read.
     """
-
-    path: Path
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); delete it") from None
+    records = []
+    for line in text.splitlines():
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            text = ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}); delete it") from None
-        for line in text.splitlines():
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(found, dict):
-                self.lines.append(found)
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return [record for record in records if isinstance(record, dict)]
 
-    def add(self, record: dict[str, Any]) -> None:
-        self.lines.append(record)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                # The newline first: what a crash cut off must not swallow this line too.
-                file.write("\n" + json.dumps(record, ensure_ascii=False))
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+def add_record(path: Path, record: dict[str, Any]) -> None:
+    """Appends a line to such a file. Raises UserError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            # The newline first: what a crash cut off must not swallow this line too.
+            file.write("\n" + json.dumps(record, ensure_ascii=False))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 # ------------------------------------------------------------------------------ making audio
@@ -168,8 +164,7 @@ def make_griffin_lim(
     """Griffin-Lim from the recordings' own mels, one .wav each under output; see `griffin_lim`."""
     recipe = {"griffin_lim": iterations, "sampling_rate": sampling_rate}
     folder = output / f"Griffin-Lim-{_digest(recipe)}"
-    records = Records(folder / "made.jsonl")
-    done = _done(records, folder, references)
+    done = _done(folder, references)
     todo = {name: path for name, path in references.items() if name not in done}
     jobs = [
         (path, folder / f"{name}.wav", sampling_rate, iterations) for name, path in todo.items()
@@ -178,7 +173,7 @@ def make_griffin_lim(
     results = apply(_griffin_lim_file, jobs)
     for count, (name, seconds) in enumerate(zip(todo, results, strict=True), 1):
         done[name] = {"name": name, "of": fingerprint(todo[name]), "seconds": seconds}
-        records.add(done[name])
+        add_record(folder / MADE, done[name])
         progress(count, len(todo))
     return _made(folder, done, references)
 
@@ -224,9 +219,9 @@ def make_with_weights(
     weights = _weights_digest(voice)
     recipe = {"weights": weights, **asdict(system), "sigma": sigma, "source": None, "name": None}
     folder = output / f"{_file_name(system.name)}-{_digest(recipe)}"
-    records, likelihoods = Records(folder / "made.jsonl"), Records(output / f"nats-{weights}.jsonl")
-    done = _done(records, folder, references)
-    nats = {line["name"]: line for line in likelihoods.lines if _same(line, references)}
+    likelihoods = output / f"nats-{weights}.jsonl"
+    done = _done(folder, references)
+    nats = {each["name"]: each for each in read_records(likelihoods) if _same(each, references)}
     options = {"sigma": sigma, "seed": system.seed, "dtype": system.dtype}
     if system.denoise is not None:
         options["denoise"] = system.denoise
@@ -245,14 +240,14 @@ def make_with_weights(
                 seconds = time.monotonic() - began
             write_wav(folder / f"{name}.wav", np.clip(samples, -1, 1), rate)
             done[name] = {"name": name, "of": fingerprint(path), "seconds": seconds}
-            records.add(done[name])
+            add_record(folder / MADE, done[name])
         if name not in nats:
             nats[name] = {
                 "name": name,
                 "of": fingerprint(path),
                 "nats": nats_per_sample(voice, audio, mel),
             }
-            likelihoods.add(nats[name])
+            add_record(likelihoods, nats[name])
         progress(count, len(references))
     return _made(folder, done, references, {name: nats[name]["nats"] for name in references})
 
@@ -284,18 +279,18 @@ def _made(
     )
 
 
-def _done(records: Records, folder: Path, references: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """What was made from these very recordings and is still there."""
+def _done(folder: Path, references: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """What was made from these very recordings and is still there, by name."""
     return {
-        line["name"]: line
-        for line in records.lines
-        if _same(line, references) and (folder / f"{line['name']}.wav").is_file()
+        each["name"]: each
+        for each in read_records(folder / MADE)
+        if _same(each, references) and (folder / f"{each['name']}.wav").is_file()
     }
 
 
-def _same(line: dict[str, Any], references: dict[str, Path]) -> bool:
-    path = references.get(str(line.get("name")))
-    return path is not None and line.get("of") == fingerprint(path)
+def _same(record: dict[str, Any], references: dict[str, Path]) -> bool:
+    path = references.get(str(record.get("name")))
+    return path is not None and record.get("of") == fingerprint(path)
 
 
 def _weights_digest(voice: Any) -> str:
