@@ -39,6 +39,7 @@ from waveglow_jax.lab.systems import (
 
 # Raised when a metric's definition changes, so that older rows are measured again.
 _EDITION = 1
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 Progress = Callable[[str, int, int], None]
 
 
@@ -288,12 +289,20 @@ def _processes(workers: int) -> Iterator[Executor | None]:
     if workers <= 1:
         yield None
         return
-    # Fresh processes: a fork of one that runs JAX may hang.
+    # Fresh processes: a fork of one that runs JAX may hang. One thread each: libraries that start
+    # a thread a core would be in each other's way.
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
     executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _measure_all(
