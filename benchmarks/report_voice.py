@@ -61,7 +61,7 @@ def main() -> None:
         )
     if found.left_out or found.missing:
         raise SystemExit(f"not whole, nothing published: {found.left_out} {found.missing}")
-    write_reports(found, arguments.work, players=3, audio=False)
+    write_reports(found, arguments.work, players=2, audio=False)
     for name in ("report.html", "summary.json", "files.jsonl"):
         with replacing(arguments.docs / name) as temporary:
             shutil.copyfile(arguments.work / name, temporary)

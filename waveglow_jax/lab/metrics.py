@@ -43,7 +43,7 @@ class Metric:
 METRICS = (
     Metric(
         *("pesq_wb", "PESQ-wb", "MOS-LQO", True, 3),
-        "Perceived quality against the recording, 1.04 to 4.64, at 16 kHz.",
+        "Perceived quality against the recording, about 1 to 4.64, at 16 kHz.",
         "ITU-T P.862.2 (2007); Rix et al. 2001, doi:10.1109/ICASSP.2001.941023",
         ("pesq",),
     ),

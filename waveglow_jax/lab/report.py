@@ -318,7 +318,7 @@ def _samples_html(evaluation: Evaluation, players: int, audio: bool) -> Iterator
     everywhere = [
         n for n in evaluation.names if all(n in files for files in evaluation.audio.values())
     ]
-    count = min(players, len(everywhere))
+    count = max(0, min(players, len(everywhere)))
     places = np.linspace(0, len(everywhere) - 1, count).round().astype(int) if count else []
     for place in places:
         name = everywhere[place]

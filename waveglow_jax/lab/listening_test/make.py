@@ -1,4 +1,4 @@
-"""Builds a listening test after the protocol of the paper (arXiv 1811.00002, section 3.1).
+"""Builds a listening test after the protocol of the paper (arXiv 1811.00002).
 
 Raters first have to pass a hearing check; each then rates utterances that are disjoint from
 training and normalised in volume, drawn at random for each rater, on a five-point scale, once.

@@ -137,7 +137,10 @@ def read_result(key: dict[str, Any], path: Path) -> tuple[str, dict[str, int]]:
 def _read_key(path: Path) -> dict[str, Any]:
     key = read_json(path)
     wanted = ("test", "systems", "check", "check_needed", "ratings_each", "clips")
-    if not isinstance(key, dict) or any(name not in key for name in wanted):
+    kinds = (str, list, dict, int, int, dict)
+    if not isinstance(key, dict) or not all(
+        isinstance(key.get(name), kind) for name, kind in zip(wanted, kinds, strict=True)
+    ):
         raise UserError(f"{path}: is no key of a listening test; `listening-test make` writes it")
     return key
 
