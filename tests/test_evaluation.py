@@ -230,6 +230,54 @@ def test_what_a_difference_means():
     assert verdict(Estimate(0.2, None, None, 1), up) == verdict(None, up) == ""
 
 
+class Silent:
+    """A voice that notes what it is asked for."""
+
+    config = tiny_config()
+    params = {"weight": np.zeros(3)}  # noqa: RUF012
+
+    def __init__(self):
+        self.asked = []
+
+    def mel(self, audio):
+        return np.zeros((1 + len(audio) // 256, 80), np.float32)
+
+    def synthesize(self, mel, **options):
+        self.asked.append(options)
+        return np.zeros(len(mel) * 256, np.float32)
+
+    def encode(self, audio, mel):
+        return np.zeros(1), np.full(1, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("system", "options"),
+    [
+        (System("x", None), {"sigma": 0.6, "seed": 0, "dtype": "float32"}),
+        (
+            System("x", None, 0.8, 0.01, "bfloat16", 7),
+            {"sigma": 0.8, "seed": 7, "dtype": "bfloat16", "denoise": 0.01},
+        ),
+        (
+            System("x", None, denoise=0.0),
+            {"sigma": 0.6, "seed": 0, "dtype": "float32", "denoise": 0.0},
+        ),
+    ],
+)
+def test_a_voice_is_asked_for_what_was_written(reference, tmp_path, system, options):
+    """And for the denoiser only where it was."""
+    voice, references = Silent(), systems.files_by_name(reference)
+    made = systems.make_with_weights(system, voice, references, tmp_path, lambda done, total: None)
+    assert voice.asked == [options] * 6  # twice each, the second time by the clock
+    assert made.nats == dict.fromkeys(NAMES, 2.5) and set(made.seconds) == set(NAMES)
+    systems.make_with_weights(system, voice, references, tmp_path, lambda done, total: None)
+    assert len(voice.asked) == 6
+    # Another setting is another folder.
+    other = System("x", None, 0.1, system.denoise, system.dtype, system.seed)
+    again = systems.make_with_weights(other, voice, references, tmp_path, lambda *_: None)
+    assert len(voice.asked) == 12 and again.files["a"].parent != made.files["a"].parent
+
+
 # ------------------------------------------------------------------------------ the command
 
 
