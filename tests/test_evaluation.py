@@ -50,7 +50,7 @@ def write(path: Path, audio: np.ndarray, rate: int = RATE) -> None:
 
 @pytest.fixture(scope="module")
 def clips() -> dict[str, np.ndarray]:
-    return {name: speech(0.9 + 0.05 * i, seed=i) for i, name in enumerate(NAMES)}
+    return {name: speech(0.8 + 0.03 * i, seed=i) for i, name in enumerate(NAMES)}
 
 
 @pytest.fixture
