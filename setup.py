@@ -9,6 +9,10 @@ VERSION = next(
 )
 
 TEST = ["pytest>=8"]
+EVAL = [
+    *("pesq>=0.0.4", "pystoi>=0.4.1"),
+    *("visqol-python[lattice]>=3.8", "speechmos>=0.0.1.1", "onnxruntime>=1.20"),
+]
 HUB = ["huggingface_hub>=1"]
 EXPORT = ["flatbuffers>=24"]
 
@@ -21,7 +25,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["waveglow_jax*"]),
-    package_data={"waveglow_jax": ["assets/voice/*", "assets/voice/recordings/*"]},
+    package_data={
+        "waveglow_jax": [
+            *("assets/voice/*", "assets/voice/recordings/*"),
+            *("lab/*.html", "lab/listening_test/*.html"),
+        ]
+    },
     install_requires=[
         "jax>=0.10,<0.11",
         "flax>=0.12,<0.13",
@@ -41,12 +50,12 @@ setup(
     extras_require={
         "hub": HUB,
         "export": EXPORT,
-        "eval": ["pesq>=0.0.4", "pystoi>=0.4.1"],
+        "eval": EVAL,
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "tpu-preflight": ["jax[tpu]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "test": TEST,
-        "dev": [*TEST, *HUB, *EXPORT, "ruff>=0.14"],
+        "dev": [*TEST, *HUB, *EXPORT, "playwright>=1.50", "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["waveglow-jax=waveglow_jax.cli:main"]},
 )

@@ -3,7 +3,7 @@
 python benchmarks/bundle_voice.py RUN CORPUS/heldout
 
 Weights in float16; the picture of the model card is drawn from the first recording. The card's own
-figures come from evaluate_voice.py and are written by hand.
+figures come from report_voice.py, which is to be run afterwards.
 """
 
 import argparse

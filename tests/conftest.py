@@ -10,3 +10,5 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from browser import browser  # noqa: E402, F401 - a fixture

@@ -1,0 +1,361 @@
+"""Reports from beginning to end: what is measured, kept, left out, resumed and shown."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_metrics import RATE, speech
+from test_vocoder import lively_params, tiny_config
+
+import waveglow_jax as wg
+from waveglow_jax.cli import main
+from waveglow_jax.errors import UserError
+from waveglow_jax.lab import evaluation, metrics, systems
+from waveglow_jax.lab.evaluation import evaluate
+from waveglow_jax.lab.metrics import METRICS
+from waveglow_jax.lab.report import verdict, write_reports
+from waveglow_jax.lab.statistics import Estimate
+from waveglow_jax.lab.systems import System, parse_system
+
+NAMES = ("a", "c", "sub/b")
+EVIL = "<img src=x onerror=alert(1)> | _x_ <!--@FACTS-->"
+
+
+@pytest.fixture(autouse=True)
+def without_foreign_models(monkeypatch):
+    """As on a machine without the extra: what the models say is test_metrics' business."""
+    for package in ("pesq", "pystoi", "visqol", "speechmos"):
+        monkeypatch.setitem(sys.modules, package, None)
+    metrics._import_fails.cache_clear()
+    yield
+    metrics._import_fails.cache_clear()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Only what needs no tracking of pitch."""
+    monkeypatch.setattr(evaluation, "OF_SIGNALS", ("mcd", "mcd_dtw", "log_mel_l1"))
+
+
+def write(path: Path, audio: np.ndarray, rate: int = RATE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, audio, rate, subtype="FLOAT" if path.suffix == ".wav" else None)
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[str, np.ndarray]:
+    return {name: speech(0.8 + 0.03 * i, seed=i) for i, name in enumerate(NAMES)}
+
+
+@pytest.fixture
+def reference(tmp_path, clips) -> Path:
+    for name, audio in clips.items():
+        write(tmp_path / "real" / f"{name}.wav", audio)
+    return tmp_path / "real"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("weights") / "voice"
+    wg.save(folder, tiny_config(), lively_params(tiny_config()))
+    return str(folder)
+
+
+def values(found: evaluation.Evaluation, system: str, key: str) -> dict[str, float]:
+    return {row.name: row.values[key] for row in found.rows if row.system == system}
+
+
+def test_folders_weights_and_what_is_always_there(reference, tmp_path, clips, weights):
+    other = tmp_path / "other"
+    write(other / "a.flac", 0.5 * np.concatenate([np.zeros(100), clips["a"]])[: len(clips["a"])])
+    write(other / "sub/b.wav", clips["sub/b"][::2], RATE // 2)  # of another rate
+    (other / "c.wav").write_bytes(b"no sound")
+    write(reference / "bad.wav", np.zeros(RATE))
+    chosen = [System(EVIL, str(other)), System("flow", weights, sigma=0.7, seed=3)]
+    found = evaluate(reference, chosen, tmp_path / "out", griffin_lim_iterations=2)
+
+    assert found.names == NAMES
+    assert [s.system for s in found.summaries] == ["Recordings", "Griffin-Lim", EVIL, "flow"]
+    assert [s.files for s in found.summaries] == [3, 3, 2, 3]
+    assert {Path(path).name for path, _ in found.left_out} == {"bad.wav", "c.wav"}
+    assert all(key in found.missing for key in ("pesq_wb", "stoi", "visqol", "dnsmos_sig"))
+
+    # The recordings against themselves are perfect; nothing else is.
+    assert set(values(found, "Recordings", "mcd").values()) == {0.0}
+    assert min(values(found, "Griffin-Lim", "mcd").values()) > 0.1
+    # A file that is late and soft is measured as the equal that it is.
+    (late,) = [row for row in found.rows if row.system == EVIL and row.name == "a"]
+    assert (late.offset, late.length_difference, late.resampled_from) == (100, 0, 0)
+    assert late.gain_db == pytest.approx(6.02, abs=0.05)
+    assert late.values["log_mel_l1"] < 0.05 and late.values["f0_rmse"] < 5
+    (halved,) = [row for row in found.rows if row.system == EVIL and row.name == "sub/b"]
+    assert halved.resampled_from == RATE // 2
+
+    # The weights' audio is what the voice gives at that sigma and seed, its likelihood the voice's.
+    voice = wg.load(weights)
+    mel = voice.mel(clips["a"].astype(np.float32))
+    made, _ = soundfile.read(found.audio["flow"]["a"], dtype="float32")
+    expected = np.clip(voice.synthesize(mel, sigma=0.7, seed=3), -1, 1)
+    np.testing.assert_allclose(made, expected, atol=1 / 32000)
+    frames = len(clips["a"]) // 256
+    audio = clips["a"].astype(np.float32)[None, : frames * 256]  # noise_std is 0 here
+    _, nats = voice.encode(audio, mel[None, : frames + 1])
+    assert values(found, "flow", "nats")["a"] == pytest.approx(float(nats[0]), rel=1e-5)
+    assert all(0 < rtf < 100 for rtf in values(found, "flow", "rtf").values())
+    assert "rtf" not in found.summaries[0].means and "nats" not in found.summaries[1].means
+
+    # Differences are file by file, over the files that both have.
+    mine, baseline = values(found, EVIL, "mcd"), values(found, "Griffin-Lim", "mcd")
+    difference = found.summaries[2].differences["mcd"]
+    assert difference.n == 2
+    assert difference.mean == pytest.approx(np.mean([mine[n] - baseline[n] for n in mine]))
+    assert found.summaries[1].differences == {}
+
+    check_reports(found, tmp_path / "out")
+
+
+def check_reports(found: evaluation.Evaluation, output: Path) -> None:
+    markdown, html, summary = (p.read_text() for p in write_reports(found, output, players=2))
+    rows = [json.loads(line) for line in (output / "files.jsonl").read_text().splitlines()]
+    assert len(rows) == len(found.rows) and rows[0]["values"].keys() <= {m.key for m in METRICS}
+    assert json.loads(summary)["summaries"][1]["means"]["mcd"]["n"] == 3
+    # A name is a name, whatever it looks like.
+    assert "<img src=x" not in html and "&lt;img src=x onerror" in html
+    assert r"\<img src=x onerror=alert(1)\> \| \_x\_" in markdown
+    assert "<!--@SUMMARY" not in html and html.count("&lt;!--@FACTS--&gt;") > 3
+    # Everything is inside.
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert len(addresses) == 2 * 2 * 4 and all(a.startswith("data:") for a in addresses)
+    assert "http://" not in html and "https://" not in html
+    without = write_reports(found, output, players=2, audio=False)[1].read_text()
+    assert "<audio" not in without and "data:audio" not in without and "data:image/png" in without
+    for text in (markdown, html):
+        assert "pesq cannot be imported" in text and "c.wav" in text
+        assert str(output.parent) not in text.split("eft out")[0]
+
+
+def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypatch, quick):
+    other = tmp_path / "other"
+    for name, audio in clips.items():
+        write(other / f"{name}.wav", audio)
+    arguments = (reference, [System("other", str(other)), System("flow", weights)], tmp_path / "o")
+    measured, synthesized = [], []
+    measure_file, griffin_lim = evaluation.measure_file, systems.griffin_lim
+
+    def stop_after_four(*job):
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        measured.append(job)
+        return measure_file(*job)
+
+    monkeypatch.setattr(evaluation, "measure_file", stop_after_four)
+    monkeypatch.setattr(systems, "griffin_lim", lambda *a: synthesized.append(a) or griffin_lim(*a))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*arguments, griffin_lim_iterations=1)
+    assert len(synthesized) == 3
+    # The end of the record is cut off, as a crash leaves it.
+    record = tmp_path / "o/measured.jsonl"
+    record.write_text(record.read_text()[:-9])
+    measured_before = [job[:2] for job in measured]
+    measured.clear()
+    monkeypatch.setattr(
+        evaluation, "measure_file", lambda *job: measured.append(job) or measure_file(*job)
+    )
+    first = evaluate(*arguments, griffin_lim_iterations=1)
+    assert len(synthesized) == 3
+    assert len(measured) == 12 - 3 and not {j[:2] for j in measured} & set(measured_before[:3])
+    measured.clear()
+    again = evaluate(*arguments, griffin_lim_iterations=1)
+    assert measured == [] and again == first
+
+    # One recording and one output change: what depends on them is done again, and only that.
+    write(reference / "a.wav", 0.9 * clips["a"])
+    write(other / "c.wav", 0.5 * clips["c"])
+    os.utime(other / "c.wav", ns=(1, 1))
+    evaluate(*arguments, griffin_lim_iterations=1)
+    assert len(synthesized) == 4
+    assert len(measured) == 4 + 1  # every system's a, and one c
+
+
+@pytest.mark.slow
+def test_processes_give_the_same(reference, tmp_path, quick):
+    rows = []
+    for workers in (1, 2):
+        output = tmp_path / str(workers)
+        found = evaluate(reference, [], output, griffin_lim_iterations=1, workers=workers)
+        rows.append([(r.system, r.name, r.values["mcd"]) for r in found.rows])
+    assert rows[0] == rows[1] and len(rows[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ours=w", System("ours", "w")),
+        ("ours 0.8=w:sigma=0.8,denoise=0.01", System("ours 0.8", "w", 0.8, 0.01)),
+        ("x=:sigma=1,dtype=bfloat16,seed=7", System("x", None, 1.0, None, "bfloat16", 7)),
+        ("x=", System("x", None)),
+        ("x=a:b/c:", System("x", "a:b/c")),
+        ("x=a:b/c", System("x", "a:b/c")),
+        ("x=owner/name@main:sigma=0", System("x", "owner/name@main", 0.0)),
+    ],
+)
+def test_systems_as_they_are_written(text, expected):
+    assert parse_system(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["folder", "=folder", "Griffin-Lim=x", "Recordings=x", "x=w:sigma=-1", "x=w:sigma=nan",
+     "x=w:sgima=1", "x=w:seed=1.5", "x=w:dtype=float8", "x=w:sigma=1,denoise"],
+)  # fmt: skip
+def test_systems_that_cannot_be(text):
+    with pytest.raises(UserError, match="--system"):
+        parse_system(text)
+
+
+def test_what_a_difference_means():
+    up = next(m for m in METRICS if m.key == "stoi")
+    down = next(m for m in METRICS if m.key == "mcd")
+    assert verdict(Estimate(0.2, 0.1, 0.3, 9), up) == "better"
+    assert verdict(Estimate(0.2, 0.1, 0.3, 9), down) == "worse"
+    assert verdict(Estimate(-0.2, -0.3, -0.1, 9), down) == "better"
+    assert verdict(Estimate(0.2, -0.1, 0.3, 9), up) == ""
+    assert verdict(Estimate(0.0, 0.0, 0.0, 9), up) == ""
+    assert verdict(Estimate(0.2, None, None, 1), up) == verdict(None, up) == ""
+
+
+class Silent:
+    """A voice that notes what it is asked for."""
+
+    config = tiny_config()
+    params = {"weight": np.zeros(3)}  # noqa: RUF012
+
+    def __init__(self):
+        self.asked = []
+
+    def mel(self, audio):
+        return np.zeros((1 + len(audio) // 256, 80), np.float32)
+
+    def synthesize(self, mel, **options):
+        self.asked.append(options)
+        return np.zeros(len(mel) * 256, np.float32)
+
+    def encode(self, audio, mel):
+        return np.zeros(1), np.full(1, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("system", "options"),
+    [
+        (System("x", None), {"sigma": 0.6, "seed": 0, "dtype": "float32"}),
+        (
+            System("x", None, 0.8, 0.01, "bfloat16", 7),
+            {"sigma": 0.8, "seed": 7, "dtype": "bfloat16", "denoise": 0.01},
+        ),
+        (
+            System("x", None, denoise=0.0),
+            {"sigma": 0.6, "seed": 0, "dtype": "float32", "denoise": 0.0},
+        ),
+    ],
+)
+def test_a_voice_is_asked_for_what_was_written(reference, tmp_path, system, options):
+    """And for the denoiser only where it was."""
+    voice, references = Silent(), systems.files_by_name(reference)
+    made = systems.make_with_weights(system, voice, references, tmp_path, lambda done, total: None)
+    assert voice.asked == [options] * 6  # twice each, the second time by the clock
+    assert made.nats == dict.fromkeys(NAMES, 2.5) and set(made.seconds) == set(NAMES)
+    systems.make_with_weights(system, voice, references, tmp_path, lambda done, total: None)
+    assert len(voice.asked) == 6
+    # Another setting is another folder.
+    other = System("x", None, 0.1, system.denoise, system.dtype, system.seed)
+    again = systems.make_with_weights(other, voice, references, tmp_path, lambda *_: None)
+    assert len(voice.asked) == 12 and again.files["a"].parent != made.files["a"].parent
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+def test_command(reference, tmp_path, clips, capsys, quick):
+    other = tmp_path / "other"
+    write(other / "a.wav", clips["a"])
+    arguments = ["evaluate", "--reference", reference, "--system", f"o={other}", "-o",
+                 tmp_path / "out", "--griffin-lim-iterations", 1, "--workers", 1]  # fmt: skip
+    code = main([str(each) for each in arguments])
+    out, err = capsys.readouterr()
+    # Two of o's files are not there: told, left out, and the rest is done.
+    assert code == 1
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "o: sub/b: no such file" in errors[1]
+    # One line a package that is missing, and what to install.
+    lines = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == 4 and all("[eval]" in line for line in lines)
+    assert "| o | 0.00 | 0.00 |" in out and "report.html" in out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_file()) == [
+        *("files.jsonl", "measured.jsonl", "report.html", "report.md", "summary.json")
+    ]
+    shutil.rmtree(other)
+    write(other / "sub/b.wav", clips["sub/b"])
+    code = main([*map(str, arguments), "--json", "--files", "1"])
+    assert code == 1 and "no file in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "word"),
+    [
+        (["--reference", "gone"], 1, "gone"),
+        (["--system", "x=gone"], 1, "gone"),
+        (["--system", "x=REAL", "--system", "x=REAL"], 1, "two systems"),
+        (["--system", "x=REAL:sigma=0.8"], 1, "holds recordings"),
+        (["--baseline", "nobody"], 1, "nobody"),
+        (["--workers", "0"], 2, "--workers"),
+        (["--files", "none"], 2, "--files"),
+    ],
+)
+def test_command_fails_in_one_line(reference, tmp_path, capsys, more, code, word):
+    more = [text.replace("REAL", str(reference)) for text in more]
+    arguments = ["evaluate", "--reference", str(reference), "-o", str(tmp_path / "out"), *more]
+    try:
+        found = main(arguments)
+    except SystemExit as stopped:
+        found = stopped.code
+    err = capsys.readouterr().err
+    assert found == code and word in err.splitlines()[-1] and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_in_a_browser(reference, tmp_path, browser, quick):
+    found = evaluate(reference, [], tmp_path / "out", griffin_lim_iterations=1)
+    path = write_reports(found, tmp_path / "out", players=1)[1]
+    page = browser.new_context(viewport={"width": 375, "height": 667}, offline=True).new_page()
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text))
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("[...document.images].every(each => each.naturalHeight === 256)")
+    page.evaluate("document.querySelector('audio').play()")
+    page.wait_for_function("document.querySelector('audio').currentTime > 0.05")
+
+    table = page.locator("#every-file")
+    mcd = table.locator("thead button", has_text="MCD").first
+
+    def column() -> list[float]:
+        place = [m.key for m in METRICS if m.key in found.rows[0].values].index("mcd") + 2
+        cells = table.locator(f"tbody tr:visible > :nth-child({place + 1})")
+        return [float(text) for text in cells.all_text_contents()]
+
+    unsorted = column()
+    assert len(unsorted) == 6
+    mcd.click()
+    assert column() == sorted(unsorted)
+    mcd.press("Enter")
+    assert column() == sorted(unsorted, reverse=True)
+    page.locator("#system").select_option("Recordings")
+    assert column() == [0, 0, 0]
+    assert faults == []

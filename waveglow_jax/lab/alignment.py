@@ -1,0 +1,90 @@
+"""Two recordings of the same words to one time axis and one level, and what that took.
+
+Arrays: audio `[T]` floating point in [-1, 1].
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.signal
+
+# Beyond a quarter of a second two files do not belong together by accident of a vocoder's delay.
+MAX_OFFSET_SECONDS = 0.25
+# Waveforms that agree less than this have another phase: the peak says nothing about the delay.
+_SAME_WAVEFORM = 0.5
+_ENVELOPE_HOP_SECONDS = 0.001
+_ENVELOPE_WINDOW_SECONDS = 0.010
+# An envelope tells the delay no finer than this.
+_ENVELOPE_RESOLUTION_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """reference, output: `[N]` float64, N samples that both have, output at the reference's level.
+
+    offset: samples by which the output came late (negative: early), which were cut off.
+    length_difference: samples that the output had more than the reference.
+    gain_db: what the output was raised by, so that both have the same RMS.
+    """
+
+    reference: np.ndarray
+    output: np.ndarray
+    offset: int
+    length_difference: int
+    gain_db: float
+
+
+def align(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> Aligned:
+    """Cuts both to what they share and brings the output to the reference's RMS.
+
+    reference `[T]`, output `[U]`: at sampling_rate, in Hz.
+    The delay is the peak of the waveforms' cross-correlation, of either sign, within a quarter of
+    a second; where the waveforms do not agree (a vocoder is free in its phase) that of their
+    envelopes, which leaves less than 5 ms as it is; where these do not agree either, none.
+    Raises ValueError if they share no sample or if either is silent there.
+    """
+    reference, output = np.asarray(reference, np.float64), np.asarray(output, np.float64)
+    offset = find_offset(reference, output, sampling_rate)
+    difference = len(output) - len(reference)
+    first, second = reference[max(0, -offset) :], output[max(0, offset) :]
+    shared = min(len(first), len(second))
+    first, second = first[:shared], second[:shared]
+    levels = [float(np.sqrt(np.mean(each**2))) if shared else 0.0 for each in (first, second)]
+    if min(levels) <= 0:
+        raise ValueError("silent where the two files overlap")
+    gain = levels[0] / levels[1]
+    return Aligned(first, gain * second, offset, difference, float(20 * np.log10(gain)))
+
+
+def find_offset(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> int:
+    """Samples by which output `[U]` is late against reference `[T]`; see `align`."""
+    most = int(MAX_OFFSET_SECONDS * sampling_rate)
+    offset, agreement = _correlation_peak(reference, output, most)
+    if agreement >= _SAME_WAVEFORM:
+        return offset
+    hop = max(1, round(_ENVELOPE_HOP_SECONDS * sampling_rate))
+    size = max(1, round(_ENVELOPE_WINDOW_SECONDS * sampling_rate))
+    envelopes = [_envelope(each, size, hop) for each in (reference, output)]
+    steps, agreement = _correlation_peak(*envelopes, most // hop)
+    told = agreement >= _SAME_WAVEFORM
+    told &= abs(steps * hop) > _ENVELOPE_RESOLUTION_SECONDS * sampling_rate
+    return steps * hop if told else 0
+
+
+def _envelope(audio: np.ndarray, size: int, hop: int) -> np.ndarray:
+    """RMS over `size` samples, every `hop`, without its mean."""
+    power = scipy.signal.fftconvolve(audio**2, np.full(size, 1 / size), mode="same")
+    envelope = np.sqrt(np.maximum(power[::hop], 0))
+    return envelope - envelope.mean()
+
+
+def _correlation_peak(first: np.ndarray, second: np.ndarray, most: int) -> tuple[int, float]:
+    """The delay of second against first, within +-most, and the normalised correlation there."""
+    energy = np.sqrt(np.sum(first**2) * np.sum(second**2))
+    if energy <= 0:
+        return 0, 0.0
+    correlation = np.abs(scipy.signal.correlate(second, first, method="fft"))
+    lags = scipy.signal.correlation_lags(len(second), len(first))
+    near = np.abs(lags) <= most
+    best = int(np.argmax(correlation[near]))
+    return int(lags[near][best]), float(correlation[near][best] / energy)
