@@ -105,11 +105,16 @@ def prediction_forward(
 
 
 def prediction_inverse(
-    predictor: Predictor, y: jax.Array, mask: jax.Array | None = None
+    predictor: Predictor,
+    y: jax.Array,
+    past: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """x_t = gain y_t - sum_(k>0) taps_k x_(t-k); log_det = sum ln gain. One block after another."""
     batch, blocks, length = predictor.taps.shape
     order, block = length - 1, y.shape[1] // blocks
+    if past is None:
+        past = jnp.zeros((batch, order), y.dtype)
     # Row i of a block's matrix weighs the samples before the block, then the block's own.
     lag = order + np.arange(block)[:, None] - np.arange(order + block)
     used = jnp.asarray((lag >= 0) & (lag <= order), y.dtype)[None]
@@ -131,7 +136,7 @@ def prediction_inverse(
 
     in_time = (predictor.taps, predictor.gain, y.reshape(batch, blocks, block))
     in_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), in_time)
-    _, x = jax.lax.scan(next_block, jnp.zeros((batch, order), y.dtype), in_time)
+    _, x = jax.lax.scan(next_block, past, in_time)
     return jnp.moveaxis(x, 0, 1).reshape(y.shape), _log_gains(predictor, block, mask)
 
 
