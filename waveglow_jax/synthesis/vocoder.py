@@ -108,15 +108,15 @@ class Voice:
         `synthesize` does, for a mel when its turn comes.
         """
         self._check(sigma, seed, denoise, dtype)
+        self.compile(plan, dtype)
         blocks = self._reverse.blocks(map(self._checked, mels), plan, sigma, seed, dtype)
         if not denoise:
             return blocks
+        bias_spectrum = self.bias_spectrum
         return (
             (utterance, block)
             for utterance, of_one in groupby(blocks, itemgetter(0))
-            for block in denoised_blocks(
-                (block for _, block in of_one), self.bias_spectrum, denoise
-            )
+            for block in denoised_blocks((block for _, block in of_one), bias_spectrum, denoise)
         )
 
     def stream(
@@ -182,8 +182,11 @@ class Voice:
 
     def compile_stream(self, chunk_frames: int | None = None, dtype: str = "float32") -> float:
         """As `compile`, for a stream."""
-        window = self._reverse.stream_window(self.chunk_frames(chunk_frames))
-        return self._reverse.compile(window, 1, dtype)
+        return self.compile(self.stream_plan(chunk_frames), dtype)
+
+    def stream_plan(self, chunk_frames: int | None = None) -> Plan:
+        """The windows of a stream."""
+        return self._reverse.stream_plan(self.chunk_frames(chunk_frames))
 
     @cached_property
     def bias_spectrum(self) -> np.ndarray:
@@ -192,7 +195,9 @@ class Voice:
         Those of the first frame of the all-zero mel at sigma 0, as the original has it.
         """
         mel = np.zeros((BIAS_FRAMES, self.config.waveglow.n_mel_channels), np.float32)
-        return bias_spectrum_of(self.synthesize(mel, sigma=0))
+        # Once only: in the windows of whatever program there is, rather than compile one.
+        window, batch = self._reverse.ready_for(BIAS_FRAMES)
+        return bias_spectrum_of(self.synthesize(mel, sigma=0, window=window, batch=batch))
 
     def encode(self, audio: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Audio `[B, T]` and its mel `[B, F, M]` -> z `[B, T / G, G]`, log-likelihood `[B]`.

@@ -136,10 +136,13 @@ class Plan:
         )
 
 
-CPU_CALL_FRAMES, ACCELERATOR_CALL_FRAMES = 1024, 16384
-"""The most frames a device has at once: beyond, a call gains nothing but takes more memory."""
+CPU_CALL_FRAMES, ACCELERATOR_CALL_FRAMES = 512, 16384
+"""The most frames a device has at once, unless the context alone is a quarter of that: beyond, a
+CPU's caches no longer hold them (half as fast from 640 on, for the bundled voice)."""
 CPU_CALL_COST, ACCELERATOR_CALL_COST = 16, 2048
 """What a call costs beside its frames, as so many frames."""
+WORK_COST = 0.25
+"""What a frame costs wherever it is computed: several devices spare time, but not at any price."""
 NOT_WORTH_COMPILING = 1.5
 """A program that is compiled already is taken if it costs at most so many times the best one."""
 
@@ -164,14 +167,16 @@ def choose(
     most = CPU_CALL_FRAMES if on_cpu else ACCELERATOR_CALL_FRAMES
     call = CPU_CALL_COST if on_cpu else ACCELERATOR_CALL_COST
     longest, both = max(lengths, default=1), context.left + context.right
+    most = max(most, 4 * both)
 
     @cache
     def windows_of(size: int) -> int:
         return sum(1 for _ in pack(lengths, size, context))
 
-    def cost(size: int, rows: int) -> tuple[int, int]:
+    def cost(size: int, rows: int) -> tuple[float, int]:
         calls = -(-windows_of(size) // rows)
-        return calls * (call + rows // _spread(rows, devices) * size), size * rows
+        in_time = calls * (call + rows // _spread(rows, devices) * size)
+        return in_time + WORK_COST * calls * rows * size, size * rows
 
     sizes = [window] if window else _sizes(longest, both, most)
     options = {
@@ -196,7 +201,7 @@ def choose(
 def _sizes(longest: int, both: int, most: int) -> list[int]:
     """Windows that hold the longest utterance whole, or a good part of it beside its context."""
     sizes = [size_at_least(1)]
-    while sizes[-1] < max(most, 2 * both):
+    while sizes[-1] < most:
         sizes.append(size_at_least(sizes[-1] + 1))
     return [size for size in sizes if size >= longest or size > both]
 
@@ -318,7 +323,7 @@ class ReversePass:
         A block is there `chunk + context.right` frames after its beginning; the last is shorter.
         """
         left, right = self.context.left, self.context.right
-        window, hop = self.stream_window(chunk), self.config.data.hop_length
+        window, hop = self.stream_plan(chunk).window, self.config.data.hop_length
         size = window, 1, dtype
         self.compile(*size)
         mel = np.zeros((0, self.config.waveglow.n_mel_channels), np.float32)
@@ -342,9 +347,17 @@ class ReversePass:
             done = end
             mel, start = mel[max(0, done - left) - start :], max(0, done - left)
 
-    def stream_window(self, chunk: int) -> int:
-        """Frames of the window that a stream's blocks of `chunk` frames are computed in."""
-        return self.context.left + chunk + self.context.right
+    def stream_plan(self, chunk: int) -> Plan:
+        """The windows that a stream's blocks of `chunk` frames are computed in, one at a time."""
+        window = self.context.left + chunk + self.context.right
+        return Plan(window, 1, 1, self.context, chunk, window)
+
+    def ready_for(self, n_frames: int, dtype: str = "float32") -> tuple[int | None, int | None]:
+        """The smallest window and batch compiled that so many frames can go through, if any."""
+        both = self.context.left + self.context.right
+        sizes = [key[:2] for key in self._programs if key[2] == dtype]
+        fit = [size for size in sizes if size[0] >= n_frames or size[0] > both]
+        return min(fit, default=(None, None))
 
     def _whitened(
         self,
