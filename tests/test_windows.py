@@ -28,14 +28,14 @@ ROOT = Path(__file__).parent.parent
 def config_of(kind: str) -> Config:
     whitening, conditioning, group = KINDS[kind]
     glow = {
-        "n_flows": 3,
-        "n_early_every": 2,
+        "n_flows": 2,
+        "n_early_every": 1,
         "n_early_size": 2,
         "n_group": group,
         "upsample_kernel": 1024,
         "conditioning": conditioning,
         "mel_whitening": whitening,
-        "WN_config": {"n_layers": 4, "n_channels": 8, "n_skip_channels": 6, "kernel_size": 5},
+        "WN_config": {"n_layers": 3, "n_channels": 8, "n_skip_channels": 6, "kernel_size": 7},
     }
     return config_from_dict({"waveglow_config": glow})
 
@@ -47,7 +47,8 @@ def params_of(kind: str) -> dict:
     for flow in params["flows"]:
         for name, layer in flow["wn"].items():
             if name.startswith(("in_layer", "res_skip")):
-                layer["g"] = 3 * layer["g"]
+                layer["g"] = 2 * layer["g"]
+        flow["wn"]["end"]["kernel"] = 0.1 * flow["wn"]["end"]["kernel"]
     return params
 
 
@@ -101,7 +102,7 @@ def test_whitening_alone_hears_the_next_frame():
 
 
 @pytest.mark.parametrize("kind", ["published", "plain"])
-def test_nothing_beyond_the_context_is_heard_and_nearly_all_of_it_is(kind):
+def test_the_context_is_what_is_heard_and_no_more(kind):
     config, context = config_of(kind), context_of(config_of(kind))
     prepared = jax.jit(prepare_inverse)(params_of(kind))
     frames, at = 40, 20
@@ -116,10 +117,9 @@ def test_nothing_beyond_the_context_is_heard_and_nearly_all_of_it_is(kind):
     heard_in = []
     for other in (run(changed_z, mel), run(z, changed_mel)):
         per_frame = np.abs(np.asarray(other) - audio).reshape(frames, HOP).max(axis=1)
-        heard_in.append(np.flatnonzero(per_frame > 1e-6))
+        heard_in.append(np.flatnonzero(per_frame))
     first, last = (min(h[0] for h in heard_in), max(h[-1] for h in heard_in))
-    assert at - context.right <= first <= at - context.right + 1
-    assert at + context.left - 1 <= last <= at + context.left
+    assert (first, last) == (at - context.right, at + context.left)
 
 
 # ------------------------------------------------------------------------------ packing
@@ -216,39 +216,37 @@ def test_given_window_and_batch():
 # ------------------------------------------------------------------------------ equality
 
 
-def edges(kind: str) -> list[int]:
-    """Lengths about what a window of 24 frames and its kept part hold."""
-    both = context_of(config_of(kind)).left + context_of(config_of(kind)).right
-    return [24, 25, 24 - both, 2 * (24 - both) + both + 1]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("window", "batch"), [(24, 3), (None, None)])
 def test_in_windows_and_in_a_batch(kind, window, batch):
-    lengths = [31, 1, 97, 2, *(edges(kind) if kind == "predicting" else [])]
-    mels = [mel_of(n) for n in lengths]
-    audio = voice_of(kind).synthesize(mels, SIGMA, SEED, window=window, batch=batch)
+    lengths = [31, 2, 97]
+    if kind == "predicting":
+        # At the edges: windows of 24 frames keep `more` of an utterance after their first.
+        more = 24 - context_of(config_of(kind)).left - context_of(config_of(kind)).right
+        lengths += [1, 24, 25, 24 + more, 25 + more]
+    audio = voice_of(kind).synthesize(
+        [mel_of(n) for n in lengths], SIGMA, SEED, window=window, batch=batch
+    )
     for n, ours in zip(lengths, audio, strict=True):
         close(ours, bare(kind, n))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_streamed(kind):
-    mel = mel_of(97)
-    for blocks in (voice_of(kind).stream(mel, 13, SIGMA, SEED),):
-        blocks = list(blocks)
-        assert [len(block) for block in blocks] == [13 * HOP] * 7 + [6 * HOP]
-        close(np.concatenate(blocks), bare(kind, 97))
-    arriving = list(voice_of(kind).stream(irregular(mel), 13, SIGMA, SEED))
+    voice = voice_of(kind)
+    blocks = list(voice.stream(mel_of(97), 13, SIGMA, SEED))
+    assert [len(block) for block in blocks] == [13 * HOP] * 7 + [6 * HOP]
+    close(np.concatenate(blocks), bare(kind, 97))
+    arriving = list(voice.stream(irregular(mel_of(97)), 13, SIGMA, SEED))
     assert np.array_equal(np.concatenate(arriving), np.concatenate(blocks))
-    for n in (1, 2, 31):
-        blocks = voice_of(kind).stream(irregular(mel_of(n)), 13, SIGMA, SEED)
+    for n in (2, 31):
+        blocks = voice.stream(irregular(mel_of(n)), 13, SIGMA, SEED)
         close(np.concatenate(list(blocks)), bare(kind, n))
 
 
 def test_streamed_in_chunks_of_any_size():
-    voice, context = voice_of("predicting"), context_of(config_of("predicting"))
-    for chunk in (1, context.right, 40, 200):
+    voice = voice_of("predicting")
+    for chunk in (1, 40):
         blocks = list(voice.stream(mel_of(31), chunk, SIGMA, SEED))
         assert {len(block) for block in blocks[:-1]} <= {chunk * HOP}
         close(np.concatenate(blocks), bare("predicting", 31))
@@ -279,10 +277,15 @@ def test_long_ones(kind, frames):
 def test_a_mel_beyond_all_numbers_spoils_no_other():
     wild = np.full((9, 80), 3e38, np.float32)
     mels = [mel_of(31), wild, mel_of(2), wild, mel_of(97)]
-    audio = voice_of("published").synthesize(mels, SIGMA, SEED, window=60, batch=2)
+
+    def speak(mels: list) -> list:
+        half = {"dtype": "float16", "window": 60, "batch": 2}
+        return voice_of("published").synthesize(mels, SIGMA, SEED, **half)
+
+    audio = speak(mels)
     assert not np.isfinite(audio[1]).all()
     for i in (0, 2, 4):
-        close(audio[i], bare("published", len(mels[i])))
+        close(audio[i], speak([mels[i]])[0], 1e-4)
 
 
 # ------------------------------------------------------------------------------ time and memory
@@ -335,13 +338,11 @@ def test_200_utterances_compile_three_programs_at_most():
     lengths = np.random.default_rng(3).integers(1, 90, 200)
     mels = [mel_of(int(n)) for n in lengths]
     voice = Voice(config_of("predicting"), params_of("predicting"), tuple(jax.devices()[:1]))
-    prepared = compilations(lambda: voice.synthesize(mels[0][:1], window=7 + 9, batch=1))
-    assert 2 <= prepared <= 6, "the compiler says nothing any more"
-    fresh = Voice(config_of("predicting"), params_of("predicting"), tuple(jax.devices()[:1]))
-    assert compilations(lambda: fresh.synthesize(mels)) <= 3
-    assert compilations(lambda: fresh.synthesize(mels[::-1])) == 0
+    # Windows, colouring and, once, the weights.
+    assert 2 <= compilations(lambda: voice.synthesize(mels)) <= 3
+    assert compilations(lambda: voice.synthesize(mels[::-1])) == 0
     # One after another, too, most go through what is there.
-    assert compilations(lambda: [fresh.synthesize(mel) for mel in mels[:40]]) <= 3
+    assert compilations(lambda: [voice.synthesize(mel) for mel in mels[:40]]) <= 1
 
 
 @pytest.mark.parametrize(
