@@ -61,10 +61,17 @@ jitted_inverse = jax.jit(inverse, static_argnums=1)
 
 
 @cache
+def noise_of(group: int, frames: int) -> np.ndarray:
+    config = config_of(next(kind for kind in KINDS if KINDS[kind][2] == group))
+    return np.asarray(latent_noise(SEED, config, frames))
+
+
+@cache
 def bare(kind: str, frames: int) -> np.ndarray:
     """One shot, nothing cut and nothing padded."""
-    config = config_of(kind)
-    z = SIGMA * latent_noise(SEED, config, frames)
+    config, group = config_of(kind), KINDS[kind][2]
+    # A shorter noise is the beginning of a longer one.
+    z = SIGMA * noise_of(group, 100 if frames <= 100 else 3000)[: frames * HOP // group]
     return np.asarray(jitted_inverse(params_of(kind), config, z[None], mel_of(frames)[None])[0][0])
 
 
@@ -219,11 +226,11 @@ def test_given_window_and_batch():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("window", "batch"), [(24, 3), (None, None)])
 def test_in_windows_and_in_a_batch(kind, window, batch):
-    lengths = [31, 2, 97]
+    lengths = [2, 97]
     if kind == "predicting":
         # At the edges: windows of 24 frames keep `more` of an utterance after their first.
         more = 24 - context_of(config_of(kind)).left - context_of(config_of(kind)).right
-        lengths += [1, 24, 25, 24 + more, 25 + more]
+        lengths += [31, 1, 24, 25 + more]
     audio = voice_of(kind).synthesize(
         [mel_of(n) for n in lengths], SIGMA, SEED, window=window, batch=batch
     )
@@ -239,17 +246,15 @@ def test_streamed(kind):
     close(np.concatenate(blocks), bare(kind, 97))
     arriving = list(voice.stream(irregular(mel_of(97)), 13, SIGMA, SEED))
     assert np.array_equal(np.concatenate(arriving), np.concatenate(blocks))
-    for n in (2, 31):
-        blocks = voice.stream(irregular(mel_of(n)), 13, SIGMA, SEED)
-        close(np.concatenate(list(blocks)), bare(kind, n))
+    blocks = voice.stream(irregular(mel_of(2)), 13, SIGMA, SEED)
+    close(np.concatenate(list(blocks)), bare(kind, 2))
 
 
 def test_streamed_in_chunks_of_any_size():
     voice = voice_of("predicting")
-    for chunk in (1, 40):
-        blocks = list(voice.stream(mel_of(31), chunk, SIGMA, SEED))
-        assert {len(block) for block in blocks[:-1]} <= {chunk * HOP}
-        close(np.concatenate(blocks), bare("predicting", 31))
+    blocks = list(voice.stream(mel_of(31), 1, SIGMA, SEED))
+    assert [len(block) for block in blocks] == [HOP] * 31
+    close(np.concatenate(blocks), bare("predicting", 31))
     close(np.concatenate(list(voice.stream(mel_of(97), None, SIGMA, SEED))), bare("predicting", 97))
 
 
@@ -316,11 +321,11 @@ def test_mels_are_taken_as_they_are_needed():
             pulled += 1
             yield mel_of(31)
 
-    plan = voice.plan([31] * 60, window=80, batch=2)
+    plan = voice.plan([31] * 60, window=24, batch=3)
     out = set()
     for utterance, _ in voice.blocks(mels(), plan):
         out.add(utterance)
-        assert pulled - len(out) <= 6  # what 160 frames hold, and the next
+        assert pulled - len(out) <= 4  # what 72 frames hold, and the next
     assert len(out) == 60
 
 
@@ -342,7 +347,7 @@ def test_200_utterances_compile_three_programs_at_most():
     assert 2 <= compilations(lambda: voice.synthesize(mels)) <= 3
     assert compilations(lambda: voice.synthesize(mels[::-1])) == 0
     # One after another, too, most go through what is there.
-    assert compilations(lambda: [voice.synthesize(mel) for mel in mels[:40]]) <= 1
+    assert compilations(lambda: [voice.synthesize(mel) for mel in mels[:40]]) <= 2
 
 
 @pytest.mark.parametrize(
