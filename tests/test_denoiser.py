@@ -1,5 +1,8 @@
 """The denoiser against the original's numbers and plain loops, in one shot and as a stream."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -117,3 +120,10 @@ def test_through_the_voice(voice):
         blocks = list(voice.stream(iter(np.array_split(mel, 5)), 13, denoise=0.2))
         close(np.concatenate(blocks), expected)
     assert voice.latency_frames(13, 0.2) == voice.latency_frames(13) + 3
+
+
+def test_by_its_full_name():
+    """In a fresh interpreter: here it has been imported."""
+    code = "import waveglow_jax as wg; print(wg.synthesis.denoiser.denoise.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "denoise\n", done.stderr
