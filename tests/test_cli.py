@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import struct
 import subprocess
@@ -66,6 +67,19 @@ def run(capsys):
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         return code, out.splitlines(), err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def run_binary(capsysbinary):
+    """As `run`, with stdout as the bytes that they are."""
+
+    def run(*arguments) -> tuple[int, bytes, list[str]]:
+        capsysbinary.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsysbinary.readouterr()
+        return code, out, err.decode().splitlines()
 
     return run
 
@@ -204,6 +218,67 @@ def test_plot(run, tmp_path, weights):
     assert width >= 600 and height >= 400 and len(content) > 10_000
 
 
+def test_denoise_reaches_the_voice(run, tmp_path, weights, voice):
+    mel = mel_file(tmp_path / "a.npy")
+    assert run("synthesize", mel, "-o", tmp_path / "out", "-w", weights, "-d", "0.2")[0] == 0
+    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), denoise=0.2))
+    samples = is_speech_file(tmp_path / "out/a.wav")
+    assert np.array_equal(samples, expected)
+    assert not np.array_equal(samples, files.to_int16(voice.synthesize(some_mel(FRAMES))))
+
+
+def test_verbose_tells_the_windows(run, tmp_path, weights, voice):
+    mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(70).T)]
+    arguments = ["synthesize", *mels, "-o", tmp_path / "out", "-w", weights, "--verbose"]
+    code, out, err = run(*arguments, "--window", "40", "--batch", "1")
+    assert code == 0 and len(out) == 2
+    (line,) = err
+    for told in ("40 frames", "context 2 + 1", "batch 1", "1 device", "overhead 2"):
+        assert told in line
+    for path, frames in (("a.wav", FRAMES), ("b.wav", 70)):
+        samples = is_speech_file(tmp_path / "out" / path, frames).astype(int)
+        expected = files.to_int16(voice.synthesize(some_mel(frames))).astype(int)
+        assert np.abs(samples - expected).max() <= 1
+    code, out, err = run(*arguments)
+    assert code == 0 and len(err) == 1 and "windows of" in err[0]
+
+
+# ------------------------------------------------------------------------------ synthesize: stream
+
+
+def test_stream_is_the_samples_and_nothing_else(run_binary, tmp_path, weights, voice):
+    mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(70).T)]
+    for options, said in (([], {}), (["-d", "0.2", "-s", "0.9"], {"denoise": 0.2, "sigma": 0.9})):
+        arguments = ["synthesize", *mels, "--stream", "--chunk", "9", "-w", weights, *options]
+        code, out, err = run_binary(*arguments)
+        assert code == 0
+        expected = [voice.synthesize(some_mel(n), **said) for n in (FRAMES, 70)]
+        samples = np.frombuffer(out, "<i2").astype(int)
+        assert samples.shape == ((FRAMES + 70) * HOP,)
+        assert np.abs(samples - files.to_int16(np.concatenate(expected))).max() <= 1
+        frames = voice.latency_frames(9, said.get("denoise", 0))
+        (line,) = err
+        assert line.startswith(f"latency: {frames} frames ({frames * HOP / RATE:.2f} s)")
+
+
+def test_stream_goes_on_after_a_bad_file(run_binary, tmp_path, weights):
+    bad = mel_file(tmp_path / "bad.npy", np.zeros((100, 9), np.float32))
+    wild = mel_file(tmp_path / "wild.npy", np.full((80, FRAMES), 300, np.float32))
+    good = mel_file(tmp_path / "good.npy")
+    code, out, err = run_binary("synthesize", bad, wild, good, "--stream", "-w", weights)
+    assert code == 1 and len(out) == 2 * FRAMES * HOP
+    assert [str(path) in line for path, line in zip((bad, wild), errors(err), strict=True)]
+    assert "2 of 3" in err[-1]
+
+
+def test_stream_into_a_terminal_is_refused(run, tmp_path, weights, monkeypatch):
+    mel = mel_file(tmp_path / "a.npy")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    code, out, err = run("synthesize", mel, "--stream", "-w", weights)
+    assert code == 1 and out == []
+    one_error(err, "--stream", "pipe")
+
+
 # ------------------------------------------------------------------------------ synthesize: bad
 
 
@@ -314,6 +389,12 @@ def test_unknown_weights(run, tmp_path):
         ["--seed", "-1"],
         ["--seed", str(2**32)],
         ["--seed", "1.5"],
+        ["--denoise", "-0.1"],
+        ["--denoise", "nan"],
+        ["--window", "0"],
+        ["--batch", "no"],
+        ["--chunk", "9"],
+        ["--stream"],
         ["--no-such-option"],
     ],
     ids=" ".join,
@@ -331,6 +412,8 @@ def test_no_arguments_and_unknown_command(run):
     assert run()[0] == 2
     assert run("synthesise")[0] == 2
     assert run("synthesize", "a.npy")[0] == 2  # no -o
+    for option in ("--json", "--plot", "--window=9", "--batch=1"):
+        assert run("synthesize", "a.npy", "--stream", option)[0] == 2
 
 
 def test_output_folder_that_cannot_be(run, tmp_path, weights):
@@ -410,6 +493,38 @@ def open_on_a_full_disk(folder: Path, size: int):
         return open(path, mode, **options)
 
     return opened
+
+
+def test_interrupt_and_full_disk_leave_whole_files_only(run, tmp_path, weights, monkeypatch):
+    """In the middle of the second file, whose first blocks are written."""
+    mels = [mel_file(tmp_path / f"{name}.npy", some_mel(70).T) for name in "abc"]
+    arguments = ["-o", tmp_path / "out", "-w", weights, "--window", "24", "--batch", "1"]
+    real = files.to_int16
+    for raised, left in ((KeyboardInterrupt, ["a.wav"]), (OSError(28, "full"), ["a.wav", "c.wav"])):
+        written = []
+
+        def stops(samples, raised=raised, written=written):
+            written.append(len(samples))
+            if sum(written) > 100 * HOP:
+                assert len(below(tmp_path / "out")) == 2  # the whole one, and what is begun
+                monkeypatch.setattr(files, "to_int16", real)
+                raise raised
+            return real(samples)
+
+        monkeypatch.setattr(files, "to_int16", stops)
+        code, _, err = run("synthesize", *mels, *arguments)
+        assert code == (130 if raised is KeyboardInterrupt else 1) and errors(err)
+        assert below(tmp_path / "out") == left
+        is_speech_file(tmp_path / "out/a.wav", 70)
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_window_too_small_for_its_context(run, tmp_path, weights):
+    mel = mel_file(tmp_path / "a.npy")
+    to = tmp_path / "out"
+    code, _, err = run("synthesize", mel, "-o", to, "-w", weights, "--window", "3")
+    assert code == 1 and not to.exists()
+    one_error(err, "--window", "3", "4")
 
 
 def test_interrupt_is_one_line(run, tmp_path, weights, monkeypatch):
@@ -661,6 +776,16 @@ def test_synthesize_py(tmp_path, weights, voice):
     samples = is_speech_file(tmp_path / "out/good.wav").astype(int)
     expected = files.to_int16(voice.synthesize(some_mel(FRAMES))).astype(int)
     assert np.abs(samples - expected).max() <= 1
+
+
+def test_stream_into_a_pipe_that_closes(tmp_path, weights):
+    mel = mel_file(tmp_path / "a.npy", np.tile(some_mel(FRAMES), (40, 1)).T)
+    stream = [sys.executable, str(ROOT / "synthesize.py"), str(mel), "--stream", "--chunk", "9"]
+    line = f"{shlex.join([*stream, '-w', weights])} | head -c 100 | wc -c"
+    done = program("-c", "import os, sys; os.execvp('sh', ['sh', '-c', sys.argv[1]])", line)
+    assert done.stdout.split() == ["100"]
+    (told,) = done.stderr.splitlines()
+    assert told.startswith("latency: ")
 
 
 def test_train_py_wrong_arguments(tmp_path):

@@ -7,28 +7,38 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from waveglow_jax import __version__
 from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     MEL_SUFFIXES,
     Input,
+    audio_frames,
     find_inputs,
+    pcm16,
     read_audio,
     read_mel,
     replacing,
     write_mel,
-    write_wav,
+    write_wav_blocks,
 )
 from waveglow_jax.config import DTYPES, Config, load_config
 from waveglow_jax.errors import UserError
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,6 +119,20 @@ def _sigma(text: str) -> float:
     return value
 
 
+def _strength(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1000:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0; 0.01 to 0.1 is usual")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -125,7 +149,14 @@ def _synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings or mels (.npy, .npz, .pt, .safetensors): files, folders, globs, a list "
         "file (.txt), or - for a list on stdin",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="one .wav each")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", "--output", metavar="DIR", help="one .wav each")
+    where.add_argument(
+        "--stream",
+        action="store_true",
+        help="raw samples to stdout as they come (16 bits, little-endian, mono): | aplay -f S16_LE "
+        "-r 22050",
+    )
     parser.add_argument(
         "-w",
         "--weights",
@@ -133,51 +164,191 @@ def _synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         "Face hub (default: the bundled voice)",
     )
     parser.add_argument("-s", "--sigma", type=_sigma, help="temperature (default: the voice's own)")
+    parser.add_argument(
+        "-d",
+        "--denoise",
+        type=_strength,
+        default=0.0,
+        metavar="STRENGTH",
+        help="take out the voice's own bias (default: 0, not at all; 0.01 to 0.1 is usual)",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--seed", type=_seed, default=0, help="of the noise (default: 0)")
     parser.add_argument(
         "--plot", action="store_true", help="a picture each: mel of the input above the output's"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
+    parser.add_argument(
+        "--window", type=_count, metavar="FRAMES", help="computed at once (default: by the lengths)"
+    )
+    parser.add_argument(
+        "--batch", type=_count, metavar="N", help="windows at once (default: by the lengths)"
+    )
+    parser.add_argument(
+        "--chunk", type=_count, metavar="FRAMES", help="of a block of the stream: fewer come sooner"
+    )
+    parser.add_argument("--verbose", action="store_true", help="tell the windows that were chosen")
+    parser.set_defaults(refuse=parser.error)
 
 
 def _synthesize(arguments: argparse.Namespace) -> int:
+    unfit = ("json", "plot", "window", "batch") if arguments.stream else ("chunk",)
+    for name in unfit:
+        if getattr(arguments, name):
+            with_or_without = "with" if arguments.stream else "without"
+            arguments.refuse(f"--{name} is of no use {with_or_without} --stream")
     items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
+    if arguments.sigma is None:
+        arguments.sigma = voice.config.train.synthesis_sigma
+    # An unfinished file goes then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    return (_synthesize_stream if arguments.stream else _synthesize_files)(items, arguments, voice)
 
-    def work(item: Input, target: Path) -> dict[str, Any]:
-        return _synthesize_file(item, target, arguments, voice)
 
-    return _each(items, arguments, ".wav", work)
+def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
+    """Files in, files out, by way of windows that may hold several: read and written in order."""
+    inputs = {item.path.resolve() for item in items}
+    config, data, dtype = voice.config, voice.config.data, arguments.dtype
+    lengths = [n for item in items if (n := _frames_of(item.path, voice))]
+    try:
+        plan = voice.plan(lengths, dtype, window=arguments.window, batch=arguments.batch)
+    except ValueError as error:
+        raise UserError(f"--window or --batch: {error}") from None
+    compile_seconds = voice.compile(plan, dtype) if lengths else 0.0
+    if lengths and arguments.denoise:
+        began = time.monotonic()
+        voice.bias_spectrum  # noqa: B018 - computed when first asked for
+        compile_seconds += time.monotonic() - began
+    if lengths and arguments.verbose:
+        print(plan, file=sys.stderr)
+    failed, clock = 0, _Clock()
+    under_way: deque[tuple[Input, Path, Any]] = deque()
+
+    def mels() -> Iterator[Any]:
+        nonlocal failed
+        for item in items:
+            try:
+                with clock.stopped():
+                    target = _target(item, arguments, ".wav", inputs)
+                    mel = _mel_of(item.path, voice)
+            except UserError as error:
+                failed += _fail(str(error))
+                continue
+            under_way.append((item, target, mel))
+            yield mel
+
+    blocks = voice.blocks(mels(), plan, arguments.sigma, arguments.seed, arguments.denoise, dtype)
+    done_seconds = 0.0
+    for _, of_one in groupby(clock.timed(blocks), itemgetter(0)):
+        item, target, mel = under_way.popleft()
+        samples = (block for _, block in of_one)
+        try:
+            if arguments.plot:
+                samples = list(samples)
+            write_wav_blocks(target, samples, data.sampling_rate)
+            if arguments.plot:
+                _plot(target.with_suffix(".png"), mel, voice.mel(np.concatenate(samples)), config)
+        except UserError as error:
+            failed += _fail(str(error))
+            continue
+        # Windows hold parts of several files: a file's time is its share of all so far.
+        seconds = len(mel) * data.hop_length / data.sampling_rate
+        done_seconds += seconds
+        speed = done_seconds / max(clock.seconds, 1e-9)
+        result = {
+            "output": str(target),
+            "seconds": round(seconds, 3),
+            "times_real_time": round(speed, 2),
+            "run_seconds": round(seconds / speed, 3),
+            "compile_seconds": round(compile_seconds, 3),
+        }
+        compile_seconds = 0.0
+        _tell(item, result, arguments)
+    return _exit_code(failed, items)
 
 
-def _synthesize_file(
-    item: Input, target: Path, arguments: argparse.Namespace, voice: Any
-) -> dict[str, Any]:
-    config, dtype = voice.config, arguments.dtype
-    if item.path.suffix.lower() in MEL_SUFFIXES:
-        mel = read_mel(item.path, config.waveglow.n_mel_channels)
-    else:
-        mel = _mel_of_recording(item.path, voice)
-    sigma = config.train.synthesis_sigma if arguments.sigma is None else arguments.sigma
-    compile_seconds = voice.compile_for(len(mel), dtype)
+@dataclass
+class _Clock:
+    """Seconds that computing took."""
+
+    seconds: float = 0.0
+
+    def timed(self, blocks: Iterator[Any]) -> Iterator[Any]:
+        """The same, with the time that each took to come."""
+        while True:
+            began = time.monotonic()
+            block = next(blocks, None)
+            self.seconds += time.monotonic() - began
+            if block is None:
+                return
+            yield block
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out what happens meanwhile."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds -= time.monotonic() - began
+
+
+def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
+    """Files in, raw samples to stdout, one file after another."""
+    if sys.stdout.isatty():
+        raise UserError("--stream writes raw samples: pipe them, as to | aplay -f S16_LE -r 22050")
+    data, chunk, denoise = voice.config.data, arguments.chunk, arguments.denoise
     began = time.monotonic()
-    audio = voice.synthesize(mel, sigma=sigma, seed=arguments.seed, dtype=dtype)
-    run_seconds = time.monotonic() - began
-    rate = config.data.sampling_rate
-    write_wav(target, audio, rate)
-    if arguments.plot:
-        _plot(target.with_suffix(".png"), mel, voice.mel(audio), config)
-    seconds = len(audio) / rate
-    return {
-        "output": str(target),
-        "seconds": round(seconds, 3),
-        "times_real_time": round(seconds / run_seconds, 2),
-        "run_seconds": round(run_seconds, 3),
-        "compile_seconds": round(compile_seconds, 3),
-    }
+    voice.compile_stream(chunk, arguments.dtype)
+    if denoise:
+        voice.bias_spectrum  # noqa: B018 - computed when first asked for
+    compile_seconds = time.monotonic() - began
+    frames = voice.latency_frames(chunk, denoise)
+    heard = frames * data.hop_length / data.sampling_rate
+    if arguments.verbose:
+        print(voice.stream_plan(chunk), file=sys.stderr)
+    failed, first = 0, True
+    for item in items:
+        try:
+            mel = _mel_of(item.path, voice)
+            began = time.monotonic()
+            blocks = voice.stream(
+                mel, chunk, arguments.sigma, arguments.seed, denoise, arguments.dtype
+            )
+            for block in blocks:
+                sys.stdout.buffer.write(pcm16(block, item.path))
+                sys.stdout.buffer.flush()
+                if first:
+                    print(
+                        f"latency: {frames} frames ({heard:.2f} s) of mel; first samples after "
+                        f"{time.monotonic() - began:.2f} s of computing "
+                        f"({compile_seconds:.1f} s of compiling before)",
+                        file=sys.stderr,
+                    )
+                first = False
+        except UserError as error:
+            failed += _fail(str(error))
+    return _exit_code(failed, items)
+
+
+def _mel_of(path: Path, voice: Any) -> Any:
+    if path.suffix.lower() in MEL_SUFFIXES:
+        return read_mel(path, voice.config.waveglow.n_mel_channels)
+    return _mel_of_recording(path, voice)
+
+
+def _frames_of(path: Path, voice: Any) -> int:
+    """The frames of a file's mel, 0 if it cannot be read: that is told when its turn comes."""
+    try:
+        if path.suffix.lower() in MEL_SUFFIXES:
+            return len(read_mel(path, voice.config.waveglow.n_mel_channels))
+        data = voice.config.data
+        return 1 + audio_frames(path, data.sampling_rate) // data.hop_length
+    except UserError:
+        return 0
 
 
 def _mel_of_recording(path: Path, voice: Any) -> Any:
@@ -579,19 +750,33 @@ def _each(
     failed = 0
     inputs = {item.path.resolve() for item in items}
     for item in items:
-        target = Path(arguments.output) / item.relative.with_suffix(suffix)
         try:
-            if target.resolve() in inputs:
-                raise UserError(
-                    f"{item.path}: its output {target} would overwrite an input; choose another -o"
-                )
-            result = work(item, target)
+            result = work(item, _target(item, arguments, suffix, inputs))
         except UserError as error:
-            failed += 1
-            _fail(str(error))
+            failed += _fail(str(error))
             continue
-        print(json.dumps({"input": str(item.path), **result}) if arguments.json else _line(result))
-        sys.stdout.flush()
+        _tell(item, result, arguments)
+    return _exit_code(failed, items)
+
+
+def _target(
+    item: Input, arguments: argparse.Namespace, suffix: str, inputs: Collection[Path]
+) -> Path:
+    """Where a file's result goes. Raises UserError if an input is there."""
+    target = Path(arguments.output) / item.relative.with_suffix(suffix)
+    if target.resolve() in inputs:
+        raise UserError(
+            f"{item.path}: its output {target} would overwrite an input; choose another -o"
+        )
+    return target
+
+
+def _tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> None:
+    print(json.dumps({"input": str(item.path), **result}) if arguments.json else _line(result))
+    sys.stdout.flush()
+
+
+def _exit_code(failed: int, items: Sequence[Input]) -> int:
     if failed and len(items) > 1:
         print(f"{failed} of {len(items)} files could not be done", file=sys.stderr)
     return 1 if failed else 0

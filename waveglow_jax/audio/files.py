@@ -16,7 +16,7 @@ import sys
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -582,21 +582,41 @@ def write_wav(path: str | Path, samples: np.ndarray, sampling_rate: int) -> None
     Raises UserError if samples are not finite, are too many for the format (4 GiB), or if the file
     cannot be written; ValueError if they are not one-dimensional floats.
     """
-    samples = np.asarray(samples)
-    if samples.ndim != 1 or samples.dtype.kind in "iub":
-        raise ValueError(f"samples must be [T] floats, got {samples.shape} {samples.dtype}")
-    samples = samples.astype(np.float32, copy=False)
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: not written, its samples are not all finite numbers")
-    size = 2 * len(samples)
-    if size + 36 > 0xFFFFFFFF:
-        raise UserError(f"{path}: not written, too long for a WAV file; split the input")
+    write_wav_blocks(path, [np.asarray(samples)], sampling_rate)
+
+
+def write_wav_blocks(path: str | Path, blocks: Iterable[np.ndarray], sampling_rate: int) -> None:
+    """`write_wav` of samples that come in blocks `[n]`, each written when it is there."""
     form = struct.pack("<HHIIHH", 1, 1, sampling_rate, 2 * sampling_rate, 2, 16)
-    header = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<I", 16) + form
+
+    def header(size: int) -> bytes:
+        riff = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<I", 16) + form
+        return riff + b"data" + struct.pack("<I", size)
+
     # Not through soundfile: a full disk would not be noticed there.
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(header + b"data" + struct.pack("<I", size))
-        file.write(to_int16(samples).astype("<i2", copy=False).tobytes())
+        size = 0
+        file.write(header(size))
+        for block in blocks:
+            content = pcm16(block, path)
+            size += len(content)
+            if size + 36 > 0xFFFFFFFF:
+                raise UserError(f"{path}: not written, too long for a WAV file; split the input")
+            file.write(content)
+        file.seek(0)
+        file.write(header(size))
+
+
+def pcm16(samples: np.ndarray, path: str | Path) -> bytes:
+    """Samples `[T]` in [-1, 1] as 16-bit little-endian PCM, for the file that is named.
+
+    Raises UserError if they are not finite, ValueError if they are not one-dimensional floats.
+    """
+    if samples.ndim != 1 or samples.dtype.kind in "iub":
+        raise ValueError(f"samples must be [T] floats, got {samples.shape} {samples.dtype}")
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: not written, its samples are not all finite numbers")
+    return to_int16(samples).astype("<i2", copy=False).tobytes()
 
 
 def write_mel(path: str | Path, mel: np.ndarray) -> None:

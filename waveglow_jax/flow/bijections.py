@@ -169,6 +169,11 @@ def row(values: np.ndarray, like: jax.Array) -> jax.Array:
 
 def power_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
     """`[B, F, M] -> [B, blocks, bins]`: the power spectrum that the mel tells of each block."""
+    return power_of_mel(mel_at_blocks(mel, config, n_samples), config)
+
+
+def mel_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
+    """`[B, F, M] -> [B, blocks, M]`: the log-mel at each block's centre."""
     block, hop = config.waveglow.mel_whitening.block, config.data.hop_length
     # The block's centre in halves of a sample: whole numbers, for lengths known and unknown alike.
     centre = (2 * jnp.arange(n_samples // block) + 1) * block
@@ -176,9 +181,13 @@ def power_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array
     left = jnp.minimum(centre // (2 * hop), last)
     right = jnp.minimum(left + 1, last)
     share = ((centre - 2 * hop * left).astype(mel.dtype) / (2 * hop))[None, :, None]
-    at_centre = mel[:, left] * (1 - share) + mel[:, right] * share
+    return mel[:, left] * (1 - share) + mel[:, right] * share
+
+
+def power_of_mel(mel: jax.Array, config: Config) -> jax.Array:
+    """Log-mel `[..., M]` -> the power spectrum that it tells, `[..., bins]`."""
     spread = jnp.asarray(_spread(config), mel.dtype)
-    magnitude = jnp.matmul(jnp.exp(at_centre), spread, precision=EXACT)
+    magnitude = jnp.matmul(jnp.exp(mel), spread, precision=EXACT)
     return magnitude**2 * (4 / np.pi / np.sum(stft_window(config.data) ** 2))
 
 

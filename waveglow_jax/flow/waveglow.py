@@ -158,6 +158,27 @@ def inverse_prepared(
     With a mask, the samples inside it and log_det are those of the unpadded run, if the padding
     repeats the mel's last frame; samples outside mean nothing.
     """
+    audio, log_det = inverse_whitened(prepared, config, z, mel, mask=mask, dtype=dtype)
+    if config.waveglow.mel_whitening:
+        audio, whitening_log_det = colour(audio, mel, config, mask=mask)
+        log_det = log_det + whitening_log_det
+    return audio, log_det
+
+
+def inverse_whitened(
+    prepared: Params,
+    config: Config,
+    z: jax.Array,
+    mel: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    dtype: Any = jnp.float32,
+) -> tuple[jax.Array, jax.Array]:
+    """`inverse_prepared` up to the whitened audio, which `colour` turns into audio.
+
+    Up to here the flow has a finite reach. The mask may have signals anywhere: those with a gap
+    between them that no convolution spans do not hear each other.
+    """
     glow = config.waveglow
     n_steps, n_samples = z.shape[1], z.shape[1] * glow.n_group
     check_shapes(config, (z.shape[0], n_samples), mel.shape)
@@ -174,11 +195,7 @@ def inverse_prepared(
         if glow.leaves_before(k):
             entered -= early
             x = jnp.concatenate([z[:, :, entered : entered + early], x], axis=-1)
-    audio = unsqueeze(x)
-    if glow.mel_whitening:
-        audio, whitening_log_det = _colour(audio, mel, config, mask)
-        log_det = log_det + whitening_log_det
-    return audio, log_det
+    return unsqueeze(x), log_det
 
 
 def _whiten(
@@ -195,13 +212,22 @@ def _whiten(
     return whitening_forward(whitening_factors(mel, config, audio.shape[1]), audio, blocks)
 
 
-def _colour(
-    y: jax.Array, mel: jax.Array, config: Config, mask: jax.Array | None
+def colour(
+    y: jax.Array,
+    mel: jax.Array,
+    config: Config,
+    *,
+    past: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The inverse of `_whiten`."""
+    """Whitened audio `[B, T]` to audio: the whitening's inverse, and its log_det.
+
+    A signal may be coloured piece after piece, each with the mel frame that follows it: a whitening
+    that predicts then wants the `order` samples of audio before the piece as `past` `[B, order]`.
+    """
     blocks = _block_mask(mask, config)
     if config.waveglow.mel_whitening.order:
-        return prediction_inverse(predictor_of_mel(mel, config, y.shape[1]), y, blocks)
+        return prediction_inverse(predictor_of_mel(mel, config, y.shape[1]), y, past, blocks)
     return whitening_inverse(whitening_factors(mel, config, y.shape[1]), y, blocks)
 
 
@@ -214,7 +240,12 @@ def _block_mask(mask: jax.Array | None, config: Config) -> jax.Array | None:
 
 
 def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
-    """`[n_frames * hop / G, G]` standard normal, each frame's share a function of (seed, frame).
+    """`[n_frames * hop / G, G]` standard normal, each frame's share a function of (seed, frame)."""
+    return noise_of_frames(seed, config, jnp.arange(n_frames))
+
+
+def noise_of_frames(seed: int, config: Config, frames: jax.Array) -> jax.Array:
+    """The rows of `latent_noise` of any frames, `[F]` -> `[F * hop / G, G]`.
 
     So the samples do not depend on batch, padding, cut or device.
     """
@@ -224,7 +255,7 @@ def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
     def of_frame(frame: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, frame), shape)
 
-    return jax.vmap(of_frame)(jnp.arange(n_frames)).reshape(-1, shape[1])
+    return jax.vmap(of_frame)(frames).reshape(-1, shape[1])
 
 
 def conditioning_of(

@@ -42,7 +42,11 @@ class WN(nn.Module):
         With a mask, steps outside are zero wherever a convolution sees them, just as it sees zeros
         beyond the ends of an unpadded signal.
         """
-        keep = (lambda h: h) if mask is None else (lambda h: h * mask[:, :, None].astype(h.dtype))
+
+        def keep(h: jax.Array) -> jax.Array:
+            # Chosen, not multiplied: what is not finite outside would come through a product.
+            return h if mask is None else jnp.where(mask[:, :, None] > 0, h, 0)
+
         channels, skips = self.n_channels, self.n_skip_channels
         h = keep(Conv1d(channels, dtype=self.dtype, name="start")(x))
         skip_sum = jnp.zeros((*x.shape[:2], skips), h.dtype)

@@ -1,0 +1,3 @@
+from waveglow_jax.synthesis import denoiser
+
+__all__ = ["denoiser"]

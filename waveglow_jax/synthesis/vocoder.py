@@ -3,10 +3,11 @@
 Arrays at this door are NumPy in, NumPy out: audio `[T]` or `[B, T]`, mel `[F, M]` or `[B, F, M]`.
 """
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -16,18 +17,13 @@ import numpy as np
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import DTYPES, Config
 from waveglow_jax.flow.likelihood import log_likelihood
-from waveglow_jax.flow.waveglow import (
-    Params,
-    check_shapes,
-    forward,
-    inverse_prepared,
-    latent_noise,
-    prepare_inverse,
-)
+from waveglow_jax.flow.waveglow import Params, check_shapes, forward
+from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
+from waveglow_jax.synthesis.windows import Plan, ReversePass, size_at_least
 from waveglow_jax.weights.release import read_weights
 
-BUCKETS_AN_OCTAVE = 4
-SMALLEST_BUCKET = 64
+BIAS_FRAMES = 88
+"""Of the all-zero mel whose sound the denoiser takes for the voice's bias: the original's."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,8 @@ class Voice:
 
     config: Config
     params: Params
+    devices: tuple[jax.Device, ...] | None = None
+    """Where synthesis runs; None: all that this process has."""
 
     def mel(self, audio: np.ndarray) -> np.ndarray:
         """Samples in [-1, 1] `[T]` or `[B, T]` -> log-mel `[F, M]` or `[B, F, M]`.
@@ -49,7 +47,7 @@ class Voice:
         if audio.ndim not in (1, 2) or audio.shape[-1] <= half:
             raise ValueError(f"audio of shape {audio.shape} is no [T] or [B, T] with T over {half}")
         frames = 1 + audio.shape[-1] // data.hop_length
-        wanted = (bucket(frames) - 1) * data.hop_length + data.filter_length
+        wanted = (size_at_least(frames) - 1) * data.hop_length + data.filter_length
         lead = [(0, 0)] * (audio.ndim - 1)
         padded = np.pad(audio, [*lead, (half, half)], mode="reflect")
         padded = np.pad(padded, [*lead, (0, max(0, wanted - padded.shape[-1]))])[..., :wanted]
@@ -60,29 +58,147 @@ class Voice:
         mel: np.ndarray | Sequence[np.ndarray],
         sigma: float = 0.6,
         seed: int = 0,
+        denoise: float = 0.0,
         dtype: str = "float32",
+        *,
+        window: int | None = None,
+        batch: int | None = None,
     ) -> np.ndarray | list[np.ndarray]:
         """Samples of a log-mel, F * hop exactly.
 
         `[F, M] -> [F * hop]`; `[B, F, M] -> [B, F * hop]`; a list of mels of any lengths -> a list.
-        sigma is the temperature, dtype that of the products inside WN. The noise is a function of
-        seed and frame: neither batch nor padding changes a sample. Lengths are padded to a few
-        sizes, four an octave, so that few programs are compiled.
+        sigma is the temperature, denoise the strength of the denoiser (0: none), dtype that of the
+        products inside WN. The noise is a function of seed and frame, and the windows in which the
+        mels are computed overlap by all that a sample hears: neither batch, padding nor window
+        changes a sample. `window` (in frames) and `batch` are chosen from the lengths, see `plan`.
         Raises ValueError for a mel of the wrong shape or not finite, an unknown dtype, a negative
-        or infinite sigma, or a seed that does not fit 32 bits.
+        or infinite sigma or denoise, a seed that does not fit 32 bits, or a window that is too
+        small for its context.
         """
         if isinstance(mel, np.ndarray | jax.Array):
             if mel.ndim == 2:
-                return self.synthesize([mel], sigma, seed, dtype)[0]
-            return np.stack(self.synthesize(list(mel), sigma, seed, dtype))
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-        if not np.isfinite(sigma) or sigma < 0:
-            raise ValueError(f"sigma {sigma} must be a number of at least 0")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed} must be from 0 to {2**32 - 1}")
+                mel = [mel]
+                return self.synthesize(
+                    mel, sigma, seed, denoise, dtype, window=window, batch=batch
+                )[0]
+            each = self.synthesize(
+                list(mel), sigma, seed, denoise, dtype, window=window, batch=batch
+            )
+            return np.stack(each)
         mels = [self._checked(each) for each in mel]
-        return [self._synthesize_one(each, sigma, seed, dtype) for each in mels]
+        plan = self.plan([len(each) for each in mels], dtype, window=window, batch=batch)
+        blocks = self.blocks(mels, plan, sigma, seed, denoise, dtype)
+        return [
+            np.concatenate([block for _, block in of_one])
+            for _, of_one in groupby(blocks, itemgetter(0))
+        ]
+
+    def blocks(
+        self,
+        mels: Iterable[np.ndarray],
+        plan: Plan,
+        sigma: float = 0.6,
+        seed: int = 0,
+        denoise: float = 0.0,
+        dtype: str = "float32",
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Which of the mels, and the next block of its samples `[n]`: one mel after another.
+
+        Mels are taken only as they are needed, and memory does not grow with their number or
+        length. Together the blocks of a mel are what `synthesize` gives. Raises ValueError as
+        `synthesize` does, for a mel when its turn comes.
+        """
+        self._check(sigma, seed, denoise, dtype)
+        self.compile(plan, dtype)
+        blocks = self._reverse.blocks(map(self._checked, mels), plan, sigma, seed, dtype)
+        if not denoise:
+            return blocks
+        bias_spectrum = self.bias_spectrum
+        return (
+            (utterance, block)
+            for utterance, of_one in groupby(blocks, itemgetter(0))
+            for block in denoised_blocks((block for _, block in of_one), bias_spectrum, denoise)
+        )
+
+    def stream(
+        self,
+        mel: np.ndarray | Iterable[np.ndarray],
+        chunk_frames: int | None = None,
+        sigma: float = 0.6,
+        seed: int = 0,
+        denoise: float = 0.0,
+        dtype: str = "float32",
+    ) -> Iterator[np.ndarray]:
+        """The samples of `synthesize` in blocks `[chunk_frames * hop]`, the last one shorter.
+
+        mel: `[F, M]`, or blocks `[f, M]` of its frames that arrive over time. A block is computed
+        as soon as the frames that it hears are there, `latency_frames` after its first; memory
+        does not grow with the length. chunk_frames: fewer bring the samples sooner, more cost
+        less; by default about as many as the context. With denoise the first block is shorter by
+        the denoiser's delay. The program is compiled before this returns. Raises ValueError as
+        `synthesize` does; for a block of frames, when its turn comes.
+        """
+        self._check(sigma, seed, denoise, dtype)
+        chunk = self.chunk_frames(chunk_frames)
+        blocks = [mel] if isinstance(mel, np.ndarray | jax.Array) else mel
+        if blocks is not mel:
+            self._checked(mel)
+        self.compile_stream(chunk, dtype)
+        checked = (self._checked(block, at_least=0) for block in blocks)
+        audio = self._reverse.stream(checked, chunk, sigma, seed, dtype)
+        return denoised_blocks(audio, self.bias_spectrum, denoise) if denoise else audio
+
+    def chunk_frames(self, chosen: int | None = None) -> int:
+        """The frames of a stream's blocks. Raises ValueError if those chosen are below 1."""
+        if chosen is None:
+            context = self._reverse.context
+            return max(32, context.left + context.right)
+        if chosen < 1:
+            raise ValueError(f"chunk_frames {chosen} must be at least 1")
+        return chosen
+
+    def latency_frames(self, chunk_frames: int | None = None, denoise: float = 0.0) -> int:
+        """How many frames from the first of a stream's block must be there before its samples."""
+        frames = self.chunk_frames(chunk_frames) + self._reverse.context.right
+        return frames + (-(-DELAY // self.config.data.hop_length) if denoise else 0)
+
+    def plan(
+        self,
+        lengths: Sequence[int],
+        dtype: str = "float32",
+        *,
+        window: int | None = None,
+        batch: int | None = None,
+    ) -> Plan:
+        """The windows in which mels of so many frames are computed: see `windows.choose`.
+
+        Raises ValueError for an unknown dtype, or a window or batch that cannot be.
+        """
+        _check_dtype(dtype)
+        return self._reverse.plan(lengths, dtype, window, batch)
+
+    def compile(self, plan: Plan, dtype: str = "float32") -> float:
+        """Compiles what the plan needs; returns the seconds it took, 0 if it had been."""
+        return self._reverse.compile(plan.window, plan.batch, dtype)
+
+    def compile_stream(self, chunk_frames: int | None = None, dtype: str = "float32") -> float:
+        """As `compile`, for a stream."""
+        return self.compile(self.stream_plan(chunk_frames), dtype)
+
+    def stream_plan(self, chunk_frames: int | None = None) -> Plan:
+        """The windows of a stream."""
+        return self._reverse.stream_plan(self.chunk_frames(chunk_frames))
+
+    @cached_property
+    def bias_spectrum(self) -> np.ndarray:
+        """`[513]`: the magnitudes that the voice sounds with of itself, for the denoiser.
+
+        Those of the first frame of the all-zero mel at sigma 0, as the original has it.
+        """
+        mel = np.zeros((BIAS_FRAMES, self.config.waveglow.n_mel_channels), np.float32)
+        # Once only: in the windows of whatever program there is, rather than compile one.
+        window, batch = self._reverse.ready_for(BIAS_FRAMES)
+        return bias_spectrum_of(self.synthesize(mel, sigma=0, window=window, batch=batch))
 
     def encode(self, audio: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Audio `[B, T]` and its mel `[B, F, M]` -> z `[B, T / G, G]`, log-likelihood `[B]`.
@@ -93,67 +209,43 @@ class Voice:
         audio, mel = np.asarray(audio, np.float32), np.asarray(mel, np.float32)
         check_shapes(self.config, audio.shape, mel.shape)
         samples, frames, hop = audio.shape[1], mel.shape[1], self.config.data.hop_length
-        size = bucket(frames)
+        size = size_at_least(frames)
         # Frames and samples keep their order: a mel with one frame more than T / hop keeps that.
         audio = np.pad(audio, ((0, 0), (0, size * hop - samples)))
         mel = np.pad(mel, ((0, 0), (0, size - frames), (0, 0)), mode="edge")
         steps = samples // self.config.waveglow.n_group
-        mask = self._step_mask(size, steps)
-        z, log_det = _encode(self.params, self.config, audio, mel, np.tile(mask, (len(audio), 1)))
+        mask = np.arange(size * hop // self.config.waveglow.n_group) < steps
+        mask = np.tile(mask.astype(np.float32), (len(audio), 1))
+        z, log_det = _encode(self.params, self.config, audio, mel, mask)
         z = z[:, :steps]
         return np.asarray(z), np.asarray(log_likelihood(z, log_det))
 
-    def compile_for(self, n_frames: int, dtype: str = "float32") -> float:
-        """Compiles what a mel of so many frames needs; returns the seconds it took, 0 if it had."""
-        size = bucket(n_frames)
-        if (size, dtype) in self._programs:
-            return 0.0
-        began = time.monotonic()
-        bins = self.config.waveglow.n_mel_channels
-        self._programs[size, dtype] = _synthesize.lower(
-            self._prepared,
-            self.config,
-            jax.ShapeDtypeStruct((size, bins), jnp.float32),
-            jax.ShapeDtypeStruct(self._step_mask(size, 0).shape, jnp.float32),
-            jax.ShapeDtypeStruct((), jnp.float32),
-            jax.ShapeDtypeStruct((), jnp.uint32),
-            dtype,
-        ).compile()
-        return time.monotonic() - began
-
     @cached_property
-    def _programs(self) -> dict[tuple[int, str], jax.stages.Compiled]:
-        return {}
+    def _reverse(self) -> ReversePass:
+        devices = self.devices or tuple(jax.local_devices())
+        return ReversePass(self.config, self.params, devices)
 
-    @cached_property
-    def _prepared(self) -> Params:
-        return jax.jit(prepare_inverse)(self.params)
+    def _check(self, sigma: float, seed: int, denoise: float, dtype: str) -> None:
+        _check_dtype(dtype)
+        for name, value in (("sigma", sigma), ("denoise", denoise)):
+            if not np.isfinite(value) or value < 0:
+                raise ValueError(f"{name} {value} must be a number of at least 0")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed} must be from 0 to {2**32 - 1}")
 
-    def _synthesize_one(self, mel: np.ndarray, sigma: float, seed: int, dtype: str) -> np.ndarray:
-        frames = mel.shape[0]
-        self.compile_for(frames, dtype)
-        size = bucket(frames)
-        # The last frame goes on into the padding: what interpolates towards it sees no end.
-        padded = np.pad(mel, ((0, size - frames), (0, 0)), mode="edge")
-        hop, group = self.config.data.hop_length, self.config.waveglow.n_group
-        mask = self._step_mask(size, frames * hop // group)
-        program = self._programs[size, dtype]
-        audio = program(self._prepared, padded, mask, np.float32(sigma), np.uint32(seed))
-        return np.asarray(audio)[: frames * self.config.data.hop_length]
-
-    def _step_mask(self, n_frames: int, n_steps: int) -> np.ndarray:
-        """`[n_frames * hop / G]`: 1 for the first n_steps."""
-        hop, group = self.config.data.hop_length, self.config.waveglow.n_group
-        return (np.arange(n_frames * hop // group) < n_steps).astype(np.float32)
-
-    def _checked(self, mel: np.ndarray) -> np.ndarray:
+    def _checked(self, mel: np.ndarray, at_least: int = 1) -> np.ndarray:
         mel = np.asarray(mel, np.float32)
         bins = self.config.waveglow.n_mel_channels
-        if mel.ndim != 2 or mel.shape[1] != bins or not mel.shape[0]:
+        if mel.ndim != 2 or mel.shape[1] != bins or len(mel) < at_least:
             raise ValueError(f"a mel of shape {mel.shape} is not [frames, {bins}]")
         if not np.isfinite(mel).all():
             raise ValueError("the mel holds values that are not finite")
         return mel
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
 
 
 def load(source: str | Path | None = None) -> Voice:
@@ -166,15 +258,6 @@ def load(source: str | Path | None = None) -> Voice:
     return Voice(weights.config, jax.tree.map(jnp.asarray, weights.params))
 
 
-def bucket(n_frames: int) -> int:
-    """The padded size of a mel: the next of 64, 80, 96, 112, 128, 160, 192, 224, 256, 320 ..."""
-    size = SMALLEST_BUCKET
-    while size < n_frames:
-        octave = SMALLEST_BUCKET * 2 ** int(np.log2(size // SMALLEST_BUCKET))
-        size += octave // BUCKETS_AN_OCTAVE
-    return size
-
-
 @jax.jit(static_argnums=1)
 def _mel_of_padded(padded: jax.Array, config: Config) -> jax.Array:
     return log_mel_of_padded(padded, config)
@@ -185,21 +268,3 @@ def _encode(
     params: Params, config: Config, audio: jax.Array, mel: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     return forward(params, config, audio, mel, mask=mask)
-
-
-@jax.jit(static_argnums=(1, 6))
-def _synthesize(
-    prepared: Params,
-    config: Config,
-    mel: jax.Array,
-    mask: jax.Array,
-    sigma: jax.Array,
-    seed: jax.Array,
-    dtype: str,
-) -> jax.Array:
-    """mel `[F, M]`, mask `[F * hop / G]` -> samples `[F * hop]`."""
-    z = sigma * latent_noise(seed, config, mel.shape[0])
-    audio, _ = inverse_prepared(
-        prepared, config, z[None], mel[None], mask=mask[None], dtype=jnp.dtype(dtype)
-    )
-    return audio[0]
