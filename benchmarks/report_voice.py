@@ -29,6 +29,7 @@ SYSTEMS = (
     "ours, sigma 0.6, denoised=:sigma=0.6,denoise=0.01",
     "ours, sigma 0.8=:sigma=0.8",
     "ours, sigma 0.8, denoised=:sigma=0.8,denoise=0.01",
+    "ours, sigma 1=:sigma=1",
 )
 README_COLUMNS = ("pesq_wb", "stoi", "visqol", "mcd", "f0_rmse", "vuv_f1", "rtf")
 BEGIN, END = "<!-- report of the bundled voice -->", "<!-- end of the report -->"

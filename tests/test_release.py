@@ -172,6 +172,12 @@ def test_failing_write_leaves_the_old_voice(release, params, monkeypatch):
     assert sorted(p.name for p in release.iterdir()) == ["config.json", WEIGHTS]
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(release, params):
+    wg.save(release, CONFIG, params)
+    modes = {path.stat().st_mode for path in release.iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_file_where_the_folder_should_be(tmp_path, params):
     (tmp_path / "voice").write_text("here already")
     with pytest.raises(UserError, match="voice"):

@@ -60,6 +60,7 @@ def save(path: str | Path, config: Config, params: Params, dtype: str = "float32
         of_config.write_text(config_to_json(config), encoding="utf-8")
         try:
             save_file(tensors, of_weights, metadata={"format": "waveglow_jax"})
+            of_weights.chmod(of_config.stat().st_mode)  # the library makes it the owner's alone
         except SafetensorError as error:
             raise UserError(
                 f"{path / WEIGHTS}: cannot be written ({error}); free some space or choose "
