@@ -5,6 +5,18 @@ from collections.abc import Iterator
 
 import pytest
 
+PATIENCE_MS = 30_000
+
+
+def until(page, expression: str, argument: object = None) -> None:
+    """Waits for an expression to hold. Playwright's own wait would be `eval` within the page,
+    which the pages' content security policy forbids."""
+    for _ in range(PATIENCE_MS // 50):
+        if page.evaluate(expression, argument):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"did not come true: {expression}")
+
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator:

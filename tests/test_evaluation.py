@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from browser import until
 from test_metrics import RATE, speech
 from test_vocoder import lively_params, tiny_config
 
@@ -340,7 +341,7 @@ def test_report_in_a_browser(reference, tmp_path, browser, quick):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("[...document.images].every(each => each.naturalHeight === 256)")
     page.evaluate("document.querySelector('audio').play()")
-    page.wait_for_function("document.querySelector('audio').currentTime > 0.05")
+    until(page, "document.querySelector('audio').currentTime > 0.05")
 
     table = page.locator("#every-file")
     mcd = table.locator("thead button", has_text="MCD").first

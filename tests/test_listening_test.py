@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from browser import until
 from scipy.stats import norm
 from test_vocoder import some_audio
 
@@ -379,7 +380,7 @@ def answer_each(page, key: dict, kind: str, press: bool, wrong: bool = False) ->
             page.keyboard.press("p")
         else:
             page.locator("#play").click()
-        page.wait_for_function("heard")
+        until(page, "heard")
         if press:
             page.keyboard.press(str(given))
             page.keyboard.press("Enter")
@@ -388,7 +389,7 @@ def answer_each(page, key: dict, kind: str, press: bool, wrong: bool = False) ->
             page.locator("#next").click()
         heard.append(clip)
         asked = "document.getElementById('question').hidden || current().file !== clip"
-        page.wait_for_function(f"clip => {asked}", arg=clip)
+        until(page, f"clip => {asked}", clip)
     return heard
 
 
@@ -434,7 +435,7 @@ def test_in_a_browser(folders, tmp_path, host, browser, capsys):
     assert desk.evaluate("[state.stage, current().file]") == ["rating", first]
     desk.evaluate("sound.defaultPlaybackRate = 12")
     answer_each(desk, key, "rating", press=True)
-    desk.wait_for_function("document.getElementById('sent').textContent.includes('arrived')")
+    until(desk, "document.getElementById('sent').textContent.includes('arrived')")
     posted = [json.loads(each) for each in _Host.results]
     (own,) = (each for each in posted if each["rater"] == desk.evaluate("state.rater"))
     (results / "desk.json").write_text(json.dumps(own))
