@@ -19,6 +19,7 @@ KINDS = {
     "block by block": ({"block": 16}, "group", 16),
     "published": (None, "sample", 8),
     "plain": (None, "group", 8),
+    "alternating": (None, "sample", 8),
 }
 SIGMA, SEED = 0.7, 5
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,7 @@ def config_of(kind: str) -> Config:
         "upsample_kernel": 1024,
         "conditioning": conditioning,
         "mel_whitening": whitening,
+        "alternating_halves": kind == "alternating",
         "WN_config": {"n_layers": 3, "n_channels": 8, "n_skip_channels": 6, "kernel_size": 7},
     }
     return config_from_dict({"waveglow_config": glow})

@@ -187,6 +187,11 @@ def _synthesize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunk", type=_count, metavar="FRAMES", help="of a block of the stream: fewer come sooner"
     )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="keep no compiled programs in the user's cache folder, and use none from there",
+    )
     parser.add_argument("--verbose", action="store_true", help="tell the windows that were chosen")
     parser.set_defaults(refuse=parser.error)
 
@@ -198,6 +203,10 @@ def _synthesize(arguments: argparse.Namespace) -> int:
             with_or_without = "with" if arguments.stream else "without"
             arguments.refuse(f"--{name} is of no use {with_or_without} --stream")
     items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    if not arguments.no_cache:
+        from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
+
+        keep_programs(cache_folder())
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)

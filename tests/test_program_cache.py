@@ -1,0 +1,58 @@
+"""Compiled programs are kept for the next run, where nobody else can have put them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_vocoder import lively_params, some_mel, tiny_config
+
+import waveglow_jax as wg
+from waveglow_jax.audio.files import write_mel
+from waveglow_jax.errors import UserError
+from waveglow_jax.synthesis import program_cache
+
+ROOT = Path(__file__).parent.parent
+keep_programs = program_cache.keep_programs  # before any test replaces it
+
+
+def test_programs_are_kept_unless_told_otherwise(tmp_path):
+    wg.save(tmp_path / "voice", tiny_config(), lively_params(tiny_config()))
+    write_mel(tmp_path / "a.npy", some_mel(3))
+    command = [sys.executable, "synthesize.py", tmp_path / "a.npy", "-w", tmp_path / "voice"]
+    sounds = []
+    for number, extra in enumerate((["--no-cache"], [], [])):
+        done = subprocess.run(
+            [*map(str, command), "-o", str(tmp_path / f"out{number}"), *extra],
+            cwd=ROOT,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        sounds.append((tmp_path / f"out{number}/a.wav").read_bytes())
+        folder = tmp_path / "cache/waveglow_jax/programs"
+        assert folder.exists() == (number > 0)
+    assert sounds[0] == sounds[1] == sounds[2]
+    assert any(folder.iterdir())
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(UserError, match="others can write"):
+        keep_programs(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--no-cache"):
+        keep_programs(tmp_path / "file" / "programs")
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert program_cache.cache_folder() == tmp_path / "waveglow_jax/programs"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert program_cache.cache_folder() == tmp_path / ".cache/waveglow_jax/programs"
