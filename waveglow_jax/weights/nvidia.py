@@ -515,13 +515,13 @@ def write_original(
     glow, wn = config.waveglow, config.waveglow.WN
     if glow.mel_whitening or glow.conditioning != "sample" or glow.alternating_halves:
         raise UserError(
-            f"{path}: not written: the original's model has no mel_whitening, no conditioning by "
-            "group and no alternating_halves"
+            "waveglow_config has mel_whitening, conditioning 'group' or alternating_halves, which "
+            "the original's model lacks; convert to a release instead"
         )
     if wn.skip_channels != wn.n_channels:
         raise UserError(
-            f"{path}: not written: n_skip_channels {wn.skip_channels} must equal n_channels "
-            f"{wn.n_channels} in the original's model"
+            f"waveglow_config.WN_config.n_skip_channels {wn.skip_channels} must equal n_channels "
+            f"{wn.n_channels} in the original's model; convert to a release instead"
         )
     upsample = params["upsample"]
     tensors = {
@@ -556,7 +556,7 @@ def write_original(
         with np.errstate(over="ignore"):
             tensors[name] = tensor.astype(dtype, copy=False)
         if not np.isfinite(tensors[name]).all():
-            raise UserError(f"{path}: {name} is not finite in {dtype}; not saved")
+            raise UserError(f"{name} is not finite in {dtype}; take --dtype float32")
     write_torch(path, {"state_dict": tensors, "config": said})
 
 
