@@ -31,7 +31,7 @@ SYSTEMS = (
     "ours, sigma 0.8, denoised=:sigma=0.8,denoise=0.01",
     "ours, sigma 1=:sigma=1",
 )
-README_COLUMNS = ("pesq_wb", "stoi", "visqol", "mcd", "f0_rmse", "vuv_f1", "rtf")
+README_COLUMNS = ("pesq_wb", "stoi", "visqol", "mcd", "f0_rmse", "vuv_f1")
 BEGIN, END = "<!-- report of the bundled voice -->", "<!-- end of the report -->"
 
 
@@ -62,7 +62,7 @@ def main() -> None:
         )
     if found.left_out or found.missing:
         raise SystemExit(f"not whole, nothing published: {found.left_out} {found.missing}")
-    write_reports(found, arguments.work, players=2, audio=False)
+    write_reports(found, arguments.work, players=1, audio=False)
     for name in ("report.html", "summary.json", "files.jsonl"):
         with replacing(arguments.docs / name) as temporary:
             shutil.copyfile(arguments.work / name, temporary)
