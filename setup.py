@@ -39,6 +39,7 @@ setup(
         "grain>=0.2.18,<0.3",
         "numpy>=2",
         "absl-py>=2",
+        "filelock>=3.12",  # JAX bounds its folder of compiled programs with it
         "librosa>=0.11",
         "soundfile>=0.13",
         "soxr>=0.5",
