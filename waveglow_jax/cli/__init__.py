@@ -1,0 +1,113 @@
+"""Every command. Exit code 0: done; 1: something could not be done; 2: wrong arguments.
+
+Errors are one line on stderr. JAX is imported by the command that needs it, not before.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from waveglow_jax import __version__
+from waveglow_jax.cli.data import mel_arguments, prepare_arguments, run_mel, run_prepare
+from waveglow_jax.cli.evaluation import (
+    evaluate_arguments,
+    listening_test_arguments,
+    run_evaluate,
+    run_listening_test,
+)
+from waveglow_jax.cli.outcome import INTERRUPTED, fail
+from waveglow_jax.cli.preflight import preflight_arguments, run_preflight
+from waveglow_jax.cli.synthesis import run_synthesize, synthesize_arguments
+from waveglow_jax.cli.training import run_train, train_arguments
+from waveglow_jax.cli.weights import (
+    convert_arguments,
+    export_arguments,
+    inspect_arguments,
+    run_convert,
+    run_export,
+    run_inspect,
+)
+from waveglow_jax.errors import UserError
+
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
+    "synthesize": (synthesize_arguments, run_synthesize),
+    "train": (train_arguments, run_train),
+    "prepare": (prepare_arguments, run_prepare),
+    "mel": (mel_arguments, run_mel),
+    "convert": (convert_arguments, run_convert),
+    "inspect": (inspect_arguments, run_inspect),
+    "export": (export_arguments, run_export),
+    "preflight": (preflight_arguments, run_preflight),
+    "evaluate": (evaluate_arguments, run_evaluate),
+    "listening-test": (listening_test_arguments, run_listening_test),
+}
+"""Name: what adds its arguments (its docstring is the help), and what runs it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments name; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="waveglow-jax", description="WaveGlow in JAX.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, _) in COMMANDS.items():
+        doc = add_arguments.__doc__
+        add_arguments(commands.add_parser(name, help=doc, description=doc))
+    return run_command(parser, argv)
+
+
+def run_single(command: str, argv: Sequence[str] | None = None) -> int:
+    """One command as a program of its own, as train.py and synthesize.py are."""
+    add_arguments, _ = COMMANDS[command]
+    parser = argparse.ArgumentParser(description=add_arguments.__doc__)
+    parser.set_defaults(command=command)
+    add_arguments(parser)
+    return run_command(parser, argv)
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv, parser)
+    arguments = parser.parse_args(plain)
+    if overrides and arguments.command not in ("train", "preflight"):
+        parser.error(f"unrecognized arguments: --{min(overrides)}")
+    arguments.overrides = overrides
+    _, run = COMMANDS[arguments.command]
+    try:
+        return run(arguments)
+    except UserError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; so that the interpreter does not complain at exit:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _split_overrides(
+    argv: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], dict[str, Any]]:
+    """Takes `--train.batch_size 8` and `--data.segment_length=8192` out of the arguments.
+
+    An option with a dot in its name sets a field of the config; values are JSON, or else strings.
+    """
+    plain: list[str] = []
+    overrides: dict[str, Any] = {}
+    rest = iter(argv)
+    for argument in rest:
+        name, has_value, value = argument.partition("=")
+        if not name.startswith("--") or "." not in name:
+            plain.append(argument)
+            continue
+        if not has_value:
+            value = next(rest, None)
+            if value is None:
+                parser.error(f"{name} has no value; a field is set by {name} VALUE")
+        try:
+            overrides[name[2:]] = json.loads(value)
+        except (ValueError, RecursionError):
+            overrides[name[2:]] = value
+    return plain, overrides

@@ -1,0 +1,45 @@
+"""Types and groups of arguments that several commands share."""
+
+import argparse
+
+
+def sigma(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0; 0.6 to 1 is usual")
+    return value
+
+
+def strength(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1000:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0; 0.01 to 0.1 is usual")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to {2**32 - 1}")
+    return value
+
+
+def source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="WEIGHTS",
+        help="published checkpoint (.pt, .nemo, .safetensors ...), release folder, training run, "
+        "or OWNER/NAME on the Hugging Face hub",
+    )
+    parser.add_argument(
+        "--alternating-halves",
+        action="store_true",
+        help="the oldest published class, when the file does not say so itself",
+    )

@@ -1,0 +1,91 @@
+"""prepare and mel: recordings made fit to train on, and their log-mels."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from waveglow_jax.audio.files import (
+    AUDIO_SUFFIXES,
+    Input,
+    find_inputs,
+    read_audio,
+    write_mel,
+)
+from waveglow_jax.cli.outcome import each
+from waveglow_jax.errors import UserError
+
+
+def prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Any folder of audio to mono recordings of one rate, fit to train on."""
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="as for synthesize")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT")
+    parser.add_argument("--rate", type=int, default=22050, help="sampling rate (default: 22050)")
+    parser.add_argument(
+        "--level", type=float, metavar="DBFS", help="bring speech to this RMS level, such as -22"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from waveglow_jax.audio.prepare import prepare
+
+    if arguments.rate < 1:
+        raise UserError(f"--rate {arguments.rate} must be at least 1 Hz")
+    with tqdm(unit="file", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = prepare(
+            arguments.inputs,
+            arguments.output,
+            sampling_rate=arguments.rate,
+            level_dbfs=arguments.level,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    for path, reason in report.left_out:
+        print(f"left out: {path}: {reason}")
+    print(
+        f"{report.written} written, {report.kept} kept, {len(report.left_out)} left out; "
+        f"{report.seconds / 3600:.2f} h in {arguments.output}"
+    )
+    return 0 if report.written + report.kept else 1
+
+
+def mel_arguments(parser: argparse.ArgumentParser) -> None:
+    """Log-mels of recordings, [80, frames] .npy, as WaveGlow wants them."""
+    parser.add_argument("inputs", nargs="+", metavar="RECORDING", help="as for synthesize")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="one .npy each")
+    parser.add_argument(
+        "-w", "--weights", help="the voice whose mel it is (default: the bundled voice)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
+
+
+def run_mel(arguments: argparse.Namespace) -> int:
+    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES)
+    from waveglow_jax.synthesis.vocoder import load
+
+    voice = load(arguments.weights)
+
+    def convert(item: Input, target: Path) -> dict[str, Any]:
+        mel = mel_of_recording(item.path, voice)
+        write_mel(target, mel)
+        return {"output": str(target), "frames": len(mel)}
+
+    return each(items, arguments, ".npy", convert)
+
+
+def mel_of_recording(path: Path, voice: Any) -> Any:
+    audio = read_audio(path, voice.config.data.sampling_rate)
+    needed = voice.config.data.filter_length // 2 + 1
+    if len(audio) < needed:
+        raise UserError(
+            f"{path}: {len(audio)} samples are too short for a mel; {needed} are needed"
+        )
+    return voice.mel(audio)

@@ -1,0 +1,154 @@
+"""evaluate and listening-test: how good systems are, by metrics and by people."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from waveglow_jax.cli.arguments import count, seed
+from waveglow_jax.cli.outcome import fail
+from waveglow_jax.errors import UserError
+
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """How near systems come to recordings: metrics, intervals, differences; Markdown and HTML."""
+    parser.add_argument("--reference", required=True, metavar="DIR", help="the recordings")
+    parser.add_argument(
+        "--system",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE",
+        help="a folder of any vocoder's output, files named as the recordings, or weights: "
+        "NAME=WEIGHTS:sigma=0.8,denoise=0.01,dtype=bfloat16,seed=1 (every setting may be left "
+        "out; without WEIGHTS the bundled voice); may be given again",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="REPORT", help="resumed if there")
+    parser.add_argument(
+        "--baseline",
+        default="Griffin-Lim",
+        metavar="NAME",
+        help="what the others are compared with, file by file (default: Griffin-Lim)",
+    )
+    parser.add_argument(
+        "--griffin-lim-iterations", type=count, default=32, metavar="N", help="(default: 32)"
+    )
+    parser.add_argument("--files", type=count, metavar="N", help="only the first N recordings")
+    parser.add_argument(
+        "--players", type=int, default=6, metavar="N", help="files shown and heard (default: 6)"
+    )
+    parser.add_argument("--no-audio", action="store_true", help="a report.html without sound")
+    parser.add_argument("--workers", type=count, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from waveglow_jax.lab.evaluation import evaluate, summary_dict
+    from waveglow_jax.lab.report import markdown_summary, write_reports
+    from waveglow_jax.lab.systems import parse_system
+
+    systems = [parse_system(text) for text in arguments.system]
+    with tqdm(unit="file", disable=None) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.set_description(stage, refresh=False)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        found = evaluate(
+            arguments.reference,
+            systems,
+            arguments.output,
+            baseline=arguments.baseline,
+            griffin_lim_iterations=arguments.griffin_lim_iterations,
+            files=arguments.files,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    paths = write_reports(found, arguments.output, arguments.players, not arguments.no_audio)
+    if arguments.json:
+        print(json.dumps(summary_dict(found)))
+    else:
+        print(markdown_summary(found))
+        print("written: " + ", ".join(map(str, paths)))
+    for why in dict.fromkeys(found.missing.values()):
+        keys = ", ".join(key for key, its in found.missing.items() if its == why)
+        print(f"left out: {keys}: {why}; install with: pip install -e '.[eval]'", file=sys.stderr)
+    for what, why in found.left_out:
+        fail(f"{what}: {why}; left out")
+    return 1 if found.left_out else 0
+
+
+def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """A listening test as a web page (make), and mean opinion scores from its results (score)."""
+    parts = parser.add_subparsers(dest="part", required=True, metavar="make|score")
+    make = parts.add_parser("make", help="a folder that any web host serves, and its key")
+    make.add_argument(
+        "--system",
+        action="append",
+        required=True,
+        metavar="NAME=DIR",
+        help="recordings of one system, the real ones among them; files of one name are one "
+        "utterance; given at least twice",
+    )
+    make.add_argument("-o", "--output", required=True, metavar="TEST")
+    make.add_argument(
+        "--utterances", type=count, default=40, metavar="N", help="drawn from all (default: 40)"
+    )
+    make.add_argument(
+        "--training", metavar="DIR_OR_LIST", help="leave out what the systems were trained on"
+    )
+    make.add_argument(
+        "--post", default="", metavar="URL", help="where results are sent (default: saved as files)"
+    )
+    make.add_argument("--title", default="Listening test")
+    make.add_argument("--seed", type=seed, default=0, help="of the drawing (default: 0)")
+    score = parts.add_parser("score", help="the card's table, with 95% confidence intervals")
+    score.add_argument("key", metavar="TEST/key.json")
+    score.add_argument("results", nargs="+", metavar="RESULT", help="files, or folders of .json")
+    score.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run_listening_test(arguments: argparse.Namespace) -> int:
+    return {"make": _listening_test_make, "score": _listening_test_score}[arguments.part](arguments)
+
+
+def _listening_test_make(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.lab.listening_test.make import make
+
+    systems = []
+    for text in arguments.system:
+        name, _, folder = (part.strip() for part in text.partition("="))
+        if not name or not Path(folder).is_dir():
+            raise UserError(f"--system {text!r}: write NAME=DIR, a folder of recordings")
+        systems.append((name, folder))
+    made = make(
+        systems,
+        arguments.output,
+        utterances=arguments.utterances,
+        training=arguments.training,
+        post_url=arguments.post,
+        title=arguments.title,
+        seed=arguments.seed,
+    )
+    for note in made.notes:
+        print(f"note: {note}")
+    print(
+        f"{len(made.utterances)} utterances of {len(made.systems)} systems: serve {made.page} "
+        f"(index.html), keep {made.key} to yourself"
+    )
+    return 0
+
+
+def _listening_test_score(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from waveglow_jax.lab.listening_test.score import score, table
+
+    found = score(arguments.key, arguments.results)
+    for path, why in found.rejected:
+        print(f"rejected: {path}: {why}", file=sys.stderr)
+    print(json.dumps(asdict(found)) if arguments.json else table(found))
+    return 0

@@ -1,0 +1,73 @@
+"""How a command tells what became of each file: a line or JSON, errors on stderr, exit codes."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from waveglow_jax.audio.files import (
+    Input,
+)
+from waveglow_jax.errors import UserError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def fail(line: str) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return 1
+
+
+def each(
+    items: Sequence[Input],
+    arguments: argparse.Namespace,
+    suffix: str,
+    work: Callable[[Input, Path], dict[str, Any]],
+) -> int:
+    """Does the work from each file to its output; one that fails is told of and left out."""
+    failed = 0
+    inputs = {item.path.resolve() for item in items}
+    for item in items:
+        try:
+            result = work(item, target_of(item, arguments, suffix, inputs))
+        except UserError as error:
+            failed += fail(str(error))
+            continue
+        tell(item, result, arguments)
+    return exit_code(failed, items)
+
+
+def target_of(
+    item: Input, arguments: argparse.Namespace, suffix: str, inputs: Collection[Path]
+) -> Path:
+    """Where a file's result goes. Raises UserError if an input is there."""
+    target = Path(arguments.output) / item.relative.with_suffix(suffix)
+    if target.resolve() in inputs:
+        raise UserError(
+            f"{item.path}: its output {target} would overwrite an input; choose another -o"
+        )
+    return target
+
+
+def tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> None:
+    print(json.dumps({"input": str(item.path), **result}) if arguments.json else _line(result))
+    sys.stdout.flush()
+
+
+def exit_code(failed: int, items: Sequence[Input]) -> int:
+    if failed and len(items) > 1:
+        print(f"{failed} of {len(items)} files could not be done", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _line(result: dict[str, Any]) -> str:
+    if "frames" in result:
+        return f"{result['output']}  {result['frames']} frames"
+    compiled = result["compile_seconds"]
+    return (
+        f"{result['output']}  {result['seconds']:.2f} s of audio, "
+        f"{result['times_real_time']:.1f} x real time"
+        + (f" (after {compiled:.1f} s of compiling)" if compiled else "")
+    )

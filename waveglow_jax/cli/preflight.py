@@ -1,0 +1,48 @@
+"""preflight: what a program would take on accelerators that are not there."""
+
+import argparse
+import dataclasses
+import json
+
+from waveglow_jax.config import DTYPES, load_config
+from waveglow_jax.errors import UserError
+
+
+def preflight_arguments(parser: argparse.ArgumentParser) -> None:
+    """What training or synthesis would take on accelerators that are not there."""
+    parser.add_argument("--topology", default="v5e:2x4", help="chips (default: v5e:2x4)")
+    parser.add_argument(
+        "--config", default="configs/nvidia256.json", help="(default: configs/nvidia256.json)"
+    )
+    parser.add_argument("--task", choices=("train", "synthesize"), default="train")
+    parser.add_argument(
+        "--batch", type=int, help="clips over all chips (default: the config's), or utterances (1)"
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="of an utterance (default: 10)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="inside WN")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run_preflight(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.lab import preflight
+
+    preflight.prepare_environment()
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.batch is not None and arguments.batch < 1:
+        raise UserError(f"--batch {arguments.batch} must be at least 1")
+    if arguments.task == "train":
+        train = dataclasses.replace(
+            config.train,
+            batch_size=arguments.batch or config.train.batch_size,
+            wn_dtype=arguments.dtype,
+        )
+        config = dataclasses.replace(config, train=train)
+        result = preflight.preflight_training(config, arguments.topology)
+    else:
+        if not 0 < arguments.seconds <= 3600:
+            raise UserError(f"--seconds {arguments.seconds} must be above 0, at most 3600")
+        result = preflight.preflight_synthesis(
+            config, arguments.topology, arguments.batch or 1, arguments.seconds, arguments.dtype
+        )
+    print(json.dumps(preflight.as_json(result)) if arguments.json else preflight.as_text(result))
+    return 0

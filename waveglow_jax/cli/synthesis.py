@@ -1,0 +1,261 @@
+"""synthesize: mels or recordings in, audio out, as files or as a stream."""
+
+import argparse
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from waveglow_jax.audio.files import (
+    AUDIO_SUFFIXES,
+    MEL_SUFFIXES,
+    Input,
+    audio_frames,
+    find_inputs,
+    pcm16,
+    read_mel,
+    replacing,
+    write_wav_blocks,
+)
+from waveglow_jax.cli.arguments import count, seed, sigma, strength
+from waveglow_jax.cli.data import mel_of_recording
+from waveglow_jax.cli.outcome import TERMINATED, exit_code, fail, target_of, tell
+from waveglow_jax.config import Config
+from waveglow_jax.errors import UserError
+
+
+def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
+    """Audio from mels, or from recordings by way of their mel (copy-synthesis)."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="recordings or mels (.npy, .npz, .pt, .safetensors): files, folders, globs, a list "
+        "file (.txt), or - for a list on stdin",
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", "--output", metavar="DIR", help="one .wav each")
+    where.add_argument(
+        "--stream",
+        action="store_true",
+        help="raw samples to stdout as they come (16 bits, little-endian, mono): | aplay -f S16_LE "
+        "-r 22050",
+    )
+    parser.add_argument(
+        "-w",
+        "--weights",
+        help="release folder, training run, published checkpoint, or OWNER/NAME on the Hugging "
+        "Face hub (default: the bundled voice)",
+    )
+    parser.add_argument("-s", "--sigma", type=sigma, help="temperature (default: the voice's own)")
+    parser.add_argument(
+        "-d",
+        "--denoise",
+        type=strength,
+        default=0.0,
+        metavar="STRENGTH",
+        help="take out the voice's own bias (default: 0, not at all; 0.01 to 0.1 is usual)",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
+    parser.add_argument(
+        "--plot", action="store_true", help="a picture each: mel of the input above the output's"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
+    parser.add_argument(
+        "--window", type=count, metavar="FRAMES", help="computed at once (default: by the lengths)"
+    )
+    parser.add_argument(
+        "--batch", type=count, metavar="N", help="windows at once (default: by the lengths)"
+    )
+    parser.add_argument(
+        "--chunk", type=count, metavar="FRAMES", help="of a block of the stream: fewer come sooner"
+    )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="keep no compiled programs in the user's cache folder, and use none from there",
+    )
+    parser.add_argument("--verbose", action="store_true", help="tell the windows that were chosen")
+    parser.set_defaults(refuse=parser.error)
+
+
+def run_synthesize(arguments: argparse.Namespace) -> int:
+    unfit = ("json", "plot", "window", "batch") if arguments.stream else ("chunk",)
+    for name in unfit:
+        if getattr(arguments, name):
+            with_or_without = "with" if arguments.stream else "without"
+            arguments.refuse(f"--{name} is of no use {with_or_without} --stream")
+    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    if not arguments.no_cache:
+        from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
+
+        keep_programs(cache_folder())
+    from waveglow_jax.synthesis.vocoder import load
+
+    voice = load(arguments.weights)
+    if arguments.sigma is None:
+        arguments.sigma = voice.config.train.synthesis_sigma
+    # An unfinished file goes then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    return (_synthesize_stream if arguments.stream else _synthesize_files)(items, arguments, voice)
+
+
+def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
+    """Files in, files out, by way of windows that may hold several: read and written in order."""
+    inputs = {item.path.resolve() for item in items}
+    config, data, dtype = voice.config, voice.config.data, arguments.dtype
+    lengths = [n for item in items if (n := _frames_of(item.path, voice))]
+    try:
+        plan = voice.plan(lengths, dtype, window=arguments.window, batch=arguments.batch)
+    except ValueError as error:
+        raise UserError(f"--window or --batch: {error}") from None
+    compile_seconds = voice.compile(plan, dtype) if lengths else 0.0
+    if lengths and arguments.denoise:
+        began = time.monotonic()
+        voice.bias_spectrum  # noqa: B018 - computed when first asked for
+        compile_seconds += time.monotonic() - began
+    if lengths and arguments.verbose:
+        print(plan, file=sys.stderr)
+    failed, clock = 0, _Clock()
+    under_way: deque[tuple[Input, Path, Any]] = deque()
+
+    def mels() -> Iterator[Any]:
+        nonlocal failed
+        for item in items:
+            try:
+                with clock.stopped():
+                    target = target_of(item, arguments, ".wav", inputs)
+                    mel = mel_of(item.path, voice)
+            except UserError as error:
+                failed += fail(str(error))
+                continue
+            under_way.append((item, target, mel))
+            yield mel
+
+    blocks = voice.blocks(mels(), plan, arguments.sigma, arguments.seed, arguments.denoise, dtype)
+    done_seconds = 0.0
+    for _, of_one in groupby(clock.timed(blocks), itemgetter(0)):
+        item, target, mel = under_way.popleft()
+        samples = (block for _, block in of_one)
+        try:
+            if arguments.plot:
+                samples = list(samples)
+            write_wav_blocks(target, samples, data.sampling_rate)
+            if arguments.plot:
+                _plot(target.with_suffix(".png"), mel, voice.mel(np.concatenate(samples)), config)
+        except UserError as error:
+            failed += fail(str(error))
+            continue
+        # Windows hold parts of several files: a file's time is its share of all so far.
+        seconds = len(mel) * data.hop_length / data.sampling_rate
+        done_seconds += seconds
+        speed = done_seconds / max(clock.seconds, 1e-9)
+        result = {
+            "output": str(target),
+            "seconds": round(seconds, 3),
+            "times_real_time": round(speed, 2),
+            "run_seconds": round(seconds / speed, 3),
+            "compile_seconds": round(compile_seconds, 3),
+        }
+        compile_seconds = 0.0
+        tell(item, result, arguments)
+    return exit_code(failed, items)
+
+
+@dataclass
+class _Clock:
+    """Seconds that computing took."""
+
+    seconds: float = 0.0
+
+    def timed(self, blocks: Iterator[Any]) -> Iterator[Any]:
+        """The same, with the time that each took to come."""
+        while True:
+            began = time.monotonic()
+            block = next(blocks, None)
+            self.seconds += time.monotonic() - began
+            if block is None:
+                return
+            yield block
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out what happens meanwhile."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds -= time.monotonic() - began
+
+
+def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
+    """Files in, raw samples to stdout, one file after another."""
+    if sys.stdout.isatty():
+        raise UserError("--stream writes raw samples: pipe them, as to | aplay -f S16_LE -r 22050")
+    data, chunk, denoise = voice.config.data, arguments.chunk, arguments.denoise
+    began = time.monotonic()
+    voice.compile_stream(chunk, arguments.dtype)
+    if denoise:
+        voice.bias_spectrum  # noqa: B018 - computed when first asked for
+    compile_seconds = time.monotonic() - began
+    frames = voice.latency_frames(chunk, denoise)
+    heard = frames * data.hop_length / data.sampling_rate
+    if arguments.verbose:
+        print(voice.stream_plan(chunk), file=sys.stderr)
+    failed, first = 0, True
+    for item in items:
+        try:
+            mel = mel_of(item.path, voice)
+            began = time.monotonic()
+            blocks = voice.stream(
+                mel, chunk, arguments.sigma, arguments.seed, denoise, arguments.dtype
+            )
+            for block in blocks:
+                sys.stdout.buffer.write(pcm16(block, item.path))
+                sys.stdout.buffer.flush()
+                if first:
+                    print(
+                        f"latency: {frames} frames ({heard:.2f} s) of mel; first samples after "
+                        f"{time.monotonic() - began:.2f} s of computing "
+                        f"({compile_seconds:.1f} s of compiling before)",
+                        file=sys.stderr,
+                    )
+                first = False
+        except UserError as error:
+            failed += fail(str(error))
+    return exit_code(failed, items)
+
+
+def mel_of(path: Path, voice: Any) -> Any:
+    if path.suffix.lower() in MEL_SUFFIXES:
+        return read_mel(path, voice.config.waveglow.n_mel_channels)
+    return mel_of_recording(path, voice)
+
+
+def _frames_of(path: Path, voice: Any) -> int:
+    """The frames of a file's mel, 0 if it cannot be read: that is told when its turn comes."""
+    try:
+        if path.suffix.lower() in MEL_SUFFIXES:
+            return len(read_mel(path, voice.config.waveglow.n_mel_channels))
+        data = voice.config.data
+        return 1 + audio_frames(path, data.sampling_rate) // data.hop_length
+    except UserError:
+        return 0
+
+
+def _plot(path: Path, mel_in: Any, mel_out: Any, config: Config) -> None:
+    from waveglow_jax.audio.picture import mel_figure
+
+    figure = mel_figure([("input", mel_in), ("output", mel_out)], config.data)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)

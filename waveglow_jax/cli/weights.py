@@ -1,0 +1,91 @@
+"""convert, inspect, export: weights of any kind to another form, or told about."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from waveglow_jax.audio.files import (
+    read_audio,
+    replacing,
+)
+from waveglow_jax.cli.arguments import source_arguments
+from waveglow_jax.cli.data import mel_of_recording
+from waveglow_jax.config import DTYPES
+
+
+def convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Weights of any kind to a release folder, or to a state dict for the original's model."""
+    source_arguments(parser)
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="folder, or with --to torch a .pt file"
+    )
+    parser.add_argument("--to", choices=("release", "torch"), default="release")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument(
+        "--check", metavar="RECORDING", help="also tell this recording's log-likelihood"
+    )
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.weights.release import read_weights, save
+
+    weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
+    if arguments.to == "torch":
+        from waveglow_jax.weights.nvidia import write_original
+
+        with replacing(arguments.output) as temporary:
+            write_original(temporary, weights.config, weights.params, arguments.dtype)
+    else:
+        save(arguments.output, weights.config, weights.params, arguments.dtype)
+    print(f"{arguments.output}: from {weights.kind}")
+    for note in weights.notes:
+        print(note)
+    if arguments.check:
+        print(_likelihood_line(Path(arguments.check), weights))
+    return 0
+
+
+def _likelihood_line(recording: Path, weights: Any) -> str:
+    """Trained weights find speech far more likely than the same noise level at random does."""
+    from waveglow_jax.synthesis.vocoder import Voice
+
+    voice = Voice(weights.config, weights.params)
+    mel = mel_of_recording(recording, voice)
+    audio = read_audio(recording, voice.config.data.sampling_rate)
+    hop = voice.config.data.hop_length
+    frames = len(audio) // hop
+    _, nats = voice.encode(audio[None, : frames * hop], mel[None, : frames + 1])
+    return f"{recording}: {float(nats[0]):.4f} nats per sample"
+
+
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a file of weights is: its kind, hyper-parameters, and anything suspicious."""
+    source_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.weights.inspection import as_text, report
+    from waveglow_jax.weights.release import read_weights
+
+    found = report(read_weights(arguments.source, alternating_halves=arguments.alternating_halves))
+    print(json.dumps(found) if arguments.json else as_text(found))
+    return 0
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The reverse pass as one file for jax.export, which needs nothing of this package."""
+    source_arguments(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="inside WN")
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.synthesis.export import write_export
+    from waveglow_jax.weights.release import read_weights
+
+    weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
+    write_export(Path(arguments.output), weights.config, weights.params, arguments.dtype)
+    print(f"{arguments.output}: from {weights.kind}")
+    return 0
