@@ -8,7 +8,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
-TEST = ["pytest>=8"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6"]
 EVAL = [
     *("pesq>=0.0.4", "pystoi>=0.4.1"),
     *("visqol-python[lattice]>=3.8", "speechmos>=0.0.1.1", "onnxruntime>=1.20"),
