@@ -114,6 +114,7 @@ UNUSUAL = Config(
         keep_checkpoints=1,
         synthesis_clips=1,
         synthesis_sigma=0.9,
+        synthesis_sigmas=(0.5, 0.9),
     ),
     description="python train.py this.json",
 )

@@ -411,7 +411,11 @@ def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch)
         steps=8, iters_per_validation=1, iters_per_checkpoint=8, plateau_patience=2
     )
     # A validation loss that never gets better after the first.
-    constant = {"nats": np.float32(8.0), "weight": np.float32(8.0)}
+    constant = {
+        **{name: np.float32(8.0) for name in ("nats", "weight")},
+        **{name: np.full(8, 8.0, np.float32) for name in ("z", "z_squared")},
+        "max_log_s": np.zeros(2, np.float32),
+    }
     monkeypatch.setattr(loop, "parallel_validation_step", lambda *_: lambda *_: constant)
     assert loop.train(config, str(recordings), tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
