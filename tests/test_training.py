@@ -231,9 +231,13 @@ def test_first_step_is_adams(recordings):
     updates, _ = adam.update(gradient, adam.init(state.params))
     expected = optax.apply_updates(state.params, updates)
     step = parallel_train_step(config, 9, jax.devices()[:1])
-    ours, _ = step(replicate(init_state(config), jax.devices()[:1]), split(batch, 1))
+    ours, metrics = step(replicate(init_state(config), jax.devices()[:1]), split(batch, 1))
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+    norm = np.sqrt(sum(float(np.sum(np.square(u))) for u in jax.tree.leaves(updates)))
+    assert float(metrics["update_norm"]) == pytest.approx(norm, rel=1e-2)
+    norm = np.sqrt(sum(float(np.sum(np.square(p))) for p in jax.tree.leaves(expected)))
+    assert float(metrics["parameter_norm"]) == pytest.approx(norm, rel=1e-4)
 
 
 def test_non_finite_loss_changes_nothing_but_the_counters(recordings):
@@ -247,6 +251,7 @@ def test_non_finite_loss_changes_nothing_but_the_counters(recordings):
     state, metrics = step(state, split(bad, 1))
     state, metrics = step(state, split(bad, 1))
     assert (int(metrics["skipped"]), int(metrics["bad_in_a_row"])) == (2, 2)
+    assert float(metrics["update_norm"]) == 0.0
     for name in ("params", "optimizer", "ema"):
         old, new = getattr(before, name), getattr(state, name)
         jax.tree.map(np.testing.assert_array_equal, old, jax.tree.map(np.asarray, new))
