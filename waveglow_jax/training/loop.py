@@ -25,6 +25,7 @@ from waveglow_jax.training.dataset import (
     validation_batches,
 )
 from waveglow_jax.training.figures import validation_figures
+from waveglow_jax.training.mels import mel_frames
 from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import (
     check_batch,
@@ -39,18 +40,21 @@ MAX_BAD_IN_A_ROW = 10
 SYNTHESIS_SECONDS = 5.0
 
 
-def train(config: Config, data: str, run: Path, params: Params | None = None) -> int:
+def train(
+    config: Config, data: str, run: Path, params: Params | None = None, mels: str | None = None
+) -> int:
     """Trains until the config's end or a signal, resuming what the folder holds.
 
     `params` are the weights to start from, if not random ones; a run that is already under way
-    keeps its own. Returns 0 when the run is complete, 128 + the signal's number when Ctrl-C or
-    SIGTERM stopped it, everything saved. Raises UserError for unusable data, another config's run,
-    a full disk, or ten non-finite losses in a row.
+    keeps its own. `mels` is a folder of mels to train on instead of the recordings' own. Returns 0
+    when the run is complete, 128 + the signal's number when Ctrl-C or SIGTERM stopped it,
+    everything saved. Raises UserError for unusable data, another config's run, a full disk, or ten
+    non-finite losses in a row.
     """
     devices = jax.devices()
     check_batch(config, len(devices))
     _claim_folder(run, config)
-    corpus = scan_corpus(data, config)
+    corpus = scan_corpus(data, config, mels)
     total_steps = _total_steps(config, corpus)
     with Checkpoints(run, config) as checkpoints, _signals() as stopped_by:
         state, plateau = init_state(config, params), Plateau()
@@ -185,6 +189,9 @@ class _Session:
             audio = read_audio(recording.path, data.sampling_rate)[:longest]
             audio = np.pad(audio, (0, longest - len(audio)))
             mel = _mel(audio, self.config)
+            if recording.mel:
+                n = recording.n_samples
+                mel = mel_frames(recording.mel, n, 0, len(mel), self.config)
             made = np.asarray(_synthesis(params, mel, np.asarray(sigmas, np.float32), self.config))
             mels = np.asarray(_mel(made, self.config))
             syntheses = dict(zip(sigmas, zip(made, mels, strict=True), strict=True))
@@ -248,6 +255,8 @@ def _introduce(
     )
     for line in corpus.left_out:
         monitor.say(f"left out: {line}")
+    for line in corpus.doubts:
+        monitor.say(f"warning: {line}")
     monitor.say(
         f"{millions:.2f} million parameters, {n_devices} {jax.devices()[0].platform} device"
         f"{'s' * (n_devices > 1)}, batch {config.train.batch_size} x {config.data.segment_length} "

@@ -107,12 +107,13 @@ class Monitor:
         original: tuple[np.ndarray, np.ndarray],
         syntheses: Mapping[float, tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        """A held-out clip `[T]` with its mel `[F, M]`, and the same synthesised at each sigma."""
+        """A held-out clip `[T]` and the mel `[F, M]` that it was synthesised from, and what each
+        sigma made of that."""
         rate = self._config.data.sampling_rate
         if name not in self._heard:
             self._heard.add(name)
             self._board.add_audio(f"synthesis/{name}, original", original[0], step, rate)
-        mels = [("original", original[1])]
+        mels = [("given", original[1])]
         for sigma, (audio, mel) in syntheses.items():
             tag = f"synthesis/{name}, sigma {sigma:g}"
             self._board.add_audio(tag, audio.clip(-1, 1), step, rate)

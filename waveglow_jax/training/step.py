@@ -1,7 +1,8 @@
 """One training step on one device's share of the batch: state in, `(state, metrics)` out.
 
 Arrays: clips `[B, segment + context]`, a training clip with half an FFT of its recording on either
-side; index `[B]` its position in the batch of all devices.
+side; index `[B]` its position in the batch of all devices; mel `[B, F, M]`, where the clips' own is
+not to be taken.
 """
 
 from typing import Any
@@ -174,7 +175,7 @@ def _clips(
     whitening sees (None without one), and mel `[B, F, M]` without noise."""
     data, train = config.data, config.train
     clips = batch["clips"]
-    mel = log_mel_of_padded(clips, config)
+    mel = batch["mel"] if "mel" in batch else log_mel_of_padded(clips, config)
     half = data.filter_length // 2
     whitening = config.waveglow.mel_whitening
     order = whitening.order if whitening else 0
