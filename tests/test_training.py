@@ -231,9 +231,13 @@ def test_first_step_is_adams(recordings):
     updates, _ = adam.update(gradient, adam.init(state.params))
     expected = optax.apply_updates(state.params, updates)
     step = parallel_train_step(config, 9, jax.devices()[:1])
-    ours, _ = step(replicate(init_state(config), jax.devices()[:1]), split(batch, 1))
+    ours, metrics = step(replicate(init_state(config), jax.devices()[:1]), split(batch, 1))
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+    norm = np.sqrt(sum(float(np.sum(np.square(u))) for u in jax.tree.leaves(updates)))
+    assert float(metrics["update_norm"]) == pytest.approx(norm, rel=1e-2)
+    norm = np.sqrt(sum(float(np.sum(np.square(p))) for p in jax.tree.leaves(expected)))
+    assert float(metrics["parameter_norm"]) == pytest.approx(norm, rel=1e-4)
 
 
 def test_non_finite_loss_changes_nothing_but_the_counters(recordings):
@@ -247,6 +251,7 @@ def test_non_finite_loss_changes_nothing_but_the_counters(recordings):
     state, metrics = step(state, split(bad, 1))
     state, metrics = step(state, split(bad, 1))
     assert (int(metrics["skipped"]), int(metrics["bad_in_a_row"])) == (2, 2)
+    assert float(metrics["update_norm"]) == 0.0
     for name in ("params", "optimizer", "ema"):
         old, new = getattr(before, name), getattr(state, name)
         jax.tree.map(np.testing.assert_array_equal, old, jax.tree.map(np.asarray, new))
@@ -411,7 +416,11 @@ def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch)
         steps=8, iters_per_validation=1, iters_per_checkpoint=8, plateau_patience=2
     )
     # A validation loss that never gets better after the first.
-    constant = {"nats": np.float32(8.0), "weight": np.float32(8.0)}
+    constant = {
+        **{name: np.float32(8.0) for name in ("nats", "weight")},
+        **{name: np.full(8, 8.0, np.float32) for name in ("z", "z_squared")},
+        "max_log_s": np.zeros(2, np.float32),
+    }
     monkeypatch.setattr(loop, "parallel_validation_step", lambda *_: lambda *_: constant)
     assert loop.train(config, str(recordings), tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from waveglow_jax.errors import UserError
 
@@ -175,6 +175,8 @@ class TrainConfig:
     `plateau_learning_rate` after that many validations in a row without a better one.
     `noise_std` is added to the training clips (never to their mels); from `decay_start` it
     falls geometrically to `final_noise_std` (0: stays constant).
+    `synthesis_sigma` is the voice's own temperature, the default of `synthesize`; TensorBoard's
+    clips come at each of `synthesis_sigmas`.
     """
 
     seed: int = 1234
@@ -203,6 +205,7 @@ class TrainConfig:
     keep_checkpoints: int = 3
     synthesis_clips: int = 2
     synthesis_sigma: float = 0.6
+    synthesis_sigmas: tuple[float, ...] = (0.6, 0.8, 1.0)
 
     def check(self) -> None:
         for name in (
@@ -228,6 +231,8 @@ class TrainConfig:
             "synthesis_sigma",
         ):
             _at_least(f"train_config.{name}", getattr(self, name), 0)
+        for i, sigma in enumerate(self.synthesis_sigmas):
+            _at_least(f"train_config.synthesis_sigmas[{i}]", sigma, 0)
         for name in ("learning_rate", "plateau_learning_rate", "sigma"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -391,6 +396,10 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         kind = next(arg for arg in get_args(kind) if arg is not NoneType)
     if dataclasses.is_dataclass(kind):
         return _from_dict(kind, value, where)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{where} is {json.dumps(value)}: it must be a list, such as [0.6, 1]")
+        return tuple(_typed(get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     # JSON writes 1e-4 and 8000.0 as numbers of either kind; true is not a number here.
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

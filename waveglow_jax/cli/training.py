@@ -14,6 +14,9 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="DIR_OR_LIST", help="recordings (default: data_config.training_files)"
     )
     parser.add_argument("--output", required=True, metavar="RUN", help="resumed if it is there")
+    parser.add_argument(
+        "--mels", metavar="DIR", help="train on these, one a recording, instead of its own mel"
+    )
     parser.add_argument("--init-from", metavar="WEIGHTS", help="start from these weights")
 
 
@@ -29,4 +32,4 @@ def run_train(arguments: argparse.Namespace) -> int:
         params = read_weights(arguments.init_from).params
     from waveglow_jax.training.loop import train
 
-    return train(config, data, Path(arguments.output), params)
+    return train(config, data, Path(arguments.output), params, arguments.mels)

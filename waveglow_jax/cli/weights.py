@@ -12,6 +12,9 @@ from waveglow_jax.audio.files import (
 from waveglow_jax.cli.arguments import source_arguments
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.config import DTYPES
+from waveglow_jax.errors import UserError
+
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,17 +63,48 @@ def _likelihood_line(recording: Path, weights: Any) -> str:
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a file of weights is: its kind, hyper-parameters, and anything suspicious."""
+    """What a file of weights is, or how a training run goes, and anything suspicious."""
     source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="of a training run: its curves as a picture"
+    )
+    parser.add_argument(
+        "--weights", action="store_true", help="of a training run: its best checkpoint's weights"
+    )
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
+    from waveglow_jax.training.inspection import is_run_folder
+
+    run = Path(arguments.source)
+    if is_run_folder(run) and not arguments.weights:
+        return _inspect_run(run, arguments)
+    if arguments.plot:
+        raise UserError(f"{run}: --plot shows a training run's curves, and this is none")
     from waveglow_jax.weights.inspection import as_text, report
     from waveglow_jax.weights.release import read_weights
 
     found = report(read_weights(arguments.source, alternating_halves=arguments.alternating_halves))
     print(json.dumps(found) if arguments.json else as_text(found))
+    return 0
+
+
+def _inspect_run(run: Path, arguments: argparse.Namespace) -> int:
+    from waveglow_jax.training.curves import run_figure
+    from waveglow_jax.training.history import read_history
+    from waveglow_jax.training.inspection import report_run, run_as_text
+
+    if arguments.plot and Path(arguments.plot).suffix.lower() not in PICTURES:
+        raise UserError(
+            f"{arguments.plot}: no picture's name; it must end in {', '.join(PICTURES)}"
+        )
+    found = report_run(run)
+    if arguments.plot:
+        figure = run_figure(read_history(run / "metrics.jsonl"), str(run))
+        with replacing(arguments.plot) as temporary:
+            figure.savefig(temporary, dpi=110)
+    print(json.dumps(found) if arguments.json else run_as_text(found))
     return 0
 
 

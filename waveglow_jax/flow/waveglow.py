@@ -122,6 +122,42 @@ def flow_forward(
     return x, conv_log_det, coupling_log_det
 
 
+def forward_watched(
+    params: Params,
+    config: Config,
+    audio: jax.Array,
+    mel: jax.Array,
+    *,
+    past: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`forward` in the parameters' dtype, and what its couplings do: `(z, log_det, [flows])`, the
+    last the largest |log_s| of each flow over the whole batch."""
+    check_shapes(config, audio.shape, mel.shape)
+    log_det = jnp.zeros(audio.shape[:1], audio.dtype)
+    if config.waveglow.mel_whitening:
+        audio, log_det = _whiten(audio, mel, config, past, None)
+    x = squeeze(audio, config.waveglow.n_group)
+    conditioning = conditioning_of(params, config, mel, x.shape[1], audio.dtype)
+    left, largest = [], []
+    for k, flow in enumerate(params["flows"]):
+        if config.waveglow.leaves_before(k):
+            early = config.waveglow.n_early_size
+            left.append(x[:, :, :early])
+            x = x[:, :, early:]
+        x, conv_log_det = invertible_conv_forward(flow["conv"], x)
+        conditioner = _conditioner(weight_norm(flow["wn"]), config, conditioning, None, audio.dtype)
+        swapped = config.waveglow.halves_swapped(k)
+        first, second = jnp.split(x, 2, axis=-1)
+        shift, log_s = conditioner(second if swapped else first)
+        # The coupling is handed what was computed just now: its conditioner may be any function.
+        x, coupling_log_det = coupling_forward(
+            lambda _, told=(shift, log_s): told, x, swapped=swapped
+        )
+        log_det = log_det + conv_log_det + coupling_log_det
+        largest.append(jnp.abs(log_s).max())
+    return jnp.concatenate([*left, x], axis=-1), log_det, jnp.stack(largest)
+
+
 def prepare_inverse(params: Params) -> Params:
     """Parameters for `inverse_prepared`: weight norm folded, every W inverted, in full precision.
 

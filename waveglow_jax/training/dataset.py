@@ -9,40 +9,51 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, audio_frames, find_inputs, read_clip
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
+from waveglow_jax.training.mels import MelFolder, MisalignedError, mel_frames, resemblance
 
 
 @dataclass(frozen=True)
 class Recording:
+    """mel: of a file, to be taken in the place of the recording's own."""
+
     path: Path
     n_samples: int
+    mel: Path | None = None
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Recordings to train on and to validate with; `left_out` are unusable ones and why."""
+    """Recordings to train on and to validate with; `left_out` are unusable ones and why, `doubts`
+    what looks wrong about their mels."""
 
     training: tuple[Recording, ...]
     validation: tuple[Recording, ...]
     left_out: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
-def scan_corpus(data: str, config: Config) -> Corpus:
+def scan_corpus(data: str, config: Config, mels: str | None = None) -> Corpus:
     """Finds the recordings of a folder or list file and splits off those held out.
+
+    mels: a folder with a mel for each, to be taken in the place of its own (`training/mels.py`).
 
     Held out are the recordings of `train_config.validation_files` (a folder or list, its files
     dropped from training by name if they are there too), otherwise a `validation_fraction` spread
-    evenly over the list. Raises UserError if nothing usable is left.
+    evenly over the list. Raises UserError if nothing usable is left, or a mel is of another length
+    than its recording.
     """
     train = config.train
-    recordings, left_out = _usable(data, config)
+    folder = MelFolder(mels) if mels else None
+    recordings, left_out = _usable(data, config, folder)
     validation: list[Recording] = []
     if train.validation_files:
-        validation, also_left_out = _usable(train.validation_files, config)
+        validation, also_left_out = _usable(train.validation_files, config, folder)
         left_out += also_left_out
         held_out = {recording.path.resolve() for recording in validation}
         recordings = [r for r in recordings if r.path.resolve() not in held_out]
@@ -52,18 +63,25 @@ def scan_corpus(data: str, config: Config) -> Corpus:
         recordings = [r for i, r in enumerate(recordings) if i % every != every - 1]
     if not recordings:
         raise UserError(f"{data}: no usable recording to train on" + _first(left_out))
-    return Corpus(tuple(recordings), tuple(validation), tuple(left_out))
+    pairs = [(r.path, r.n_samples, r.mel) for r in recordings if r.mel]
+    doubts = resemblance(pairs, config) if pairs else []
+    return Corpus(tuple(recordings), tuple(validation), tuple(left_out), tuple(doubts))
 
 
-def _usable(source: str, config: Config) -> tuple[list[Recording], list[str]]:
+def _usable(
+    source: str, config: Config, mels: MelFolder | None
+) -> tuple[list[Recording], list[str]]:
     usable, left_out = [], []
     for found in find_inputs([source], AUDIO_SUFFIXES):
         try:
             n_samples = audio_frames(found.path, config.data.sampling_rate)
+            mel = mels.of(found.path, found.relative, n_samples, config) if mels else None
+        except MisalignedError:
+            raise
         except UserError as error:
             left_out.append(str(error))
         else:
-            usable.append(Recording(found.path, n_samples))
+            usable.append(Recording(found.path, n_samples, mel))
     return usable, left_out
 
 
@@ -86,17 +104,18 @@ def _slots(recordings: tuple[Recording, ...], config: Config) -> np.ndarray:
 def training_batches(
     recordings: tuple[Recording, ...], config: Config, first_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches {clips `[B, segment + context]` float32, index `[B]`}, from `first_step` on.
+    """Endless batches {clips `[B, segment + context]` float32, index `[B]`}, from `first_step` on;
+    with mel `[B, clip_frames, M]` where the recordings come with one.
 
     Order and places are a function of seed and position alone: a run that starts at step n gets
     the batches it would have got without a stop. `num_workers` above 0 decodes in processes.
     """
     train = config.train
 
-    def clip(slot: int, rng: np.random.Generator) -> np.ndarray:
+    def clip(slot: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         recording = recordings[slot]
         last = max(0, recording.n_samples - config.data.segment_length) // config.data.hop_length
-        return read_context_clip(recording, int(rng.integers(last + 1)), config)
+        return read_example(recording, int(rng.integers(last + 1)), config)
 
     dataset = (
         grain.MapDataset.source(_slots(recordings, config))
@@ -112,8 +131,8 @@ def training_batches(
     if train.num_workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=train.num_workers))
     index = np.arange(train.batch_size, dtype=np.int32)
-    for clips in dataset:
-        yield {"clips": clips, "index": index}
+    for examples in dataset:
+        yield {**examples, "index": index}
 
 
 def validation_batches(
@@ -131,19 +150,29 @@ def validation_batches(
     ]
     n = min(len(places), config.train.validation_clips)
     places = [places[i * len(places) // n] for i in range(n)]
-    clips = [read_context_clip(recording, frame, config) for recording, frame in places]
+    examples = [read_example(recording, frame, config) for recording, frame in places]
     weights = [1.0] * n
-    while len(clips) % batch_size:
-        clips.append(clips[0])
+    while len(examples) % batch_size:
+        examples.append(examples[0])
         weights.append(0.0)
     return [
         {
-            "clips": np.stack(clips[i : i + batch_size]),
+            **jax.tree.map(lambda *each: np.stack(each), *examples[i : i + batch_size]),
             "index": np.arange(i, i + batch_size, dtype=np.int32),
             "weight": np.asarray(weights[i : i + batch_size], np.float32),
         }
-        for i in range(0, len(clips), batch_size)
+        for i in range(0, len(examples), batch_size)
     ]
+
+
+def read_example(recording: Recording, frame: int, config: Config) -> dict[str, np.ndarray]:
+    """A clip from a frame's centre on: {clips `[segment + context]`}, and {mel `[clip_frames, M]`}
+    where the recording comes with one."""
+    example = {"clips": read_context_clip(recording, frame, config)}
+    if recording.mel:
+        n_frames = config.clip_frames
+        example["mel"] = mel_frames(recording.mel, recording.n_samples, frame, n_frames, config)
+    return example
 
 
 def read_context_clip(recording: Recording, frame: int, config: Config) -> np.ndarray:

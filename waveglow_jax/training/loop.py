@@ -15,7 +15,6 @@ from waveglow_jax.audio.files import read_audio, write_text
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config, config_to_dict, config_to_json, load_config
 from waveglow_jax.errors import UserError
-from waveglow_jax.flow.likelihood import loss_constant
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
 from waveglow_jax.training.checkpoints import Checkpoints, Plateau
 from waveglow_jax.training.dataset import (
@@ -25,6 +24,8 @@ from waveglow_jax.training.dataset import (
     training_batches,
     validation_batches,
 )
+from waveglow_jax.training.figures import validation_figures
+from waveglow_jax.training.mels import mel_frames
 from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import (
     check_batch,
@@ -39,18 +40,21 @@ MAX_BAD_IN_A_ROW = 10
 SYNTHESIS_SECONDS = 5.0
 
 
-def train(config: Config, data: str, run: Path, params: Params | None = None) -> int:
+def train(
+    config: Config, data: str, run: Path, params: Params | None = None, mels: str | None = None
+) -> int:
     """Trains until the config's end or a signal, resuming what the folder holds.
 
     `params` are the weights to start from, if not random ones; a run that is already under way
-    keeps its own. Returns 0 when the run is complete, 128 + the signal's number when Ctrl-C or
-    SIGTERM stopped it, everything saved. Raises UserError for unusable data, another config's run,
-    a full disk, or ten non-finite losses in a row.
+    keeps its own. `mels` is a folder of mels to train on instead of the recordings' own. Returns 0
+    when the run is complete, 128 + the signal's number when Ctrl-C or SIGTERM stopped it,
+    everything saved. Raises UserError for unusable data, another config's run, a full disk, or ten
+    non-finite losses in a row.
     """
     devices = jax.devices()
     check_batch(config, len(devices))
     _claim_folder(run, config)
-    corpus = scan_corpus(data, config)
+    corpus = scan_corpus(data, config, mels)
     total_steps = _total_steps(config, corpus)
     with Checkpoints(run, config) as checkpoints, _signals() as stopped_by:
         state, plateau = init_state(config, params), Plateau()
@@ -151,10 +155,9 @@ class _Session:
         sums = [
             self.validate_step(params, split(batch, len(self.devices))) for batch in self.validation
         ]
-        weight = sum(float(s["weight"]) for s in sums)
-        nats = sum(float(s["nats"]) for s in sums) / weight
-        loss = -nats - loss_constant(self.config.train.sigma)
-        self.monitor.validation(self.step, loss, nats)
+        figures = validation_figures(sums, params, self.config)
+        loss = figures["validation_loss"]
+        self.monitor.validation(self.step, figures)
         self._synthesise(params)
         self._update_plateau(loss)
         return loss
@@ -177,21 +180,23 @@ class _Session:
 
     def _synthesise(self, params: Params) -> None:
         """Held-out clips to TensorBoard, on one device, all of the same length: compiled once."""
-        data = self.config.data
+        data, sigmas = self.config.data, self.config.train.synthesis_sigmas
+        if not sigmas:
+            return
         params = jax.device_put(params, self.devices[0])
         longest = int(SYNTHESIS_SECONDS * data.sampling_rate)
         for recording in self.corpus.validation[: self.config.train.synthesis_clips]:
             audio = read_audio(recording.path, data.sampling_rate)[:longest]
             audio = np.pad(audio, (0, longest - len(audio)))
             mel = _mel(audio, self.config)
-            synthesis = np.asarray(_synthesis(params, mel, self.config))
-            self.monitor.clip(
-                self.step,
-                recording.path.stem,
-                synthesis,
-                np.asarray(_mel(synthesis, self.config)),
-                np.asarray(mel),
-            )
+            if recording.mel:
+                n = recording.n_samples
+                mel = mel_frames(recording.mel, n, 0, len(mel), self.config)
+            made = np.asarray(_synthesis(params, mel, np.asarray(sigmas, np.float32), self.config))
+            mels = np.asarray(_mel(made, self.config))
+            syntheses = dict(zip(sigmas, zip(made, mels, strict=True), strict=True))
+            original = (audio, np.asarray(mel))
+            self.monitor.clip(self.step, recording.path.stem, original, syntheses)
 
 
 @jax.jit(static_argnums=1)
@@ -199,10 +204,11 @@ def _mel(audio: jax.Array, config: Config) -> jax.Array:
     return log_mel(audio, config)
 
 
-@jax.jit(static_argnums=2)
-def _synthesis(params: Params, mel: jax.Array, config: Config) -> jax.Array:
-    z = config.train.synthesis_sigma * latent_noise(0, config, mel.shape[0])
-    return inverse(params, config, z[None], mel[None])[0][0]
+@jax.jit(static_argnums=3)
+def _synthesis(params: Params, mel: jax.Array, sigmas: jax.Array, config: Config) -> jax.Array:
+    """The same noise at every sigma: `[F, M]`, `[S]` -> `[S, F * hop]`."""
+    z = sigmas[:, None, None] * latent_noise(0, config, mel.shape[0])[None]
+    return inverse(params, config, z, jnp.broadcast_to(mel, (len(sigmas), *mel.shape)))[0]
 
 
 def _claim_folder(run: Path, config: Config) -> None:
@@ -249,6 +255,8 @@ def _introduce(
     )
     for line in corpus.left_out:
         monitor.say(f"left out: {line}")
+    for line in corpus.doubts:
+        monitor.say(f"warning: {line}")
     monitor.say(
         f"{millions:.2f} million parameters, {n_devices} {jax.devices()[0].platform} device"
         f"{'s' * (n_devices > 1)}, batch {config.train.batch_size} x {config.data.segment_length} "

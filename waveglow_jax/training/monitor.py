@@ -4,17 +4,27 @@ import json
 import math
 import sys
 import time
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from waveglow_jax.audio.files import write_text
 from waveglow_jax.audio.picture import figure_pixels, mel_figure
 from waveglow_jax.config import Config
+from waveglow_jax.training.figures import peak_memory
 
 TENSORBOARD_EVERY = 10
 LINE_EVERY_SECONDS = 30.0
+RATE_OVER_STEPS = 100
+
+Figures = dict[str, Any]
+"""Each a number, a list of numbers (one a flow or exit), or a dictionary that says something."""
 
 
 class Monitor:
@@ -28,7 +38,6 @@ class Monitor:
 
         self._config = config
         self._total = total_steps
-        self._first_step = first_step
         path = run / "metrics.jsonl"
         _forget_after(path, first_step)
         self._metrics = path.open("a", encoding="utf-8")
@@ -38,8 +47,11 @@ class Monitor:
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=first_step, unit="step", desc="train")
-        self._start = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
         self._paused = 0.0
+        self._marks: deque[tuple[int, float]] = deque(maxlen=RATE_OVER_STEPS + 1)
+        self._heard: set[str] = set()
+        self._record(first_step, {"session": _session(total_steps)})
 
     def __enter__(self) -> "Monitor":
         return self
@@ -52,16 +64,18 @@ class Monitor:
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """One training step's figures; the first call of a session starts its clock."""
-        if step == self._first_step + 1:
-            self._start, self._paused = time.monotonic(), 0.0
-        self._record(step, metrics)
-        if step % TENSORBOARD_EVERY == 0:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"train/{name}", value, step)
-        elapsed = time.monotonic() - self._start - self._paused
-        rate = (step - self._first_step - 1) / elapsed if elapsed > 0 else 0.0
+        self._marks.append((step, time.monotonic() - self._paused))
+        (first, began), (_, now) = self._marks[0], self._marks[-1]
+        rate = (step - first) / (now - began) if now > began else 0.0
         data, train = self._config.data, self._config.train
         samples = rate * train.batch_size * data.segment_length
+        figures = dict(metrics)
+        if rate:
+            figures["samples_per_second"] = round(samples)
+        if step % TENSORBOARD_EVERY == 0:
+            figures["peak_memory"] = peak_memory()
+            self._scalars("train", figures, step)
+        self._record(step, figures)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {samples:,.0f} samples/s")
             self._bar.update(step - self._bar.n)
@@ -77,21 +91,34 @@ class Monitor:
         """Time that was not training, left out of the rates."""
         self._paused += seconds
 
-    def validation(self, step: int, loss: float, nats_per_sample: float) -> None:
-        """The loss on held-out clips, and their log-likelihood with all constants."""
-        figures = {"validation_loss": loss, "nats_per_sample": nats_per_sample}
+    def validation(self, step: int, figures: Figures) -> None:
+        """What `validation_figures` found on the held-out clips."""
         self._record(step, figures)
-        for name, value in figures.items():
-            self._board.add_scalar(f"validation/{name}", value, step)
-        self.say(f"step {step}  validation loss {loss:.4f}  {nats_per_sample:.4f} nats per sample")
+        self._scalars("validation", figures, step)
+        self.say(
+            f"step {step}  validation loss {figures['validation_loss']:.4f}  "
+            f"{figures['nats_per_sample']:.4f} nats per sample"
+        )
 
     def clip(
-        self, step: int, name: str, audio: np.ndarray, mel: np.ndarray, mel_of_original: np.ndarray
+        self,
+        step: int,
+        name: str,
+        original: tuple[np.ndarray, np.ndarray],
+        syntheses: Mapping[float, tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        """A synthesised held-out clip and both mels `[F, M]`."""
+        """A held-out clip `[T]` and the mel `[F, M]` that it was synthesised from, and what each
+        sigma made of that."""
         rate = self._config.data.sampling_rate
-        self._board.add_audio(f"synthesis/{name}", audio.clip(-1, 1), step, sample_rate=rate)
-        figure = mel_figure([("original", mel_of_original), ("synthesis", mel)], self._config.data)
+        if name not in self._heard:
+            self._heard.add(name)
+            self._board.add_audio(f"synthesis/{name}, original", original[0], step, rate)
+        mels = [("given", original[1])]
+        for sigma, (audio, mel) in syntheses.items():
+            tag = f"synthesis/{name}, sigma {sigma:g}"
+            self._board.add_audio(tag, audio.clip(-1, 1), step, rate)
+            mels.append((f"sigma {sigma:g}", mel))
+        figure = mel_figure(mels, self._config.data)
         self._board.add_image(f"mel/{name}", figure_pixels(figure), step, dataformats="HWC")
 
     def say(self, line: str) -> None:
@@ -99,11 +126,38 @@ class Monitor:
         tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
 
-    def _record(self, step: int, figures: dict[str, float]) -> None:
-        # JSON knows no NaN: null tells that a value was not finite.
-        finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
-        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+    def _scalars(self, group: str, figures: Figures, step: int) -> None:
+        for name, value in figures.items():
+            if isinstance(value, list):  # a number a flow, or an exit: a group of their own
+                for i, each in enumerate(value):
+                    self._board.add_scalar(f"{name}/{i:02}", each, step)
+            else:
+                self._board.add_scalar(f"{group}/{name}", value, step)
+
+    def _record(self, step: int, figures: Figures) -> None:
+        self._metrics.write(json.dumps({"step": step, **_finite(figures)}) + "\n")
         self._metrics.flush()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: null tells that a value was not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _session(total_steps: int) -> dict[str, Any]:
+    """What a run goes on with from here, for whoever reads the figures later."""
+    devices = jax.devices()
+    return {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "total_steps": total_steps,
+        "devices": len(devices),
+        "kind": devices[0].device_kind,
+        "processes": jax.process_count(),
+    }
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -1,7 +1,8 @@
 """One training step on one device's share of the batch: state in, `(state, metrics)` out.
 
 Arrays: clips `[B, segment + context]`, a training clip with half an FFT of its recording on either
-side; index `[B]` its position in the batch of all devices.
+side; index `[B]` its position in the batch of all devices; mel `[B, F, M]`, where the clips' own is
+not to be taken.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import Config, TrainConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.likelihood import log_likelihood, loss
-from waveglow_jax.flow.waveglow import Params, forward, init
+from waveglow_jax.flow.waveglow import Params, forward, forward_watched, init
 
 
 @flax.struct.dataclass
@@ -137,6 +138,8 @@ def train_step(
     metrics = {
         "loss": value,
         "gradient_norm": gradient_norm,
+        "update_norm": jnp.where(good, rate * optax.tree.norm(updates), 0.0),
+        "parameter_norm": optax.tree.norm(state.params),
         "learning_rate": rate,
         "skipped": state.skipped,
         "bad_in_a_row": state.bad_in_a_row,
@@ -147,14 +150,22 @@ def train_step(
 def validation_step(
     params: Params, batch: dict[str, jax.Array], config: Config, axis: str
 ) -> dict[str, jax.Array]:
-    """Sums over the devices' clips: nats per sample times `weight`, and the weights `[B]`.
+    """Sums over the devices' clips, each times its `weight` `[B]`: nats per sample, the mean z
+    and z^2 of each channel `[G]`, and the weights; and each flow's largest |log_s|, `[flows]`.
 
     The clips get the noise of training's start, the same at every call, so that figures compare.
     """
     audio, past, mel = _clips(batch, config, jnp.zeros((), jnp.int32), config.train.noise_std)
-    nats = log_likelihood(*forward(params, config, audio, mel, past=past), config.train.sigma)
+    z, log_det, max_log_s = forward_watched(params, config, audio, mel, past=past)
     weight = batch["weight"]
-    return jax.lax.psum({"nats": jnp.sum(nats * weight), "weight": jnp.sum(weight)}, axis)
+    shares = weight[:, None, None] / z.shape[1]
+    sums = {
+        "nats": jnp.sum(log_likelihood(z, log_det, config.train.sigma) * weight),
+        "weight": jnp.sum(weight),
+        "z": jnp.sum(z * shares, axis=(0, 1)),
+        "z_squared": jnp.sum(z * z * shares, axis=(0, 1)),
+    }
+    return {**jax.lax.psum(sums, axis), "max_log_s": jax.lax.pmax(max_log_s, axis)}
 
 
 def _clips(
@@ -164,7 +175,7 @@ def _clips(
     whitening sees (None without one), and mel `[B, F, M]` without noise."""
     data, train = config.data, config.train
     clips = batch["clips"]
-    mel = log_mel_of_padded(clips, config)
+    mel = batch["mel"] if "mel" in batch else log_mel_of_padded(clips, config)
     half = data.filter_length // 2
     whitening = config.waveglow.mel_whitening
     order = whitening.order if whitening else 0

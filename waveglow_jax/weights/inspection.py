@@ -1,6 +1,7 @@
 """What weights are, and what about them looks wrong."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,9 +19,7 @@ def report(weights: Weights) -> dict[str, Any]:
     """JSON-ready: kind, generation, training, notes, hyper-parameters, number of parameters, the
     1x1 convolutions' |det W| and condition numbers (float64), and `suspicious`, a sentence each."""
     flows = weights.params["flows"]
-    convs = [np.asarray(flow["conv"], np.float64) for flow in flows]
-    determinants = [float(abs(np.linalg.det(w))) for w in convs]
-    conditions = [float(np.linalg.cond(w)) for w in convs]
+    determinants, conditions = determinants_and_conditions(flows)
     return {
         "kind": weights.kind,
         "generation": weights.generation,
@@ -33,21 +32,31 @@ def report(weights: Weights) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights.params)),
         "determinants": determinants,
         "condition_numbers": conditions,
-        "suspicious": _suspicious(flows, determinants, conditions),
+        "suspicious": suspicious_matrices(determinants, conditions) + _suspicious_layers(flows),
     }
 
 
-def _suspicious(
-    flows: list[dict[str, Any]], determinants: list[float], conditions: list[float]
-) -> list[str]:
+def determinants_and_conditions(flows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """|det W| and the condition number of each flow's 1x1 convolution, in float64."""
+    convs = [np.asarray(flow["conv"], np.float64) for flow in flows]
+    determinants = [float(abs(np.linalg.det(w))) for w in convs]
+    return determinants, [float(np.linalg.cond(w)) for w in convs]
+
+
+def suspicious_matrices(determinants: Sequence[float], conditions: Sequence[float]) -> list[str]:
+    """A sentence for each flow whose W has left what trained flows keep to."""
     found = []
-    for k, (flow, determinant, condition) in enumerate(
-        zip(flows, determinants, conditions, strict=True)
-    ):
+    for k, (determinant, condition) in enumerate(zip(determinants, conditions, strict=True)):
         if not 1 / _WIDE_DETERMINANT < determinant < _WIDE_DETERMINANT:
             found.append(f"flow {k}: |det W| is {determinant:.3g}, far from a rotation's 1")
         if not condition < _ILL_CONDITIONED:
             found.append(f"flow {k}: W's condition number is {condition:.3g}: float32 loses digits")
+    return found
+
+
+def _suspicious_layers(flows: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for k, flow in enumerate(flows):
         if not np.any(np.asarray(flow["wn"]["end"]["kernel"])):
             found.append(f"flow {k}: WN's last layer is all zeros: the coupling is untrained")
         for name, layer in flow["wn"].items():

@@ -1,0 +1,71 @@
+"""How well the flow fits, from the sums of `validation_step` and the weights themselves."""
+
+import itertools
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from waveglow_jax.config import Config, WaveGlowConfig
+from waveglow_jax.flow.likelihood import loss_constant
+from waveglow_jax.flow.waveglow import Params
+from waveglow_jax.weights.inspection import determinants_and_conditions
+
+
+def validation_figures(
+    sums: Sequence[dict[str, Any]], params: Params, config: Config
+) -> dict[str, float | list[float]]:
+    """Figures of a whole validation, from what `validation_step` gave for each of its batches.
+
+    validation_loss (the original's scalar), nats_per_sample (all constants); z_mean and z_std over
+    all of z, and both again for each exit, the channels that leave together, in z's order (for
+    speech that the flow fits they are 0 and `train_config.sigma`); and a number a flow: max_log_s
+    (the largest |log_s|), determinants (|det W|), condition_numbers (of W).
+    """
+    total = {
+        name: sum(np.asarray(s[name], np.float64) for s in sums)
+        for name in ("nats", "weight", "z", "z_squared")
+    }
+    nats = float(total["nats"] / total["weight"])
+    mean, square = (total[name] / total["weight"] for name in ("z", "z_squared"))
+    whole, *exits = (
+        (float(mean[channels].mean()), float(square[channels].mean()))
+        for channels in (slice(None), *exit_channels(config.waveglow))
+    )
+    determinants, conditions = determinants_and_conditions(params["flows"])
+    return {
+        "validation_loss": -nats - loss_constant(config.train.sigma),
+        "nats_per_sample": nats,
+        "z_mean": whole[0],
+        "z_std": _deviation(*whole),
+        "z_mean_by_exit": [mean for mean, _ in exits],
+        "z_std_by_exit": [_deviation(*moments) for moments in exits],
+        "max_log_s": np.max([np.asarray(s["max_log_s"]) for s in sums], axis=0).tolist(),
+        "determinants": determinants,
+        "condition_numbers": conditions,
+    }
+
+
+def exit_channels(glow: WaveGlowConfig) -> list[slice]:
+    """Which of z's channels leave together: before each flow that some leave before, then the
+    rest."""
+    ends = [glow.n_group - glow.channels(k) for k in range(glow.n_flows) if glow.leaves_before(k)]
+    borders = [0, *ends, glow.n_group]
+    return [slice(a, b) for a, b in itertools.pairwise(borders) if a < b]
+
+
+def _deviation(mean: float, square: float) -> float:
+    return float(np.sqrt(np.maximum(square - mean**2, 0.0)))
+
+
+def peak_memory() -> int:
+    """Bytes: the most that a device of this process had in use so far; where the devices do not
+    tell, as CPUs do not, the most of the process itself."""
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    if peaks := [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]:
+        return max(peaks)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
