@@ -157,6 +157,7 @@ def _of_torch(file: BinaryIO, name: str, kind: str, alternating_halves: bool) ->
 
 
 def _of_safetensors(path: Path, alternating_halves: bool) -> Published:
+    import ml_dtypes  # noqa: F401 - NumPy learns bfloat16
     import safetensors
 
     try:

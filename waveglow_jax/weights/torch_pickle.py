@@ -211,8 +211,10 @@ class InPieces:
     For the readers of archives, which would believe a size that lies. They see a ValueError.
     """
 
-    def __init__(self, file: BinaryIO, end: int):
-        self._file, self._end = file, end
+    def __init__(self, file: BinaryIO, end: int | None = None):
+        """end: by default the file's size."""
+        self._file, self._end = file, file.seek(0, 2) if end is None else end
+        file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
         size = self._end - self.tell() if size < 0 else size
@@ -238,10 +240,9 @@ class _Zip:
     NAME = "zip"
 
     def __init__(self, file: BinaryIO):
-        size = file.seek(0, 2)
         with _zip_refusals():
-            self._archive = zipfile.ZipFile(InPieces(file, size))
-            self._entries = _checked_entries(self._archive, size)
+            self._archive = zipfile.ZipFile(InPieces(file))
+            self._entries = _checked_entries(self._archive, file.seek(0, 2))
         root = next(iter(self._entries)).split("/")[0]
         self._root = root
         if f"{root}/data.pkl" not in self._entries:
