@@ -1,9 +1,11 @@
 """Published checkpoints of every generation as one parameter tree, and the way back."""
 
+import gzip
 import io
 import json
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import jax
@@ -73,6 +75,31 @@ def test_golden_numbers_of_every_file(path):
         close(wg.loss(z, log_det), values["loss"], tolerance)
 
 
+def test_modules_as_torch_1_pickled_them_within_data_parallel(tmp_path):
+    """They name their backend by a call that means nothing; the oldest class lies inside."""
+    content = (DATA / "module_alternating_legacy.pt").read_bytes()
+    training = b"X\x08\x00\x00\x00training"
+    backend = b"X\x08\x00\x00\x00_backendctorch.nn.backends.thnn\n_get_thnn_function_backend\n)R"
+    content = content.replace(training, backend + training, 1)
+    start = content.index(b"(X\x06\x00\x00\x00module")
+    end = content.index(b"ubs.", start) + 2
+    wrapped = (
+        b"ctorch.nn.parallel.data_parallel\nDataParallel\n)\x81}X\x08\x00\x00\x00_modules"
+        b"}X\x06\x00\x00\x00module" + content[start:end] + b"ssb"
+    )
+    (tmp_path / "a.pt").write_bytes(content[:start] + wrapped + content[end:])
+    ours = read_weights(tmp_path / "a.pt")
+    plain = read_weights(DATA / "module_alternating_legacy.pt")
+    assert ours.config.waveglow.alternating_halves and ours.config.data == plain.config.data
+    assert equal(ours.params, plain.params)
+    # A state that is none of a module's.
+    for state in (b"]", b"K\x07"):
+        odd = b"\x80\x02}X\x05\x00\x00\x00modelcglow\nWaveGlow\n)\x81" + state + b"bs."
+        with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
+            archive.writestr("archive/data.pkl", odd)
+        refusal(tmp_path / "b.pt", "no WaveGlow")
+
+
 def test_alternating_halves_are_inverted_too():
     weights = read_weights(DATA / "module_alternating_legacy.pt")
     values = expected("expected_alternating.npz")
@@ -138,6 +165,16 @@ def test_nemo_bomb(tmp_path):
     with tarfile.open(tmp_path / "none.nemo", "w") as archive:
         archive.addfile(tarfile.TarInfo("config.yaml"))
     refusal(tmp_path / "none.nemo", "no .nemo")
+    # A name of 64 MiB, a place before the beginning, a member that takes for ever to pass by.
+    long = tarfile.TarInfo("x")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 26
+    back, far = tarfile.TarInfo("x"), tarfile.TarInfo("x")
+    back.size, far.size = -1024, 1 << 33
+    for header, word in ((long, "67108864 bytes"), (back, "no .nemo"), (far, "beyond its end")):
+        content = header.tobuf(tarfile.GNU_FORMAT) * 2 + bytes(1 << 26)
+        with gzip.open(tmp_path / "lie.nemo", "wb", compresslevel=1) as file:
+            file.write(content)
+        refusal(tmp_path / "lie.nemo", word)
 
 
 def test_folded_weights(tmp_path, tensors, reference):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_torch import fuzz
+from fuzz_torch import fuzz, peak_memory
 from golden import CHECKPOINTS, DATA
 
 from waveglow_jax.errors import UserError
@@ -147,6 +147,11 @@ def test_untyped_storage_with_a_typed_tensor(tmp_path):
     )  # fmt: skip
     with open_torch(zipped(tmp_path / "a.pt", program(body), {"0": numbers.tobytes()})) as file:
         np.testing.assert_array_equal(file.array(file.tree), [1, 2])
+    # Three bytes more than numbers.
+    body = body.replace(storage("UntypedStorage", "0", 16), storage("UntypedStorage", "0", 19))
+    path = zipped(tmp_path / "b.pt", program(body), {"0": numbers.tobytes() + b"abc"})
+    with open_torch(path) as file:
+        np.testing.assert_array_equal(file.array(file.tree), [1, 2])
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -188,6 +193,37 @@ def test_objects_become_holders_and_classes_tokens(tmp_path):
     body = b"(U\x06modulecglow\nWN\nU\x07glow.pyU\x0cimport evil\ntQ)\x81"
     holder = read(zipped(tmp_path / "b.pt", program(body)))
     assert isinstance(holder, Holder) and str(holder.kind) == "glow.WN"
+
+
+def test_what_old_versions_of_pytorch_wrote(tmp_path):
+    """Modules of torch 1 name their backend by a call, parameters of 0.3 call their class, sizes
+    are made without a call; a legacy file may be of another protocol."""
+    numbers = np.arange(4, dtype="<f4")
+    body = (
+        b"}(U\x08_backendctorch.nn.backends.thnn\n_get_thnn_function_backend\n)R"
+        b"U\x01pctorch.nn.parameter\nParameter\n"
+        + tensor(storage("FloatStorage", "0", 4, b"N"))
+        + b"\x85R\x89\x88N\x87bU\x01sctorch\nSize\n(K\x02K\x03t\x85\x81u"
+    )
+    path = legacy(tmp_path / "a.pt", program(body), {"0": numbers.tobytes()})
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 4) + path.read_bytes()[len(LEGACY[0]) :])
+    with open_torch(path) as file:
+        assert isinstance(file.tree["_backend"], Holder)
+        assert file.tree["s"] == (2, 3)
+        np.testing.assert_array_equal(file.array(file.tree["p"]), [0, 1])
+
+
+def test_tensors_that_share_a_storage(tmp_path):
+    """As views of one flat buffer; what lies along an axis of one number is nobody's business."""
+    flat = np.arange(12, dtype="<f4")
+    of = storage("FloatStorage", "0", 12)
+    parts = [(0, (2, 3), (3, 1)), (6, (1, 4), (77, 1)), (10, (2,), (1,)), (3, (0,), (1,))]
+    body = b"](" + b"".join(tensor(of, *part) for part in parts) + b"e"
+    with open_torch(zipped(tmp_path / "a.pt", program(body), {"0": flat.tobytes()})) as file:
+        ours = [file.array(each) for each in file.tree]
+    for array, (offset, shape, _) in zip(ours, parts, strict=True):
+        size = int(np.prod(shape))
+        np.testing.assert_array_equal(array, flat[offset : offset + size].reshape(shape))
 
 
 def test_round_trip_of_what_we_write(tmp_path):
@@ -311,6 +347,31 @@ def test_memory_bombs_by_size_fields(tmp_path):
     )
 
 
+P61 = 2**61 - 1  # what Python's hash of an integer is modulo
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"}" * 9_000_000,
+        # Copies of what is remembered, of a few bytes each.
+        b"](" + b"N" * 50_000 + b"eq\x00cbuiltins\nset\nq\x01(" + b"h\x01h\x00\x85R" * 999 + b"l",
+        b"](" + b"K\x01N\x86" * 20_000 + b"eq\x00ccollections\nOrderedDict\nq\x01("
+        + b"h\x01h\x00\x85R" * 999 + b"l",
+        storage("FloatStorage", "0", 4)[:-1] + b"q\x00" + b"Qh\x00" * 330_000,
+        b"}(" + b"".join(b"\x8a\x10" + (P61 * i).to_bytes(16, "little") + b"N"
+                        for i in range(9, 40_000)) + b"u",
+    ],
+    ids=["operations", "sets", "dicts", "storages", "keys of one hash"],
+)  # fmt: skip
+def test_what_takes_long_or_much_for_its_size(tmp_path, body):
+    """Refused after a million operations, counted by what they cost."""
+    path = zipped(tmp_path / "a.pt", program(body), {"0": b"\0" * 16})
+    before = peak_memory(anew=True)
+    refusal(path)
+    assert peak_memory() - before < 3 * path.stat().st_size + 200e6
+
+
 def test_a_billion_laughs(tmp_path):
     """Lists of lists of lists by memo: small in memory, endless when walked; never walked."""
     body = b"]q\x00" + b"".join(
@@ -344,6 +405,8 @@ def test_a_billion_laughs(tmp_path):
         (-1, (2,), (1,)),
         (0, (2, 2), (1,)),
         (0, (1,) * 9, (1,) * 9),
+        (0, (2, 1), (1, 2**62)),
+        (0, (0, 2**47, 2**47), (1, 1, 1)),
     ],
 )
 def test_tensors_outside_of_their_storage(tmp_path, offset, shape, strides):
@@ -409,6 +472,15 @@ def test_lying_zips(tmp_path):
         content[second + 20 : second + 28] = struct.pack("<II", 2**31, 2**31)
 
     refusal(rewritten(fresh("bomb.pt"), bomb))
+
+
+def test_a_zip_of_a_million_entries(tmp_path):
+    """Not even its directory is read."""
+    entry = b"PK\x01\x02" + bytes(24) + struct.pack("<H", 1) + bytes(16) + b"a"
+    count = 200_000
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 999, 999, len(entry) * count, 31, 0)
+    (tmp_path / "a.pt").write_bytes(b"PK\x03\x04" + bytes(27) + entry * count + end)
+    assert "9400000 bytes where few" in refusal(tmp_path / "a.pt")
 
 
 def test_a_flipped_bit_in_a_tensor_is_seen(tmp_path):

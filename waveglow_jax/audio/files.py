@@ -39,6 +39,9 @@ SILENCE = 1e-5
 # it were never in [-1, 1] (16-bit values stored as floats, say), and clipping would destroy them.
 _OVERSHOOT = 2.0
 
+# Of a compressed mel: silence alone shrinks further.
+_MOST_UNPACKED, _MOST_GROWTH = 64 << 20, 20
+
 _PREPARE = "python -m waveglow_jax prepare IN -o OUT"
 
 
@@ -477,12 +480,19 @@ def _read_npy(path: Path, n_mel_channels: int) -> np.ndarray:
 
 
 def _read_npz(path: Path, n_mel_channels: int) -> np.ndarray:
+    from waveglow_jax.weights.torch_pickle import InPieces
+
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as whole, zipfile.ZipFile(InPieces(whole)) as archive:
             names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
-            member = _pick(path, names) + ".npy"
+            member = archive.getinfo(_pick(path, names) + ".npy")
+            if member.file_size > _MOST_UNPACKED + _MOST_GROWTH * member.compress_size:
+                raise UserError(
+                    f"{path}: unpacks to {member.file_size} bytes, far more than a mel would; "
+                    "save it again with numpy.savez"
+                )
             with archive.open(member) as file:
-                return _read_array(file, archive.getinfo(member).file_size, path, n_mel_channels)
+                return _read_array(file, member.file_size, path, n_mel_channels)
     except UserError:  # a ValueError too, and said already
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
@@ -510,6 +520,7 @@ def _read_torch(path: Path, n_mel_channels: int) -> np.ndarray:
 
 
 def _read_safetensors(path: Path, n_mel_channels: int) -> np.ndarray:
+    import ml_dtypes  # noqa: F401 - NumPy learns bfloat16
     import safetensors
 
     os.stat(path)  # so that a missing file is reported as one
@@ -518,7 +529,7 @@ def _read_safetensors(path: Path, n_mel_channels: int) -> np.ndarray:
         with safetensors.safe_open(path, framework="np") as file:
             name = _pick(path, list(file.keys()))
             header = file.get_slice(name)
-            kind = "f" if header.get_dtype() in ("F16", "F32", "F64") else "?"
+            kind = "f" if header.get_dtype() in ("F16", "BF16", "F32", "F64") else "?"
             shape = tuple(header.get_shape())
             _check_array(path, shape, kind, n_mel_channels, header.get_dtype())
             return file.get_tensor(name)

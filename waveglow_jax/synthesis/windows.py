@@ -139,6 +139,8 @@ class Plan:
 CPU_CALL_FRAMES, ACCELERATOR_CALL_FRAMES = 512, 16384
 """The most frames a device has at once, unless the context alone is a quarter of that: beyond, a
 CPU's caches no longer hold them (half as fast from 640 on, for the bundled voice)."""
+MOST_FRAMES = 1 << 22
+"""Of a window and batch that are given: more would be a slip of the finger."""
 CPU_CALL_COST, ACCELERATOR_CALL_COST = 16, 2048
 """What a call costs beside its frames, as so many frames."""
 WORK_COST = 0.25
@@ -158,11 +160,13 @@ def choose(
     """The window and batch that compute utterances of these lengths for the least.
 
     Of a few fixed sizes, those compiled already preferred; or as given. Raises ValueError if a
-    given window is too small for its context, or either is below 1.
+    given window is too small for its context, or either is below 1 or beyond all machines.
     """
     for name, value in (("window", window), ("batch", batch)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} {value} must be at least 1")
+        if value is not None and not 1 <= value <= MOST_FRAMES:
+            raise ValueError(f"{name} {value} must be from 1 to {MOST_FRAMES}")
+    if (window or 1) * (batch or 1) > MOST_FRAMES:
+        raise ValueError(f"{batch} windows of {window} frames are over {MOST_FRAMES} frames at once")
     on_cpu = devices[0].platform == "cpu"
     most = CPU_CALL_FRAMES if on_cpu else ACCELERATOR_CALL_FRAMES
     call = CPU_CALL_COST if on_cpu else ACCELERATOR_CALL_COST

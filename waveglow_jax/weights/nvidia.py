@@ -9,6 +9,7 @@ PyTorch's convolutions are `[C_out, C_in, taps]`, its transposed one `[C_in, C_o
 `[taps, C_in, C_out]`.
 """
 
+import gzip
 import itertools
 import re
 import tarfile
@@ -24,14 +25,24 @@ import numpy as np
 
 from waveglow_jax.config import Config, DataConfig, config_from_dict
 from waveglow_jax.errors import UserError
-from waveglow_jax.weights.torch_pickle import Holder, Tensor, TorchFile, write_torch
+from waveglow_jax.weights.torch_pickle import (
+    MAX_PIECE,
+    Holder,
+    InPieces,
+    Tensor,
+    TorchFile,
+    write_torch,
+)
 
 HALVES_ALTERNATE = "glow_old"
 """The module of the oldest class, in whose odd flows the two halves change roles."""
 
 _PARTS = ("upsample", "convinv", "WN", "wavenet")
+_WRAPPED = ("module", "waveglow")  # where DataParallel and the like hold the model
 _MAX_MODULES = 100_000
-_MAX_GROWTH = 20  # of a compressed .nemo: weights hardly shrink at all
+_GZIP = b"\x1f\x8b"
+_MAX_GROWTH = 4  # of a compressed .nemo: weights hardly shrink at all
+_MAX_MEMBERS = 1000
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "F16", "BF16", "F32", "F64")
 
 
@@ -70,7 +81,7 @@ def read_published(path: Path, alternating_halves: bool = False) -> Published:
         with open(path, "rb") as file:
             start = file.read(16)
             file.seek(257)
-            if start[:2] == b"\x1f\x8b" or file.read(5) == b"ustar":  # gzip, tar
+            if start[:2] == _GZIP or file.read(5) == b"ustar":  # gzip, tar
                 with _inside_nemo(file, path) as inner:
                     return _of_torch(inner, str(path), "NeMo archive, ", alternating_halves)
             if start[8:9] == b"{":
@@ -83,31 +94,39 @@ def read_published(path: Path, alternating_halves: bool = False) -> Published:
 @contextmanager
 def _inside_nemo(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
     """The weights inside a .nemo, a tar that may be gzipped, copied to a temporary file."""
-    file.seek(0, 2)
-    limit = _MAX_GROWTH * file.tell()
+    size = file.seek(0, 2)
     file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:*") as archive, tempfile.TemporaryFile() as copy:
-            for member in archive:
-                if member.isreg() and member.name.endswith(".ckpt"):
-                    if member.size > limit:
-                        raise UserError(
-                            f"{path}: {member.name[:80]} unpacks to {member.size} "
-                            "bytes, far more than weights would; not unpacked"
-                        )
-                    source = archive.extractfile(member)
-                    while piece := source.read(1 << 22):
-                        copy.write(piece)
-                    copy.seek(0)
-                    yield copy
-                    return
-                if archive.offset > limit:
-                    break
-            raise UserError(f"{path}: is an archive without a .ckpt; it is no .nemo of weights")
-    except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
-        if isinstance(error, UserError):
+    gzipped = file.read(2) == _GZIP
+    file.seek(0)
+    with tempfile.TemporaryFile() as copy:
+        try:
+            source = gzip.GzipFile(fileobj=file) if gzipped else file
+            end = _MAX_GROWTH * size if gzipped else size
+            with tarfile.open(fileobj=InPieces(source, end), mode="r:") as archive:
+                _copy_ckpt(archive, end, path, copy)
+        except UserError:  # a ValueError too, and said already
             raise
-        raise UserError(f"{path}: damaged or cut short ({error}); copy it again") from None
+        except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
+            raise UserError(f"{path}: damaged or cut short ({error}); copy it again") from None
+        copy.seek(0)
+        yield copy
+
+
+def _copy_ckpt(archive: tarfile.TarFile, end: int, path: Path, copy: BinaryIO) -> None:
+    for number, member in enumerate(archive):
+        if member.size < 0 or number > _MAX_MEMBERS:
+            break
+        if member.isreg() and member.name.endswith(".ckpt"):
+            if member.size > end:
+                raise UserError(
+                    f"{path}: {member.name[:80]} unpacks to {member.size} bytes, far more than "
+                    "weights would; not unpacked"
+                )
+            source = archive.extractfile(member)
+            while piece := source.read(MAX_PIECE):
+                copy.write(piece)
+            return
+    raise UserError(f"{path}: is an archive without a .ckpt; it is no .nemo of weights")
 
 
 def _of_torch(file: BinaryIO, name: str, kind: str, alternating_halves: bool) -> Published:
@@ -122,7 +141,7 @@ def _of_torch(file: BinaryIO, name: str, kind: str, alternating_halves: bool) ->
     }
     stride = None
     if module is not None:
-        alternating_halves |= module.kind.module.split(".")[-1] == HALVES_ALTERNATE
+        alternating_halves |= _is_of_the_oldest_class(module)
         stride = _stride(module)
     content = f"pickled module {module.kind}" if module is not None else "state dict"
     return _published(
@@ -138,6 +157,7 @@ def _of_torch(file: BinaryIO, name: str, kind: str, alternating_halves: bool) ->
 
 
 def _of_safetensors(path: Path, alternating_halves: bool) -> Published:
+    import ml_dtypes  # noqa: F401 - NumPy learns bfloat16
     import safetensors
 
     try:
@@ -167,9 +187,10 @@ def _find_state(tree: Any, name: str) -> tuple[dict[str, Tensor], Holder | None,
     """The tensors by their state dict's names, the module they were pickled in, and how many stale
     plain weights lie beside weight_g and weight_v."""
     for _ in range(3):  # {"model": {"state_dict": ...}} is the deepest there is
-        for key in ("state_dict", "model"):
+        for key in ("state_dict", "model", "model_state_dict", "waveglow"):
             if isinstance(tree, dict) and isinstance(tree.get(key), dict | Holder):
                 tree = tree[key]
+                break
     if isinstance(tree, Holder):
         state: dict[str, Tensor] = {}
         stale = _walk(tree, "", state, set(), name)
@@ -193,25 +214,37 @@ def _walk(module: Holder, prefix: str, state: dict[str, Tensor], seen: set[int],
                 state[f"{prefix}{key}"] = value
     own = inside.get("_parameters")
     stale = isinstance(inside.get("weight"), Tensor) and isinstance(own, dict) and "weight_v" in own
-    for key, child in _items(inside.get("_modules")):
-        if isinstance(child, Holder):
-            stale += _walk(child, f"{prefix}{key}.", state, seen, name)
+    for key, child in _children(module):
+        stale += _walk(child, f"{prefix}{key}.", state, seen, name)
     return int(stale)
+
+
+def _children(module: Holder) -> list[tuple[Any, Holder]]:
+    inside = module.state if isinstance(module.state, dict) else {}
+    items = _items(inside.get("_modules"))
+    return [(key, child) for key, child in items if isinstance(child, Holder)]
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:
     return list(value.items()) if isinstance(value, dict) else []
 
 
+def _is_of_the_oldest_class(module: Holder) -> bool:
+    """Whether it, or the one inside DataParallel, is the class whose halves alternate."""
+    return module.kind.module.split(".")[-1] == HALVES_ALTERNATE or any(
+        _is_of_the_oldest_class(child) for key, child in _children(module) if key in _WRAPPED
+    )
+
+
 def _stride(module: Holder) -> int | None:
     """The upsampler's stride: the hop. Only a pickled module tells it."""
-    for key, child in _items((module.state or {}).get("_modules")):
-        if isinstance(child, Holder) and isinstance(child.state, dict):
+    for key, child in _children(module):
+        if key == "upsample" and isinstance(child.state, dict):
             stride = child.state.get("stride")
-            if key == "upsample" and isinstance(stride, tuple) and len(stride) == 1:
-                return stride[0] if type(stride[0]) is int else None
-            if key in ("module", "waveglow") and (inner := _stride(child)):
-                return inner
+            if isinstance(stride, tuple) and len(stride) == 1 and type(stride[0]) is int:
+                return stride[0]
+        if key in _WRAPPED and (inner := _stride(child)):
+            return inner
     return None
 
 

@@ -26,11 +26,16 @@ import numpy as np
 from waveglow_jax.errors import UserError
 
 MAX_PICKLE_BYTES = 64 << 20
-MAX_OPS = 10_000_000
+MAX_OPS = 1_000_000  # three times those of the largest published model with its optimizer
+CALL_COST = 10
+"""What a tensor or a storage takes in time, in operations."""
 MAX_STRING = 16 << 20
 MAX_INTEGER_BYTES = 32
 MAX_DIMENSIONS = 8
-MAX_ZIP_ENTRIES = 100_000
+MAX_NUMBERS = 1 << 48
+MAX_ZIP_ENTRIES = 20_000
+MAX_PIECE = 4 << 20
+"""Bytes that are read from a file at once."""
 
 # Little-endian, as the files' checked byte order; bfloat16 is the upper half of a float32.
 _DTYPES = {
@@ -60,7 +65,7 @@ _STORAGES = {
 }
 # The first pickle of the older container.
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-_LEGACY_START = b"\x80\x02\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
+_LEGACY_MAGIC = b"\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
 
 
 class Token(NamedTuple):
@@ -118,12 +123,13 @@ class TorchFile:
         self._name = name
         self._size = file.seek(0, 2)
         file.seek(0)
-        start = file.read(len(_LEGACY_START))
-        self._unread = self._size
+        start = file.read(32)
+        self._unread = self._unviewed = self._size
+        self._last: tuple[Storage, np.ndarray] | None = None
         with self._refusals():
             if start[:4] == b"PK\x03\x04":
                 self._container: _Zip | _Legacy = _Zip(file)
-            elif start == _LEGACY_START:
+            elif start[:1] == b"\x80" and _LEGACY_MAGIC in start:
                 self._container = _Legacy(file)
             else:
                 raise _RefusedError(_what_it_is(start))
@@ -136,23 +142,34 @@ class TorchFile:
     def array(self, tensor: Tensor) -> np.ndarray:
         """The tensor's numbers, in a contiguous array of their own; bfloat16 widened to float32.
 
-        Raises UserError if they are damaged, or if all that was read exceeds the file: then its
-        tensors overlap.
+        Tensors may share a storage, read once for those that follow each other. Raises UserError
+        if they are damaged, or if all that was read exceeds the file: then its tensors overlap.
         """
         with self._refusals():
-            storage = tensor.storage
-            itemsize = np.dtype(_DTYPES[storage.dtype]).itemsize
-            raw = self._container.read(storage.key, storage.start * itemsize, storage.numel)
-            self._unread -= raw.nbytes
-            if self._unread < 0:
+            dtype = np.dtype(_DTYPES[tensor.dtype])
+            self._unviewed -= math.prod(tensor.shape) * dtype.itemsize
+            if self._unviewed < 0:
                 raise _RefusedError("its tensors overlap: together they are larger than the file")
-            numbers = raw.view(_DTYPES[tensor.dtype])[tensor.offset :]
+            raw = self._raw(tensor.storage)
+            numbers = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)
+            numbers = numbers[tensor.offset :]
             strides = [numbers.itemsize * s for s in tensor.strides]
             view = np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
             if tensor.dtype == "bfloat16":
                 return (view.astype(np.uint32) << 16).view(np.float32)
             whole = view.size == numbers.size and view.flags.c_contiguous
             return view if whole else np.ascontiguousarray(view)
+
+    def _raw(self, storage: Storage) -> np.ndarray:
+        """A storage's bytes."""
+        if self._last is None or self._last[0] != storage:
+            itemsize = np.dtype(_DTYPES[storage.dtype]).itemsize
+            self._unread -= storage.numel * itemsize
+            if self._unread < 0:
+                raise _RefusedError("its tensors share their storages crosswise; save copies")
+            raw = self._container.read(storage.key, storage.start * itemsize, storage.numel)
+            self._last = storage, raw
+        return self._last[1]
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -188,6 +205,35 @@ def _what_it_is(start: bytes) -> str:
 # ------------------------------------------------------------------------------ containers
 
 
+class InPieces:
+    """A file that is never read in larger pieces than MAX_PIECE, nor beyond `end`.
+
+    For the readers of archives, which would believe a size that lies. They see a ValueError.
+    """
+
+    def __init__(self, file: BinaryIO, end: int | None = None):
+        """end: by default the file's size."""
+        self._file, self._end = file, file.seek(0, 2) if end is None else end
+        file.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        size = self._end - self.tell() if size < 0 else size
+        if size > MAX_PIECE:
+            raise ValueError(f"{size} bytes where few are expected")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if whence == 0 and offset > self._end:
+            raise ValueError("a place beyond its end")
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+
 class _Zip:
     """One folder with `data.pkl` and `data/KEY`, stored without compression."""
 
@@ -195,7 +241,7 @@ class _Zip:
 
     def __init__(self, file: BinaryIO):
         with _zip_refusals():
-            self._archive = zipfile.ZipFile(file)
+            self._archive = zipfile.ZipFile(InPieces(file))
             self._entries = _checked_entries(self._archive, file.seek(0, 2))
         root = next(iter(self._entries)).split("/")[0]
         self._root = root
@@ -225,25 +271,27 @@ class _Zip:
     def read(self, key: str, start: int, numel: int) -> np.ndarray:
         """The whole storage, its checksum verified, `[bytes]`; views of a storage have no place
         in this container."""
-        entry = self._entries[f"{self._root}/data/{key}"]
+        return self._contents(f"{self._root}/data/{key}")
+
+    def _all_of(self, name: str, limit: int) -> bytes:
+        size = self._entries[name].file_size
+        if size > limit:
+            raise _RefusedError(f"{name} has {size} bytes, over {limit}")
+        return self._contents(name).tobytes()
+
+    def _contents(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
         raw = np.empty(entry.file_size, np.uint8)
         with _zip_refusals(), self._archive.open(entry) as file:
             done = 0
             while done < len(raw):
-                piece = file.read(min(len(raw) - done, 1 << 22))
+                piece = file.read(min(len(raw) - done, MAX_PIECE))
                 if not piece:
-                    raise _RefusedError(f"storage {key} is cut short; copy it again")
+                    raise _RefusedError(f"its entry {name[:80]!r} is cut short; copy it again")
                 raw[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
                 done += len(piece)
             file.read(1)  # the end is where the checksum is compared
         return raw
-
-    def _all_of(self, name: str, limit: int) -> bytes:
-        entry = self._entries[name]
-        if entry.file_size > limit:
-            raise _RefusedError(f"{name} has {entry.file_size} bytes, over {limit}")
-        with _zip_refusals():
-            return self._archive.read(entry)
 
 
 @contextmanager
@@ -369,7 +417,7 @@ def _storage_of(pid: Any, sizes: dict[str, tuple[str, int]]) -> Any:
             dtype = _STORAGES.get(name) if kind.module in ("torch", "torch.storage") else None
             if dtype is None:
                 raise _RefusedError(f"its storage {key[:80]} is of the unknown type {kind}")
-            if isinstance(numel, bool) or not 0 <= numel < 1 << 48:
+            if isinstance(numel, bool) or not 0 <= numel < MAX_NUMBERS:
                 raise _RefusedError(f"its storage {key[:80]} promises {numel} numbers")
             if sizes.setdefault(key, (dtype, numel)) != (dtype, numel):
                 raise _RefusedError(f"its storage {key[:80]} has two sizes or types")
@@ -402,10 +450,14 @@ class _Machine:
         self.position = position
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._left = MAX_OPS
 
     def run(self) -> Any:
         """What the pickle builds; `position` is then behind it."""
-        for _ in range(MAX_OPS):
+        while True:
+            self._left -= 1
+            if self._left < 0:
+                self._spend(0)
             code = self._take(1)
             if code == b".":
                 return self._pop()
@@ -415,7 +467,11 @@ class _Machine:
                     f"damaged or not PyTorch's: operation {code!r} at byte {self.position - 1}"
                 )
             operation(self)
-        raise _RefusedError(f"its pickle has over {MAX_OPS} operations")
+
+    def _spend(self, operations: int) -> None:
+        self._left -= operations
+        if self._left < 0:
+            raise _RefusedError(f"its pickle has over {MAX_OPS} operations, far more than weights")
 
     # The stack and the bytes.
 
@@ -436,7 +492,11 @@ class _Machine:
         return self._stack.pop()
 
     def _pop_many(self, count: int) -> tuple[Any, ...]:
-        return tuple([self._pop() for _ in range(count)][::-1])
+        items = tuple(self._stack[-count:])
+        if len(items) < count or _MARK in items:
+            raise _RefusedError("damaged: its pickle takes from an empty stack")
+        del self._stack[-count:]
+        return items
 
     def _pop_to_mark(self) -> list[Any]:
         at = len(self._stack) - 1
@@ -543,13 +603,20 @@ class _Machine:
             raise _RefusedError(
                 f"wants to call {function}, which no weights need; it is never called"
             )
-        self._push(rebuild(function, arguments))
+        self._push(self._rebuilt(rebuild, function, arguments))
+
+    def _rebuilt(self, rebuild: Callable[..., Any], function: Token, arguments: tuple) -> Any:
+        # What is remembered can be copied over and over by a few bytes each.
+        copied = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else ()
+        self._spend(CALL_COST + len(copied))
+        return rebuild(function, arguments)
 
     def _new_object(self) -> None:
         kind, arguments = self._pop_many(2)
         if not isinstance(kind, Token) or not isinstance(arguments, tuple):
             raise _RefusedError(f"damaged: its pickle makes an object of {_said(kind)}")
-        self._push({} if kind in _DICTS else Holder(kind))
+        rebuild = _FUNCTIONS.get(kind)
+        self._push(self._rebuilt(rebuild, kind, arguments) if rebuild else Holder(kind))
 
     def _new_object_ex(self) -> None:
         self._pop()  # keyword arguments
@@ -565,6 +632,7 @@ class _Machine:
             raise _RefusedError(f"wants to set the state of {_said(target)}; it is not touched")
 
     def _persistent_id(self) -> None:
+        self._spend(CALL_COST)
         self._push(self._persistent(self._pop()))
 
 
@@ -572,9 +640,11 @@ def _fill(into: dict[Any, Any], items: list[Any]) -> None:
     if len(items) % 2:
         raise _RefusedError("damaged: a key in its pickle has no value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Nested tuples as keys take for ever to hash.
+        # Nested tuples as keys take for ever to hash, and large integers can share one hash.
         if not (key is None or isinstance(key, str | int | float)):
             raise _RefusedError(f"a dictionary in its pickle has {_said(key)} for a key")
+        if isinstance(key, int) and not -(2**63) <= key < 2**64:
+            raise _RefusedError("a dictionary in its pickle has an integer over 64 bits for a key")
         into[key] = value
 
 
@@ -646,11 +716,15 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str) -> Tensor:
     """A tensor whose every number lies inside its storage."""
     sizes = (offset, *shape, *strides) if _tuples(shape, strides) else (None,)
-    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in sizes):
+    if not isinstance(storage, Storage) or not all(
+        type(n) is int and 0 <= n < MAX_NUMBERS for n in sizes
+    ):
         raise _RefusedError("damaged: a tensor in its pickle has no storage or no shape")
     if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         raise _RefusedError(f"damaged: a tensor of {len(shape)} dimensions, {len(strides)} strides")
     numel = math.prod(shape)
+    if math.prod(max(n, 1) for n in shape) >= MAX_NUMBERS:
+        raise _RefusedError(f"a tensor in its pickle has the impossible shape {shape}")
     reach = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
     itemsize, stored = (np.dtype(_DTYPES[name]).itemsize for name in (dtype, storage.dtype))
     capacity = storage.numel * stored // itemsize
@@ -658,6 +732,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str) -> 
         raise _RefusedError(
             f"a tensor of {numel} numbers does not fit its storage {storage.key[:80]} of {capacity}"
         )
+    # Along an axis of one number the stride means nothing; it may be anything.
+    strides = tuple(s if n > 1 and numel else 0 for n, s in zip(shape, strides, strict=True))
     return Tensor(storage, dtype, offset if numel else 0, shape, strides)
 
 
@@ -720,7 +796,6 @@ def _at_least(count: int, function: Token, arguments: tuple[Any, ...]) -> tuple[
 
 
 _BUILTINS = ("builtins", "__builtin__")
-_DICTS = {Token("collections", "OrderedDict"), Token("collections", "defaultdict")}
 # Neither these functions nor any other is called: the right column only notes what they would make.
 _FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
     **{
@@ -731,7 +806,8 @@ _FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
         Token("torch._utils", name): _rebuild_parameter
         for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")
     },
-    **{kind: _rebuild_dict for kind in _DICTS},
+    Token("torch.nn.parameter", "Parameter"): _rebuild_parameter,  # of torch 0.3
+    **{Token("collections", name): _rebuild_dict for name in ("OrderedDict", "defaultdict")},
     **{Token(module, name): _rebuild_set for module in _BUILTINS for name in ("set", "frozenset")},
     **{Token(module, "_reconstructor"): _rebuild_old_object for module in ("copyreg", "copy_reg")},
     Token("torch", "Size"): _rebuild_set,
@@ -739,6 +815,7 @@ _FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
     **{
         token: _rebuild_inert
         for token in (
+            Token("torch.nn.backends.thnn", "_get_thnn_function_backend"),  # modules of torch 1
             Token("torch", "device"),
             Token("_codecs", "encode"),
             Token("numpy", "dtype"),
