@@ -12,6 +12,7 @@ from typing import Any
 
 from waveglow_jax import __version__
 from waveglow_jax.cli.data import mel_arguments, prepare_arguments, run_mel, run_prepare
+from waveglow_jax.cli.doctor import doctor_arguments, run_doctor
 from waveglow_jax.cli.evaluation import (
     evaluate_arguments,
     listening_test_arguments,
@@ -42,6 +43,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "export": (export_arguments, run_export),
     "preflight": (preflight_arguments, run_preflight),
     "evaluate": (evaluate_arguments, run_evaluate),
+    "doctor": (doctor_arguments, run_doctor),
     "listening-test": (listening_test_arguments, run_listening_test),
 }
 """Name: what adds its arguments (its docstring is the help), and what runs it."""
