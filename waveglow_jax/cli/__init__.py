@@ -19,6 +19,14 @@ from waveglow_jax.cli.evaluation import (
     run_evaluate,
     run_listening_test,
 )
+from waveglow_jax.cli.latent import (
+    interpolate_arguments,
+    resynthesize_arguments,
+    run_interpolate,
+    run_resynthesize,
+    run_sweep,
+    sweep_arguments,
+)
 from waveglow_jax.cli.outcome import INTERRUPTED, fail
 from waveglow_jax.cli.preflight import preflight_arguments, run_preflight
 from waveglow_jax.cli.synthesis import run_synthesize, synthesize_arguments
@@ -43,6 +51,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "export": (export_arguments, run_export),
     "preflight": (preflight_arguments, run_preflight),
     "evaluate": (evaluate_arguments, run_evaluate),
+    "resynthesize": (resynthesize_arguments, run_resynthesize),
+    "interpolate": (interpolate_arguments, run_interpolate),
+    "sweep": (sweep_arguments, run_sweep),
     "doctor": (doctor_arguments, run_doctor),
     "listening-test": (listening_test_arguments, run_listening_test),
 }

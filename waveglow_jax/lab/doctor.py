@@ -744,7 +744,8 @@ def diagnose_alone(array: np.ndarray, own: Convention) -> Diagnosis:
 IMPLAUSIBLE = 8.0
 """Beyond this a mel is not taken for speech; see `_implausibility`."""
 _UNUSUAL = {"log2": 5.0}
-"""How much less like speech a mel must be if it is what the voice takes, 2.5 for the others."""
+"""How much more like speech a mel must be in another way of writing than in the voice's own: 2.5,
+or this."""
 
 
 def _hypotheses() -> Iterator[tuple[Values, int, float, float]]:
