@@ -393,7 +393,26 @@ def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
     empty, not finite, or of another number of bins. Nothing is unpickled, and sizes are checked
     against the file before memory is taken.
     """
-    path = Path(path)
+    mel = _read_array_file(Path(path), n_mel_channels)
+    mel = mel.T if mel.shape[0] == n_mel_channels else mel
+    with np.errstate(over="ignore"):
+        mel = np.ascontiguousarray(mel, dtype=np.float32)
+    if not np.isfinite(mel).all():
+        raise UserError(f"{path}: holds values that are not finite numbers; compute the mel again")
+    return mel
+
+
+def read_any_mel(path: str | Path) -> np.ndarray:
+    """What a mel file holds, whatever its convention: `[A, B]` float64, as it is.
+
+    Of any number of bins, either axis first, finite or not; otherwise read and refused as
+    `read_mel` does.
+    """
+    return np.asarray(_read_array_file(Path(path), None), np.float64)
+
+
+def _read_array_file(path: Path, n_mel_channels: int | None) -> np.ndarray:
+    """`[A, B]`, one of which is n_mel_channels if that is given."""
     suffix = path.suffix.lower()
     readers = {
         ".npy": _read_npy,
@@ -412,17 +431,11 @@ def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {_why(error)}") from error
     # Squeezed before the axes are told apart: [1, M, F].
-    mel = mel[0] if mel.ndim == 3 else mel
-    mel = mel.T if mel.shape[0] == n_mel_channels else mel
-    with np.errstate(over="ignore"):
-        mel = np.ascontiguousarray(mel, dtype=np.float32)
-    if not np.isfinite(mel).all():
-        raise UserError(f"{path}: holds values that are not finite numbers; compute the mel again")
-    return mel
+    return mel[0] if mel.ndim == 3 else mel
 
 
 def _check_array(
-    path: Path, shape: tuple[int, ...], kind: str, n_mel_channels: int, name: str
+    path: Path, shape: tuple[int, ...], kind: str, n_mel_channels: int | None, name: str
 ) -> None:
     """Refuses what cannot be a mel, from the header alone. kind: numpy's dtype.kind."""
     if kind == "O":
@@ -435,19 +448,19 @@ def _check_array(
     said = " x ".join(map(str, shape)) or "a single number"
     if len(sizes) != 2:
         raise UserError(
-            f"{path}: its shape is {said}, expected {n_mel_channels} x frames; "
+            f"{path}: its shape is {said}, expected {n_mel_channels or 'bins'} x frames; "
             "save one mel per file"
         )
     if 0 in sizes:
         raise UserError(f"{path}: empty, its shape is {said}; leave it out")
-    if n_mel_channels not in sizes:
+    if n_mel_channels is not None and n_mel_channels not in sizes:
         raise UserError(
             f"{path}: {sizes[0]} mel bins (its shape is {said}), the model takes {n_mel_channels}; "
             "compute the mel with the model's settings"
         )
 
 
-def _read_array(file: BinaryIO, size: int, path: Path, n_mel_channels: int) -> np.ndarray:
+def _read_array(file: BinaryIO, size: int, path: Path, n_mel_channels: int | None) -> np.ndarray:
     """One array in NumPy's format, its header checked against `size`, the bytes that there are."""
     try:
         version = np.lib.format.read_magic(file)
@@ -471,7 +484,7 @@ def _read_array(file: BinaryIO, size: int, path: Path, n_mel_channels: int) -> n
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _read_npy(path: Path, n_mel_channels: int) -> np.ndarray:
+def _read_npy(path: Path, n_mel_channels: int | None) -> np.ndarray:
     size = path.stat().st_size
     if size == 0:
         raise UserError(f"{path}: the file is empty; copy it again or leave it out")
@@ -479,7 +492,7 @@ def _read_npy(path: Path, n_mel_channels: int) -> np.ndarray:
         return _read_array(file, size, path, n_mel_channels)
 
 
-def _read_npz(path: Path, n_mel_channels: int) -> np.ndarray:
+def _read_npz(path: Path, n_mel_channels: int | None) -> np.ndarray:
     from waveglow_jax.weights.torch_pickle import InPieces
 
     try:
@@ -503,7 +516,7 @@ def _read_npz(path: Path, n_mel_channels: int) -> np.ndarray:
         ) from error
 
 
-def _read_torch(path: Path, n_mel_channels: int) -> np.ndarray:
+def _read_torch(path: Path, n_mel_channels: int | None) -> np.ndarray:
     from waveglow_jax.weights.torch_pickle import Tensor, open_torch
 
     with open_torch(path) as file:
@@ -519,7 +532,7 @@ def _read_torch(path: Path, n_mel_channels: int) -> np.ndarray:
         return file.array(tensor)
 
 
-def _read_safetensors(path: Path, n_mel_channels: int) -> np.ndarray:
+def _read_safetensors(path: Path, n_mel_channels: int | None) -> np.ndarray:
     import ml_dtypes  # noqa: F401 - NumPy learns bfloat16
     import safetensors
 

@@ -12,11 +12,20 @@ from typing import Any
 
 from waveglow_jax import __version__
 from waveglow_jax.cli.data import mel_arguments, prepare_arguments, run_mel, run_prepare
+from waveglow_jax.cli.doctor import doctor_arguments, run_doctor
 from waveglow_jax.cli.evaluation import (
     evaluate_arguments,
     listening_test_arguments,
     run_evaluate,
     run_listening_test,
+)
+from waveglow_jax.cli.latent import (
+    interpolate_arguments,
+    resynthesize_arguments,
+    run_interpolate,
+    run_resynthesize,
+    run_sweep,
+    sweep_arguments,
 )
 from waveglow_jax.cli.outcome import INTERRUPTED, fail
 from waveglow_jax.cli.preflight import preflight_arguments, run_preflight
@@ -42,6 +51,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "export": (export_arguments, run_export),
     "preflight": (preflight_arguments, run_preflight),
     "evaluate": (evaluate_arguments, run_evaluate),
+    "resynthesize": (resynthesize_arguments, run_resynthesize),
+    "interpolate": (interpolate_arguments, run_interpolate),
+    "sweep": (sweep_arguments, run_sweep),
+    "doctor": (doctor_arguments, run_doctor),
     "listening-test": (listening_test_arguments, run_listening_test),
 }
 """Name: what adds its arguments (its docstring is the help), and what runs it."""

@@ -52,7 +52,12 @@ def target_of(
 
 
 def tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> None:
-    print(json.dumps({"input": str(item.path), **result}) if arguments.json else _line(result))
+    """A line, of the result's own words `said` if it has some; or JSON, without them."""
+    said = result.pop("said", None)
+    line = f"{result['output']}  {said}" if said else ""
+    print(
+        json.dumps({"input": str(item.path), **result}) if arguments.json else line or _line(result)
+    )
     sys.stdout.flush()
 
 

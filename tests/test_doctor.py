@@ -1,0 +1,380 @@
+"""The doctor against mels of known conventions and planted mistakes, computed with librosa here."""
+
+import json
+import warnings
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+import waveglow_jax as wg
+from waveglow_jax.audio.files import read_mel
+from waveglow_jax.cli import main
+from waveglow_jax.config import Config
+from waveglow_jax.lab.conventions import CONVENTIONS, own_convention
+from waveglow_jax.lab.doctor import diagnose, diagnose_alone, mended
+from waveglow_jax.weights.release import BUNDLED_VOICE
+
+RATE = 22050
+RECORDINGS = sorted((BUNDLED_VOICE / "recordings").glob("*.wav"))
+SPEECH = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in RECORDINGS])
+AUDIO = SPEECH[: 3 * RATE]
+OWN = own_convention(Config())
+
+
+def mel(audio=AUDIO, rate=RATE, n_fft=1024, hop=256, win=None, half_hop=False, **filters):
+    """`[M, F]` magnitudes or powers."""
+    power = filters.pop("power", 1)
+    pad_mode, center = filters.pop("pad_mode", "reflect"), filters.pop("center", True)
+    if half_hop:
+        audio, center = np.pad(audio, (n_fft - hop) // 2, mode="reflect"), False
+    stft = librosa.stft(
+        audio, n_fft=n_fft, hop_length=hop, win_length=win, center=center, pad_mode=pad_mode
+    )
+    filters = {"n_mels": 80, "fmin": 0, "fmax": 8000, **filters}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # bands without a bin: torchaudio's default
+        basis = librosa.filters.mel(sr=rate, n_fft=n_fft, **filters)
+    return basis @ np.abs(stft) ** power
+
+
+def ln(magnitude, floor=1e-5):
+    return np.log(np.maximum(magnitude, floor))
+
+
+def log10(magnitude, floor=1e-10):
+    return np.log10(np.maximum(magnitude, floor))
+
+
+def decibels(magnitude, floor=1e-5):
+    return 20 * np.log10(np.maximum(magnitude, floor))
+
+
+def at(rate: int) -> np.ndarray:
+    return librosa.resample(AUDIO, orig_sr=RATE, target_sr=rate)
+
+
+def emphasised(audio):
+    return np.append(audio[:1], audio[1:] - 0.97 * audio[:-1])
+
+
+def standardised(x):
+    return (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+
+
+def late(x, frames):
+    return np.pad(x, ((0, 0), (frames, 0)), constant_values=np.log(1e-5))[:, : x.shape[1]]
+
+
+_HTK = {"htk": True, "norm": None}
+_POWER_HTK = {"n_fft": 400, "hop": 200, "n_mels": 128, "power": 2, **_HTK}
+NAMED = {
+    "HiFi-GAN / BigVGAN": lambda: ln(mel(half_hop=True)),
+    "BigVGAN, 24 kHz, 100 bands": lambda: ln(
+        mel(at(24000), 24000, n_mels=100, fmax=12000, half_hop=True)
+    ),
+    "BigVGAN, 44.1 kHz, 128 bands": lambda: ln(
+        mel(at(44100), 44100, 2048, 512, n_mels=128, fmax=22050, half_hop=True)
+    ),
+    "Vocos, 24 kHz": lambda: ln(mel(at(24000), 24000, n_mels=100, fmax=12000, **_HTK), 1e-7),
+    "ParallelWaveGAN / ESPnet": lambda: log10(mel(fmin=80, fmax=7600)),
+    "ParallelWaveGAN / ESPnet, 24 kHz": lambda: log10(
+        mel(at(24000), 24000, 2048, 300, 1200, fmin=80, fmax=7600)
+    ),
+    "librosa's default, in dB": lambda: librosa.power_to_db(
+        librosa.feature.melspectrogram(y=AUDIO, sr=RATE)
+    ),
+    "librosa's default, no logarithm": lambda: librosa.feature.melspectrogram(y=AUDIO, sr=RATE),
+    "torchaudio's default": lambda: mel(fmax=11025, **_POWER_HTK),
+    "torchaudio's default, 16 kHz": lambda: mel(at(16000), 16000, fmax=8000, **_POWER_HTK),
+    "WaveRNN (fatchord)": lambda: np.clip(
+        (decibels(mel(n_fft=2048, hop=275, win=1100, fmin=40, fmax=11025)) + 100) / 100, 0, 1
+    ),
+    "Tacotron-2 (Rayhane-mamah)": lambda: np.clip(
+        8 * (decibels(mel(emphasised(AUDIO), RATE, 2048, 275, 1100, fmin=55, fmax=7600)) + 80) / 100
+        - 4,
+        -4,
+        4,
+    ),
+    "DiffWave / WaveGrad": lambda: np.clip(
+        (decibels(mel(fmin=20, fmax=11025, **_HTK) / np.sqrt(384)) - 20 + 100) / 100, 0, 1
+    ),
+}
+"""Conventions as their software has them."""
+
+BUT = "Tacotron 2 / WaveGlow, but with "
+MISTAKES = {
+    "log10": (lambda: log10(mel(), 1e-5), BUT + "log10 instead of natural logarithm", True),
+    "dB": (lambda: decibels(mel()), BUT + "dB instead of natural logarithm", True),
+    "no logarithm": (mel, BUT + "no logarithm instead of natural logarithm", True),
+    "[0, 1]": (
+        lambda: (decibels(mel()) + 100) / 120,
+        BUT + "normalised otherwise instead of natural logarithm",
+        True,
+    ),
+    "[-4, 4]": (
+        lambda: np.clip(8 * (decibels(mel()) + 80) / 100 - 4, -4, 4),
+        BUT + "[-4, 4]: 8 (dB + 80) / 100 - 4 instead of natural logarithm",
+        False,
+    ),
+    "standardised": (
+        lambda: standardised(log10(mel(fmin=80, fmax=7600))),
+        "ParallelWaveGAN / ESPnet, but with every band normalised by itself instead of log10",
+        False,
+    ),
+    "power": (
+        lambda: ln(mel(power=2)),
+        BUT + "the spectrum to the power of 2 instead of 1",
+        False,
+    ),
+    "HTK": (lambda: ln(mel(htk=True)), BUT + "the htk mel scale instead of slaney", False),
+    "no norm": (
+        lambda: ln(mel(norm=None)),
+        BUT + "filters with norm none instead of slaney",
+        True,
+    ),
+    "fmax 7600": (
+        lambda: ln(mel(fmax=7600)),
+        BUT + "bands up to 7600 Hz instead of 8000",
+        False,
+    ),
+    "fmax None": (
+        lambda: ln(mel(fmax=None)),
+        BUT + "bands up to 11025 Hz instead of 8000",
+        False,
+    ),
+    "window": (
+        lambda: ln(mel(win=800)),
+        BUT + "a window of 800 samples instead of 1024",
+        False,
+    ),
+    "FFT": (
+        lambda: ln(mel(n_fft=2048)),
+        BUT + "an FFT of 2048 instead of 1024, a window of 2048 samples instead of 1024",
+        False,
+    ),
+    "hop": (
+        lambda: ln(mel(hop=275)),
+        BUT + "a hop of 275 samples instead of 256",
+        False,
+    ),
+    "a hop of no table": (
+        lambda: ln(mel(hop=233)),
+        BUT + "a hop of 233 samples instead of 256",
+        False,
+    ),
+    "rate": (
+        lambda: ln(mel(at(16000), 16000)),
+        BUT + "samples of 16000 Hz instead of 22050",
+        False,
+    ),
+    "rate mistaken": (
+        lambda: ln(mel(at(16000), RATE)),
+        BUT + "samples of 16000 Hz instead of 22050, "
+        "filters made for samples of 22050 Hz, with others filtered",
+        False,
+    ),
+    "two at once": (
+        lambda: log10(mel(htk=True, fmax=7600)),
+        "ParallelWaveGAN / ESPnet, but with bands from 0 Hz instead of 80, "
+        "the htk mel scale instead of slaney",
+        False,
+    ),
+}
+"""Name: the mel, whose convention it is, and whether it can be converted."""
+
+FINDINGS = {
+    "transposed": (lambda: ln(mel()).T, "[frames, bands] instead of [bands, frames]", True),
+    "reversed": (lambda: ln(mel())[::-1], "the bands run from high to low", True),
+    "softer": (lambda: ln(mel(AUDIO / 4)), "12.0 dB softer than the recording", True),
+    "16 bits": (lambda: ln(mel(AUDIO * 32768)), "16-bit samples that were not scaled", True),
+    "late": (lambda: late(ln(mel()), 3), "3 frames late", True),
+    "not centred": (
+        lambda: ln(mel(center=False)),
+        "2 frames early: neither centred nor padded",
+        False,
+    ),
+    "high floor": (lambda: ln(mel(), 1e-2), "floored at 0.01", False),
+    "low floor": (lambda: ln(mel(AUDIO / 3000), 1e-8), "floored at 1e-08 instead of 1e-05", True),
+    "no floor": (
+        lambda: np.where(ln(mel()) < -9, -np.inf, ln(mel())),
+        "not finite: the logarithm of 0, without a floor",
+        True,
+    ),
+    "not numbers": (lambda: np.where(ln(mel()) > 0, np.nan, ln(mel())), "are not finite", False),
+    "another recording": (
+        lambda: ln(mel(SPEECH[-3 * RATE :])),
+        "not a mel of this recording",
+        False,
+    ),
+}
+"""Mistakes that no convention tells: the mel, the finding, and whether it can be converted."""
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_conventions_are_named(name):
+    found = diagnose(NAMED[name](), AUDIO, RATE, OWN)
+    assert found.convention == name
+    assert found.verdict == "compute it again" and found.refused and found.recipe is None
+
+
+def test_every_convention_of_the_table_is_planted():
+    assert {row.name for row in CONVENTIONS} == {OWN.name, *NAMED}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_planted_mistakes_are_named(name):
+    make, convention, convertible = MISTAKES[name]
+    array = make()
+    found = diagnose(array, AUDIO, RATE, OWN)
+    assert found.convention == convention
+    assert found.verdict == ("convertible" if convertible else "compute it again")
+    if convertible:
+        np.testing.assert_allclose(mended(array, found.recipe), ln(mel()).T, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_mistakes_of_no_convention_are_found(name):
+    make, finding, convertible = FINDINGS[name]
+    found = diagnose(make(), AUDIO, RATE, OWN)
+    assert any(finding in line for line in found.findings), found.findings
+    assert found.verdict == ("convertible" if convertible else "compute it again")
+    assert bool(found.steps) == convertible == (found.recipe is not None)
+
+
+def test_what_is_found_is_undone():
+    for name in ("transposed", "reversed", "16 bits"):
+        array = FINDINGS[name][0]()
+        recipe = diagnose(array, AUDIO, RATE, OWN).recipe
+        np.testing.assert_allclose(mended(array, recipe), ln(mel()).T, atol=1e-4)
+    shifted = FINDINGS["late"][0]()
+    recipe = diagnose(shifted, AUDIO, RATE, OWN).recipe
+    np.testing.assert_allclose(mended(shifted, recipe), ln(mel()).T[:-3], atol=1e-4)
+
+
+CHUNKS = [SPEECH[start : start + 2 * RATE] for start in np.linspace(0, 8 * RATE, 20).astype(int)]
+
+
+@pytest.mark.parametrize("chunk", range(20))
+def test_healthy_mels_are_fine(chunk):
+    audio = CHUNKS[chunk]
+    array = ln(mel(audio))
+    for found in (diagnose(array, audio, RATE, OWN), diagnose_alone(array, OWN)):
+        assert (found.verdict, found.findings) == ("fine", ()), found
+
+
+def test_a_healthy_mel_may_be_predicted_cut_or_of_half_precision():
+    rng = np.random.default_rng(0)
+    array = ln(mel())
+    for changed in (
+        array + 0.3 * rng.normal(size=array.shape),
+        array[:, :150],
+        array[:, :-1],
+        array.astype(np.float16),
+        wg.log_mel(AUDIO, Config()).T,
+    ):
+        found = diagnose(np.asarray(changed, np.float64), AUDIO, RATE, OWN)
+        assert (found.verdict, found.findings) == ("fine", ())
+
+
+def test_a_recording_of_another_rate_is_resampled():
+    found = diagnose(ln(mel()), at(24000), 24000, OWN)
+    assert (found.verdict, found.convention) == ("fine", OWN.name)
+
+
+ALONE = {
+    "log10": (lambda: log10(mel(), 1e-5), "log10 of a magnitude", True),
+    "ESPnet": (NAMED["ParallelWaveGAN / ESPnet"], "log10 of a magnitude", True),
+    "dB": (lambda: decibels(mel()), "dB, as librosa's default", True),
+    "librosa": (NAMED["librosa's default, in dB"], "dB, as librosa's default", False),
+    "linear": (mel, "no logarithm of a magnitude", True),
+    "power": (lambda: ln(mel(power=2)), "natural logarithm of a power", False),
+    "[0, 1]": (NAMED["WaveRNN (fatchord)"], "[0, 1]: (dB + 100) / 100, as WaveRNN", False),
+    "[-4, 4]": (NAMED["Tacotron-2 (Rayhane-mamah)"], "[-4, 4]: 8 (dB + 80) / 100 - 4", False),
+    "standardised": (MISTAKES["standardised"][0], "a normalised mel", False),
+    "Vocos": (NAMED["Vocos, 24 kHz"], "100 bands or Vocos, 24 kHz", False),
+    "transposed": (FINDINGS["transposed"][0], "natural logarithm of a magnitude", True),
+    "reversed": (FINDINGS["reversed"][0], "natural logarithm of a magnitude", True),
+    "16 bits": (FINDINGS["16 bits"][0], "natural logarithm of a magnitude", True),
+    "noise": (lambda: np.random.default_rng(0).normal(size=(80, 300)) - 5, "unknown", False),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_alone_a_mel_tells_its_values_and_axes(name):
+    make, convention, convertible = ALONE[name]
+    found = diagnose_alone(make(), OWN)
+    assert convention in found.convention
+    assert found.findings and found.recipe is None
+    assert found.verdict == ("convertible" if convertible else "compute it again")
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array.astype(np.float32))
+    return path
+
+
+def test_the_command_tells_and_fixes(run, tmp_path):
+    soundfile.write(tmp_path / "speech.wav", AUDIO, RATE, subtype="FLOAT")
+    path = saved(tmp_path / "mel.npy", log10(mel(), 1e-5))
+    fixed = tmp_path / "fixed.npy"
+    code, out, err = run("doctor", tmp_path / "speech.wav", path, "--fix", fixed)
+    assert (code, err) == (0, "")
+    assert "convertible" in out and "multiply by 2.302585" in out and "unexplained" in out
+    np.testing.assert_allclose(read_mel(fixed, 80), ln(mel()).T, atol=1e-4)
+    code, out, _ = run("doctor", path, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["verdict"] == "convertible" and "log10" in told["convention"]
+
+
+def test_what_cannot_be_converted_is_not_written(run, tmp_path):
+    soundfile.write(tmp_path / "speech.wav", AUDIO, RATE)
+    path = saved(tmp_path / "mel.npy", ln(mel(htk=True)))
+    fixed = tmp_path / "fixed.npy"
+    code, out, err = run("doctor", tmp_path / "speech.wav", path, "--fix", fixed)
+    assert (code, out) == (1, "") and not fixed.exists()
+    assert (
+        err.startswith(f"error: {path}: not converted: the bands are others")
+        and err.count("\n") == 1
+    )
+
+
+def test_bad_input_is_one_line(run, tmp_path):
+    soundfile.write(tmp_path / "speech.wav", AUDIO, RATE)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([AUDIO, AUDIO], axis=1), RATE)
+    soundfile.write(tmp_path / "short.wav", AUDIO[:2000], RATE)
+    good = saved(tmp_path / "good.npy", ln(mel()))
+    (tmp_path / "broken.npy").write_bytes(b"nothing")
+    np.save(tmp_path / "nan.npy", np.full((80, 100), np.nan))
+    np.save(tmp_path / "flat.npy", np.zeros(100))
+    for arguments, words in (
+        ((tmp_path / "none.npy",), "no such file"),
+        ((tmp_path / "broken.npy",), "not a readable NumPy array"),
+        ((tmp_path / "flat.npy",), "shape is 100"),
+        ((tmp_path / "nan.npy",), "none of its values is a finite number"),
+        ((tmp_path / "none.wav", good), "no such file"),
+        ((tmp_path / "stereo.wav", good), "2 channels"),
+        ((tmp_path / "short.wav", good), "too short to be compared"),
+        ((good, tmp_path / "speech.wav"), "not a mel file"),
+    ):
+        code, out, err = run("doctor", *arguments)
+        assert (code, out) == (1, "") and err.count("\n") == 1 and words in err, err
+    for arguments in ((), (good, "--fix", tmp_path / "a.npy"), (good, good, good)):
+        assert run("doctor", *arguments)[0] == 2

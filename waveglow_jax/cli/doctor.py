@@ -1,0 +1,100 @@
+"""doctor: what is wrong with a mel that sounds wrong."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_any_mel, read_samples, write_mel
+from waveglow_jax.config import load_config
+from waveglow_jax.errors import UserError
+
+
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Tells what is wrong with a mel: its convention, and how to convert it where that is exact."""
+    parser.add_argument(
+        "recording",
+        nargs="?",
+        metavar="RECORDING",
+        help="what the mel was made from, of any rate; without it only values and axes can be told",
+    )
+    parser.add_argument("mel", metavar="MEL", help="a mel file of any convention")
+    parser.add_argument(
+        "-w", "--weights", help="the voice that is to take it (default: the bundled voice)"
+    )
+    parser.add_argument(
+        "--fix", metavar="OUT.npy", help="write the mel as the voice takes it, where that is exact"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.set_defaults(refuse=parser.error)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    if arguments.fix and arguments.recording is None:
+        arguments.refuse("--fix needs the recording: give RECORDING MEL")
+    if arguments.fix and Path(arguments.fix).suffix.lower() != ".npy":
+        arguments.refuse(f"--fix {arguments.fix}: the name must end in .npy")
+    mel = Path(arguments.mel)
+    from waveglow_jax.lab.conventions import own_convention
+    from waveglow_jax.lab.doctor import diagnose, diagnose_alone, mended
+
+    config = _config(arguments.weights)
+    own = own_convention(config)
+    array = read_any_mel(mel)
+    heard = _samples(Path(arguments.recording)) if arguments.recording is not None else None
+    try:
+        if heard:
+            found = diagnose(array, *heard, own)
+        elif own != own_convention(_config(None)):
+            raise UserError(
+                "the statistics are those of the bundled voice's mels, which this voice does not "
+                "take; give the recording too"
+            )
+        else:
+            found = diagnose_alone(array, own)
+    except UserError as error:
+        raise UserError(f"{mel}: {error}") from None
+    if arguments.fix:
+        if found.recipe is None:
+            raise UserError(f"{mel}: not converted: {'; '.join(found.refused)}")
+        write_mel(arguments.fix, mended(array, found.recipe))
+    told = {"mel": str(mel), **asdict(found)}
+    del told["recipe"]
+    print(json.dumps(told) if arguments.json else _text(mel, told, arguments.fix))
+    return 0
+
+
+def _config(weights: str | None) -> Any:
+    from waveglow_jax.weights.release import BUNDLED_VOICE, read_weights
+
+    if weights is None:
+        return load_config(BUNDLED_VOICE / "config.json")
+    return read_weights(weights).config
+
+
+def _samples(path: Path) -> tuple[Any, int]:
+    """`[T]` and their rate, which may be any: the mel may be of samples of that rate."""
+    if path.suffix.lower() not in AUDIO_SUFFIXES:
+        raise UserError(f"{path}: no recording; give RECORDING MEL in this order, or MEL alone")
+    samples, rate = read_samples(path)
+    if samples.shape[1] != 1:
+        raise UserError(
+            f"{path}: {samples.shape[1]} channels, one expected; mix down with: "
+            "python -m waveglow_jax prepare IN -o OUT"
+        )
+    return samples[:, 0], rate
+
+
+def _text(mel: Path, told: dict[str, Any], fixed: str | None) -> str:
+    lines = [f"{mel}: {told['verdict']}", f"convention: {told['convention']}"]
+    for title, key in (
+        ("unlike what the voice takes", "findings"),
+        ("to convert it exactly, in this order", "steps"),
+        ("not to be converted", "refused"),
+    ):
+        if told[key]:
+            lines += [f"{title}:", *(f"  - {line}" for line in told[key])]
+    figures = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in told["evidence"].items()}
+    lines.append("evidence: " + ", ".join(f"{k} {v}" for k, v in figures.items() if v is not None))
+    return "\n".join([*lines, *([f"written: {fixed}"] if fixed else [])])

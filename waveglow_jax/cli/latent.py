@@ -1,0 +1,252 @@
+"""resynthesize, interpolate, sweep: what the latent of a recording holds, made audible."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from waveglow_jax.audio.files import (
+    AUDIO_SUFFIXES,
+    MEL_SUFFIXES,
+    Input,
+    find_inputs,
+    read_audio,
+    replacing,
+    write_wav,
+)
+from waveglow_jax.cli.arguments import count, seed, sigma
+from waveglow_jax.cli.data import mel_of_recording
+from waveglow_jax.cli.outcome import each, tell
+from waveglow_jax.cli.synthesis import mel_of
+from waveglow_jax.errors import UserError
+
+
+def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
+    """A recording to its latent and back: exactly, or with a part of the latent changed."""
+    parser.add_argument("inputs", nargs="+", metavar="RECORDING", help="as for synthesize")
+    _shared(parser)
+    parser.add_argument(
+        "--noise",
+        type=sigma,
+        metavar="SIGMA",
+        help="replace the chosen part of z by noise of this temperature",
+    )
+    parser.add_argument(
+        "--scale",
+        type=_not_negative,
+        metavar="FACTOR",
+        help="multiply the chosen part of z by this",
+    )
+    parser.add_argument(
+        "--groups",
+        type=_numbers(int),
+        metavar="0,1,...",
+        help="choose the channels that leave together, first to leave 0 (default: all)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=_not_negative,
+        default=0.0,
+        metavar="SECONDS",
+        help="choose from here on (default: from the start)",
+    )
+    parser.add_argument(
+        "--to",
+        dest="stop",
+        type=_not_negative,
+        default=math.inf,
+        metavar="SECONDS",
+        help="choose up to here (default: to the end)",
+    )
+    parser.set_defaults(refuse=parser.error)
+
+
+def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
+    """From one recording to another: their latents under A's mel, or their mels with A's latent."""
+    parser.add_argument("first", metavar="A", help="recording")
+    parser.add_argument("second", metavar="B", help="recording")
+    _shared(parser)
+    parser.add_argument(
+        "--path",
+        choices=("z", "mel"),
+        default="z",
+        help="what goes from A to B; the other stays A's (default: z)",
+    )
+    parser.add_argument(
+        "--steps", type=count, default=5, help="points on the way, both ends included (default: 5)"
+    )
+    parser.set_defaults(refuse=parser.error)
+
+
+def sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """The same mel and noise at several temperatures."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="recordings or mels")
+    _shared(parser)
+    parser.add_argument(
+        "-s",
+        "--sigma",
+        type=_numbers(sigma),
+        default=(0.0, 0.3, 0.6, 1.0),
+        metavar="0,0.3,...",
+        help="temperatures (default: 0,0.3,0.6,1)",
+    )
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help=".wav and .png")
+    parser.add_argument("-w", "--weights", help="the voice (default: the bundled one)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return value
+
+
+def _numbers(of_type: Any) -> Any:
+    def numbers(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(dict.fromkeys(of_type(part) for part in text.split(",")))
+        except ValueError:
+            why = f"{text} must be numbers with commas between"
+            raise argparse.ArgumentTypeError(why) from None
+
+    return numbers
+
+
+def run_resynthesize(arguments: argparse.Namespace) -> int:
+    if arguments.noise is not None and arguments.scale is not None:
+        arguments.refuse("--noise and --scale exclude each other")
+    chosen = arguments.groups is not None or arguments.start > 0 or arguments.stop < math.inf
+    if chosen and arguments.noise is None and arguments.scale is None:
+        arguments.refuse("--groups, --from and --to choose a part: for --noise or --scale")
+    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES)
+    from waveglow_jax.lab import latent
+    from waveglow_jax.synthesis.vocoder import load
+
+    voice = load(arguments.weights)
+
+    def work(item: Input, target: Path) -> dict[str, Any]:
+        audio, found = _encoded(item.path, voice)
+        z = found.z
+        try:
+            part = latent.chosen_part(
+                voice.config, len(z), arguments.groups, (arguments.start, arguments.stop)
+            )
+        except ValueError as error:
+            raise UserError(f"{item.path}: {error}; choose another part") from None
+        title = "resynthesised"
+        if arguments.noise is not None:
+            z = latent.with_noise(z, part, voice.config, arguments.noise, arguments.seed)
+            title = f"{part.mean():.0%} of z replaced by noise of sigma {arguments.noise:g}"
+        if arguments.scale is not None:
+            z = latent.scaled(z, part, arguments.scale)
+            title = f"{part.mean():.0%} of z times {arguments.scale:g}"
+        again = latent.decode(voice, z, found.mel, found.n_samples)
+        _write(target, again, found.mel, voice, ("recording", title))
+        exact = latent.round_trip(audio, again)
+        kept = "z kept" if z is found.z else title
+        return {
+            **_told(target, voice, again),
+            "nats": found.nats,
+            "changed": 0.0 if z is found.z else float(part.mean()),
+            **asdict(exact),
+            "said": f"{kept}: largest difference to the recording {exact.max_error:.2g}, SNR "
+            f"{exact.snr_db:.1f} dB ({found.nats:.3f} nats per sample)",
+        }
+
+    return each(items, arguments, ".wav", work)
+
+
+def run_interpolate(arguments: argparse.Namespace) -> int:
+    if arguments.steps < 2:
+        arguments.refuse("--steps must be at least 2: both ends")
+    first, second = (
+        find_inputs([path], AUDIO_SUFFIXES) for path in (arguments.first, arguments.second)
+    )
+    if len(first) != 1 or len(second) != 1:
+        raise UserError(f"{arguments.first}, {arguments.second}: one recording each is needed")
+    from waveglow_jax.lab import latent
+    from waveglow_jax.synthesis.vocoder import load
+
+    voice = load(arguments.weights)
+    ends = [_encoded(found[0].path, voice)[1] for found in (first, second)]
+    made = []
+    for step in range(arguments.steps):
+        share = step / (arguments.steps - 1)
+        z, mel = latent.between(*ends, share, arguments.path)
+        audio = latent.decode(voice, z, mel)
+        target = _not_an_input(
+            Path(arguments.output) / f"{arguments.path}_{share:.2f}.wav", [*first, *second]
+        )
+        title = f"{share:.0%} of the way to B's {arguments.path}"
+        _write(target, audio, mel, voice, ("mel", title))
+        told = {**_told(target, voice, audio), "share": share, "said": title}
+        tell(first[0], told, arguments)
+        made.append((title, voice.mel(audio)))
+    _picture(Path(arguments.output) / f"{arguments.path}.png", made, voice)
+    return 0
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    from waveglow_jax.synthesis.vocoder import load
+
+    voice = load(arguments.weights)
+
+    def work(item: Input, target: Path) -> dict[str, Any]:
+        mel = mel_of(item.path, voice)
+        made = [("input", mel)]
+        for value in arguments.sigma:
+            wav = target.with_name(f"{target.stem}_sigma{value:g}.wav")
+            audio = voice.synthesize(mel, sigma=value, seed=arguments.seed)
+            write_wav(_not_an_input(wav, items), audio, voice.config.data.sampling_rate)
+            made.append((f"sigma {value:g}", voice.mel(audio)))
+        _picture(target, made, voice)
+        said = f"and a .wav each of sigma {', '.join(f'{s:g}' for s in arguments.sigma)}"
+        return {**_told(target, voice, audio), "sigma": list(arguments.sigma), "said": said}
+
+    return each(items, arguments, ".png", work)
+
+
+def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:
+    from waveglow_jax.lab import latent
+
+    mel_of_recording(path, voice)  # refuses what is too short for a mel
+    audio = read_audio(path, voice.config.data.sampling_rate)
+    return audio, latent.encode(voice, audio)
+
+
+def _not_an_input(target: Path, items: Sequence[Input]) -> Path:
+    if target.resolve() in {item.path.resolve() for item in items}:
+        raise UserError(f"{target}: this output would overwrite an input; choose another -o")
+    return target
+
+
+def _told(target: Path, voice: Any, audio: Any) -> dict[str, Any]:
+    seconds = len(audio) / voice.config.data.sampling_rate
+    return {"output": str(target), "seconds": round(seconds, 3)}
+
+
+def _write(target: Path, audio: Any, mel: Any, voice: Any, titles: Sequence[str]) -> None:
+    """The audio, and beside it a picture of the mel that was given above the mel of what came."""
+    write_wav(target, audio, voice.config.data.sampling_rate)
+    _picture(
+        target.with_suffix(".png"),
+        list(zip(titles, (mel, voice.mel(audio)), strict=True)),
+        voice,
+    )
+
+
+def _picture(path: Path, mels: Sequence[tuple[str, Any]], voice: Any) -> None:
+    from waveglow_jax.audio.picture import mel_figure
+
+    figure = mel_figure(mels, voice.config.data)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
