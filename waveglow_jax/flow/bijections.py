@@ -188,7 +188,7 @@ def power_of_mel(mel: jax.Array, config: Config) -> jax.Array:
     """Log-mel `[..., M]` -> the power spectrum that it tells, `[..., bins]`."""
     spread = jnp.asarray(_spread(config), mel.dtype)
     magnitude = jnp.matmul(jnp.exp(mel), spread, precision=EXACT)
-    return magnitude**2 * (4 / np.pi / np.sum(stft_window(config.data) ** 2))
+    return magnitude**2 * float(4 / np.pi / np.sum(stft_window(config.data) ** 2))
 
 
 @cache
