@@ -18,6 +18,12 @@ from waveglow_jax.cli.evaluation import (
     run_evaluate,
     run_listening_test,
 )
+from waveglow_jax.cli.laboratory import (
+    invertibility_arguments,
+    likelihood_arguments,
+    run_invertibility,
+    run_likelihood,
+)
 from waveglow_jax.cli.outcome import INTERRUPTED, fail
 from waveglow_jax.cli.preflight import preflight_arguments, run_preflight
 from waveglow_jax.cli.synthesis import run_synthesize, synthesize_arguments
@@ -41,6 +47,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "inspect": (inspect_arguments, run_inspect),
     "export": (export_arguments, run_export),
     "preflight": (preflight_arguments, run_preflight),
+    "invertibility": (invertibility_arguments, run_invertibility),
+    "likelihood": (likelihood_arguments, run_likelihood),
     "evaluate": (evaluate_arguments, run_evaluate),
     "listening-test": (listening_test_arguments, run_listening_test),
 }
