@@ -488,9 +488,8 @@ def lipschitz_constants(
     shapes = []
     for depth, layer in enumerate(layers):
         if layer.kind == CONVOLUTION:
-            shapes.append(
-                _convolution_shape(layer, np.asarray(params["flows"][layer.flow]["conv"]))
-            )
+            weight = np.asarray(params["flows"][layer.flow]["conv"])
+            shapes.append(_convolution_shape(layer, weight, config.waveglow.n_group))
             continue
         ahead = spectral_norm(lambda x, layer=layer: layer.forward(x)[0], states[depth])
         back = spectral_norm(lambda y, layer=layer: layer.inverse(y)[0], states[depth + 1])
