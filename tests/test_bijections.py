@@ -23,6 +23,7 @@ from waveglow_jax.flow.bijections import (
     whitening_forward,
     whitening_inverse,
 )
+from waveglow_jax.flow.prediction import prediction_forward, prediction_inverse, predictor_of_mel
 
 BATCH = 2
 
@@ -100,6 +101,59 @@ def whitening(block):
     return construct
 
 
+def recurrent(params, a):
+    """A scan over time whose parameters are a list and a tuple with a hole in it."""
+    (w_in, nothing, w_state), [out] = params
+    assert nothing is None
+
+    def step(state, at_time):
+        state = jnp.tanh(at_time @ w_in + state @ w_state)
+        return state, state
+
+    _, states = jax.lax.scan(step, jnp.zeros((len(a), 4), a.dtype), jnp.moveaxis(a, 1, 0))
+    shift, log_s = jnp.split(jnp.moveaxis(states, 0, 1) @ out, 2, axis=-1)
+    return shift, log_s
+
+
+def swapped_coupling():
+    rng = np.random.default_rng(19)
+    params = (
+        (0.7 * rng.normal(size=(3, 4)), None, 0.5 * rng.normal(size=(4, 4))),
+        [0.8 * rng.normal(size=(4, 6))],
+    )
+
+    def forward(params, x):
+        return coupling_forward(lambda a: recurrent(params, a), x, swapped=True)
+
+    def inverse(params, y):
+        return coupling_inverse(lambda a: recurrent(params, a), y, swapped=True)
+
+    return params, forward, inverse, (BATCH, 5, 6), (BATCH, 5, 6)
+
+
+def prediction():
+    config = config_from_dict(
+        {
+            "waveglow_config": {"n_mel_channels": 10, "mel_whitening": {"block": 16, "order": 12}},
+            "data_config": {
+                "segment_length": 128,
+                "hop_length": 64,
+                "filter_length": 256,
+                "win_length": 256,
+            },
+        }
+    )
+    mel = -2 + 1.5 * np.random.default_rng(20).normal(size=(BATCH, 2, 10))
+
+    def forward(mel, x):
+        return prediction_forward(predictor_of_mel(mel, config, x.shape[1]), x)
+
+    def inverse(mel, y):
+        return prediction_inverse(predictor_of_mel(mel, config, y.shape[1]), y)
+
+    return mel, forward, inverse, (BATCH, 64), (BATCH, 64)
+
+
 def squeezing():
     def forward(_, x):
         return squeeze(x, 6), jnp.zeros(x.shape[:1], x.dtype)
@@ -114,6 +168,8 @@ BIJECTIONS = {
     "conv, det > 0": conv(1),
     "conv, det < 0": conv(-1),
     "coupling": coupling,
+    "coupling, swapped": swapped_coupling,
+    "prediction": prediction,
     "whitening 4": whitening(4),
     "whitening 16": whitening(16),
     "whitening 64": whitening(64),
@@ -195,6 +251,81 @@ def test_vmap_is_a_loop(name):
                 y, log_det = direction(params, x[i])
                 assert off(mapped[i], y) <= 1e-9
                 assert off(mapped_log_det[i], log_det) <= 1e-9
+
+
+def dtypes_within(jaxpr) -> set[str]:
+    """Of every floating-point value that a program computes, in its loops and calls too."""
+    found = set()
+    for equation in jaxpr.eqns:
+        kinds = [str(variable.aval.dtype) for variable in equation.outvars]
+        found |= {kind for kind in kinds if kind.startswith("float")}
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                found |= dtypes_within(inner)
+    return found
+
+
+@every_bijection
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_value_has_another_dtype_where_float64_is_allowed(name, dtype):
+    params, forward, inverse, x_shape, y_shape = BIJECTIONS[name]()
+    with jax.enable_x64(True):
+        for direction, shape in ((forward, x_shape), (inverse, y_shape)):
+            at = as_dtype((params, random(shape)), dtype)
+
+            def total(at, direction=direction):
+                return sum(map(jnp.sum, direction(*at)))
+
+            # What is rounded in between shows nowhere else.
+            assert dtypes_within(jax.make_jaxpr(jax.value_and_grad(total))(at).jaxpr) <= {dtype}
+
+
+@pytest.mark.parametrize("name", ["conv, det < 0", "coupling, swapped", "prediction"])
+def test_vmap_of_grad_under_jit_is_a_loop(name):
+    params, forward, _, x_shape, _ = BIJECTIONS[name]()
+    with jax.enable_x64(True):
+        params = as_dtype(params, "float64")
+        slope = jax.grad(lambda params, x: jnp.sum(forward(params, x)[0] ** 2), argnums=(0, 1))
+        x = jnp.asarray(random((3, *x_shape), 21))
+        mapped = jax.jit(jax.vmap(slope, in_axes=(None, 0)))(params, x)
+        alone = jax.jit(slope)
+        for i in range(3):
+            for ours, theirs in zip(
+                *map(jax.tree.leaves, (mapped, alone(params, x[i]))), strict=True
+            ):
+                assert off(ours[i], theirs) <= 1e-9
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("log_s", [-80.0, -30.0, 0.0, 30.0, 80.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_extreme_scales_are_finite_or_honestly_infinite(direction, log_s, dtype):
+    """Against float64, in which nothing overflows here; beyond float32's largest, infinite."""
+    function = {"forward": coupling_forward, "inverse": coupling_inverse}[direction]
+    halves = np.array([[0, 0], [1, 0], [1, 1e-30], [1, -1], [1, 1e6], [1, -1e30]], np.float32)
+    largest = float(jnp.finfo(dtype).max)
+
+    def value(at):
+        return function(lambda a: (at["shift"], at["log_s"]), at["x"])
+
+    def slopes(at):
+        y, back = jax.vjp(value, at)
+        # Ones; and zeros with one 1, as of a loss that hears little: 0 * inf would be NaN.
+        ones = jax.tree.map(jnp.ones_like, y)
+        one = jax.tree.map(jnp.zeros_like, y)
+        return y, back(ones)[0], back((one[0].at[0, 1, 0].set(1), one[1]))[0]
+
+    with jax.enable_x64(True):
+        at = {"x": halves[None], "shift": np.zeros((1, 6, 1)), "log_s": np.full((1, 6, 1), log_s)}
+        theirs = jax.jit(slopes)(as_dtype(at, "float64"))
+        ours = jax.jit(slopes)(as_dtype(at, dtype))
+    for found, exact in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+        found, exact = np.asarray(found, np.float64), np.asarray(exact)
+        assert np.isfinite(exact).all()
+        held = np.abs(exact) <= largest
+        np.testing.assert_allclose(found[held], exact[held], rtol=2e-5, atol=1e-37)
+        np.testing.assert_array_equal(found[~held], np.inf * np.sign(exact[~held]))
 
 
 @pytest.mark.parametrize("name", ["conv, det < 0", "coupling", "squeeze"])
@@ -281,6 +412,14 @@ def test_a_masked_coupling_counts_the_steps_within():
                 for i, n in enumerate((3, 5)):
                     log_s = np.tanh(np.asarray(x)[i, :n, :3] @ weight)[:, 3:]
                     assert float(log_det[i]) == pytest.approx(sign * log_s.sum(), abs=1e-12)
+
+
+def test_what_is_not_finite_outside_the_mask_is_not_counted():
+    x = jnp.ones((2, 5, 6))
+    log_s = jnp.where(MASK[:, :, None] > 0, jnp.float32(0.5), jnp.inf) * jnp.ones(3)[None, None]
+    for direction, sign in ((coupling_forward, 1), (coupling_inverse, -1)):
+        log_det = direction(lambda a: (0 * a, log_s), x, jnp.asarray(MASK, "float32"))[1]
+        np.testing.assert_allclose(log_det, sign * 0.5 * 3 * np.array([3, 5]))
 
 
 def test_a_masked_whitening_counts_the_blocks_within():

@@ -19,6 +19,12 @@ from waveglow_jax.cli.evaluation import (
     run_evaluate,
     run_listening_test,
 )
+from waveglow_jax.cli.laboratory import (
+    invertibility_arguments,
+    likelihood_arguments,
+    run_invertibility,
+    run_likelihood,
+)
 from waveglow_jax.cli.latent import (
     interpolate_arguments,
     resynthesize_arguments,
@@ -50,6 +56,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "inspect": (inspect_arguments, run_inspect),
     "export": (export_arguments, run_export),
     "preflight": (preflight_arguments, run_preflight),
+    "invertibility": (invertibility_arguments, run_invertibility),
+    "likelihood": (likelihood_arguments, run_likelihood),
     "evaluate": (evaluate_arguments, run_evaluate),
     "resynthesize": (resynthesize_arguments, run_resynthesize),
     "interpolate": (interpolate_arguments, run_interpolate),

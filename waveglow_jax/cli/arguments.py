@@ -17,6 +17,13 @@ def strength(text: str) -> float:
     return value
 
 
+def noise(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0 and below 1")
+    return value
+
+
 def count(text: str) -> int:
     value = int(text)
     if value < 1:

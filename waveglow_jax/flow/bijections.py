@@ -3,7 +3,8 @@
 Each is a pair of pure functions; both directions give `(result, log_det)` with the log-determinant
 of that very direction, `[B]`, so that the two add up to zero. Arrays: audio `[B, T]`; squeezed
 `[B, N, C]` with N = T / group time steps and C channels; mask `[B, N]`, 1 where there is signal.
-All work in the dtype they are given (float64 stays float64) under jit, grad and vmap.
+All work in the dtype they are given (float32 and float64 stay what they are, with x64 on or off)
+under jit, grad and vmap. docs/bijections.md derives every log-determinant.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,9 @@ EXACT = jax.lax.Precision.HIGHEST
 """float32 products in full: accelerators round them to bfloat16 or TF32 unless told not to."""
 
 Conditioner = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""`[B, N, C / 2] -> (shift, log_s)`, both `[B, N, C / 2]`."""
+"""`[B, N, C / 2] -> (shift, log_s)`, both `[B, N, C / 2]`: any function, of any parameters that it
+closes over. In float32 log_s may go as far as exp does, +-87: results and gradients are then finite
+or, where the true value is beyond float32, infinite, but never NaN."""
 
 
 def squeeze(audio: jax.Array, group: int) -> jax.Array:
@@ -86,7 +89,8 @@ def _joined(a: jax.Array, b: jax.Array, swapped: bool) -> jax.Array:
 
 def _masked_sum(log_s: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask is not None:
-        log_s = log_s * mask[:, :, None].astype(log_s.dtype)
+        # Chosen, not multiplied: what is not finite outside would come through a product.
+        log_s = jnp.where(mask[:, :, None] > 0, log_s, 0)
     return log_s.sum(axis=(1, 2))
 
 
@@ -126,7 +130,7 @@ def whitening_inverse(
 def _whitening_log_det(factors: jax.Array, mask: jax.Array | None) -> jax.Array:
     # D has a unit diagonal: the factors' determinant is L's.
     logs = jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1)
-    return (logs if mask is None else logs * mask.astype(logs.dtype)).sum(axis=-1)
+    return (logs if mask is None else jnp.where(mask > 0, logs, 0)).sum(axis=-1)
 
 
 def whitening_factors(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
@@ -188,7 +192,7 @@ def power_of_mel(mel: jax.Array, config: Config) -> jax.Array:
     """Log-mel `[..., M]` -> the power spectrum that it tells, `[..., bins]`."""
     spread = jnp.asarray(_spread(config), mel.dtype)
     magnitude = jnp.matmul(jnp.exp(mel), spread, precision=EXACT)
-    return magnitude**2 * (4 / np.pi / np.sum(stft_window(config.data) ** 2))
+    return magnitude**2 * float(4 / np.pi / np.sum(stft_window(config.data) ** 2))
 
 
 @cache

@@ -160,4 +160,4 @@ def prediction_inverse(
 
 def _log_gains(predictor: Predictor, block: int, mask: jax.Array | None) -> jax.Array:
     logs = block * jnp.log(predictor.gain)
-    return (logs if mask is None else logs * mask.astype(logs.dtype)).sum(axis=1)
+    return (logs if mask is None else jnp.where(mask > 0, logs, 0)).sum(axis=1)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from waveglow_jax.config import Config
 from waveglow_jax.flow.bijections import (
+    Conditioner,
     coupling_forward,
     coupling_inverse,
     invertible_conv_forward,
@@ -117,7 +118,7 @@ def flow_forward(
     """One flow, `[B, N, C]` to the same: `(y, log_det of the 1x1 convolution, of the coupling)`."""
     x, conv_log_det = invertible_conv_forward(flow_params["conv"], x, mask)
     wn_params = weight_norm(flow_params["wn"])
-    conditioner = _conditioner(wn_params, config, conditioning, mask, dtype)
+    conditioner = conditioner_of(wn_params, config, conditioning, mask, dtype)
     x, coupling_log_det = coupling_forward(conditioner, x, mask, swapped)
     return x, conv_log_det, coupling_log_det
 
@@ -224,7 +225,7 @@ def inverse_whitened(
     entered = glow.n_group - glow.channels(glow.n_flows - 1)
     x = z[:, :, entered:]
     for k, flow in reversed(list(enumerate(prepared["flows"]))):
-        conditioner = _conditioner(flow["wn"], config, conditioning, mask, dtype)
+        conditioner = conditioner_of(flow["wn"], config, conditioning, mask, dtype)
         x, coupling_log_det = coupling_inverse(conditioner, x, mask, glow.halves_swapped(k))
         x, conv_log_det = invertible_conv_inverse(flow["conv_inverse"], x, mask)
         log_det = log_det + coupling_log_det + conv_log_det
@@ -302,9 +303,11 @@ def conditioning_of(
     return squeeze_conditioning(upsampled, config, n_steps)
 
 
-def _conditioner(
+def conditioner_of(
     wn_params: Params, config: Config, conditioning: jax.Array, mask: jax.Array | None, dtype: Any
-):
+) -> Conditioner:
+    """A flow's WN, its weight norm folded, as the function that a coupling asks for."""
+
     def conditioner(half: jax.Array) -> tuple[jax.Array, jax.Array]:
         network = wn_network(config, half.shape[-1], dtype)
         out = network.apply({"params": wn_params}, half, conditioning, mask)

@@ -21,6 +21,7 @@ import numpy as np
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, read_audio, write_wav
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
+from waveglow_jax.lab.likelihoods import noisy
 from waveglow_jax.lab.metrics import MEL, MEL_HOP, log_mel
 
 RECORDINGS = "Recordings"
@@ -259,10 +260,8 @@ def nats_per_sample(voice: Any, audio: np.ndarray, mel: np.ndarray) -> float:
     a recording's true bandwidth would make the figure arbitrary.
     """
     hop = voice.config.data.hop_length
-    frames = len(audio) // hop
-    noise = np.random.default_rng(0).normal(size=frames * hop)
-    noisy = audio[: frames * hop] + voice.config.train.noise_std * noise
-    _, nats = voice.encode(noisy[None], mel[None, : frames + 1])
+    heard = noisy(audio, voice.config.train.noise_std, hop)
+    _, nats = voice.encode(heard[None], mel[None, : len(heard) // hop + 1])
     return float(nats[0])
 
 

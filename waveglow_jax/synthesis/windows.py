@@ -166,7 +166,9 @@ def choose(
         if value is not None and not 1 <= value <= MOST_FRAMES:
             raise ValueError(f"{name} {value} must be from 1 to {MOST_FRAMES}")
     if (window or 1) * (batch or 1) > MOST_FRAMES:
-        raise ValueError(f"{batch} windows of {window} frames are over {MOST_FRAMES} frames at once")
+        raise ValueError(
+            f"{batch} windows of {window} frames are over {MOST_FRAMES} frames at once"
+        )
     on_cpu = devices[0].platform == "cpu"
     most = CPU_CALL_FRAMES if on_cpu else ACCELERATOR_CALL_FRAMES
     call = CPU_CALL_COST if on_cpu else ACCELERATOR_CALL_COST

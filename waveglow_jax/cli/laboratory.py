@@ -1,0 +1,240 @@
+"""invertibility and likelihood: what only a flow can be asked."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from waveglow_jax.audio.files import (
+    AUDIO_SUFFIXES,
+    Input,
+    find_inputs,
+    read_audio,
+    read_mel,
+    replacing,
+)
+from waveglow_jax.cli.arguments import count, noise, seed
+from waveglow_jax.cli.data import mel_of_recording
+from waveglow_jax.cli.outcome import exit_code, fail, target_of
+from waveglow_jax.errors import UserError
+
+_NOISE = 0.1
+# A mel that is not centred has so many frames less than one that is.
+_EDGE_FRAMES = 4
+
+
+def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
+    """How invertible a flow is, in every precision, and which layer is to blame."""
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="WEIGHTS",
+        help="as for convert; with --random a first recording (default: the bundled voice)",
+    )
+    parser.add_argument(
+        "recordings",
+        nargs="*",
+        metavar="RECORDING",
+        help="as for synthesize (default: the bundled ones)",
+    )
+    parser.add_argument(
+        "--random",
+        metavar="CONFIG",
+        help="random weights of this config's shape in place of WEIGHTS, every layer alive",
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of the random weights (default: 0)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="of each recording, at its loudest (default: 1)",
+    )
+    parser.add_argument(
+        "--close-samples",
+        type=count,
+        default=4096,
+        metavar="N",
+        help="of the first, in which each layer is looked at (default: 4096)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("-o", "--output", metavar="DIR", help="report.md, report.json, depth.png")
+
+
+def run_invertibility(arguments: argparse.Namespace) -> int:
+    import jax
+
+    # Of this process alone, and before anything has been computed: float64 is to be float64.
+    jax.config.update("jax_enable_x64", True)
+    from tqdm import tqdm
+
+    from waveglow_jax.lab.invertibility import analyse
+    from waveglow_jax.lab.invertibility_report import as_json, markdown, write_reports
+
+    voice, model, recordings = _subject(arguments)
+    signals = _signals(arguments, voice, recordings)
+    with tqdm(disable=None, bar_format="{desc} {elapsed}") as bar:
+        report = analyse(
+            voice.params,
+            voice.config,
+            signals,
+            model,
+            close_samples=arguments.close_samples,
+            progress=bar.set_description,
+        )
+    print(json.dumps(as_json(report)) if arguments.json else markdown(report))
+    if arguments.output:
+        write_reports(report, arguments.output)
+    return 0
+
+
+def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
+    """The voice, its name, and the recordings: with --random there are no WEIGHTS before them."""
+    from waveglow_jax.synthesis.vocoder import Voice, load
+
+    if arguments.random is None:
+        name = arguments.source or "the bundled voice"
+        return load(arguments.source), Path(name).name, arguments.recordings
+    from waveglow_jax.config import load_config
+    from waveglow_jax.lab.invertibility import random_params
+
+    config = load_config(arguments.random)
+    recordings = [*([arguments.source] if arguments.source else []), *arguments.recordings]
+    name = f"{Path(arguments.random).stem}, random weights (seed {arguments.seed})"
+    return Voice(config, random_params(config, arguments.seed)), name, recordings
+
+
+def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -> list[Any]:
+    """Pieces of one length: of each recording, and of noise under its own mel."""
+    from waveglow_jax.lab.invertibility import signal_of
+    from waveglow_jax.weights.release import BUNDLED_VOICE
+
+    config = voice.config
+    rate, hop = config.data.sampling_rate, config.data.hop_length
+    if not 0 < arguments.seconds <= 60:
+        raise UserError(f"--seconds {arguments.seconds} must be above 0, at most 60")
+    if arguments.close_samples < hop:
+        raise UserError(
+            f"--close-samples {arguments.close_samples} is below a frame, {hop} samples"
+        )
+    frames = max(1, int(arguments.seconds * rate) // hop)
+    items = find_inputs(recordings or [BUNDLED_VOICE / "recordings"], AUDIO_SUFFIXES)
+    audios = {
+        item.relative.with_suffix("").as_posix(): read_audio(item.path, rate) for item in items
+    }
+    noise = np.random.default_rng(0).normal(0, _NOISE, (frames + 8) * hop)
+    audios["white noise"] = noise.astype(np.float32)
+    shortest = frames * hop + config.data.filter_length
+    for name, audio in audios.items():
+        if len(audio) < shortest:
+            raise UserError(
+                f"{name}: {len(audio)} samples are too short for {arguments.seconds:g} s of it "
+                f"({shortest} with context); lower --seconds"
+            )
+    return [
+        signal_of(name, audio, voice.mel(audio), config, frames * hop)
+        for name, audio in audios.items()
+    ]
+
+
+def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
+    """Exact log-likelihood of recordings under their mels, or of one under any mel."""
+    parser.add_argument("inputs", nargs="+", metavar="RECORDING", help="as for synthesize")
+    parser.add_argument("-w", "--weights", help="as for synthesize (default: the bundled voice)")
+    parser.add_argument(
+        "--mel",
+        metavar="FILE",
+        help="the mel of the one recording, in place of its own: a wrong convention shows",
+    )
+    parser.add_argument(
+        "--noise",
+        type=noise,
+        metavar="STD",
+        help="Gaussian noise added first; without any, the figure of a recording with an empty "
+        "band is arbitrary (default: that of the voice's training)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
+    parser.add_argument("-o", "--output", metavar="DIR", help="with --plot: one .png each")
+    parser.add_argument("--plot", action="store_true", help="a picture each: the curve over time")
+    parser.set_defaults(refuse=parser.error)
+
+
+def run_likelihood(arguments: argparse.Namespace) -> int:
+    if arguments.plot != (arguments.output is not None):
+        arguments.refuse("--plot and -o DIR belong together")
+    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES)
+    if arguments.mel and len(items) > 1:
+        arguments.refuse(f"--mel belongs to one recording, and there are {len(items)}")
+    from waveglow_jax.synthesis.vocoder import load
+
+    voice = load(arguments.weights)
+    failed = 0
+    for item in items:
+        try:
+            found = _likelihood(item, voice, arguments)
+        except UserError as error:
+            failed += fail(str(error))
+            continue
+        print(json.dumps(found) if arguments.json else _likelihood_line(item.path, found))
+    return exit_code(failed, items)
+
+
+def _likelihood(item: Input, voice: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is told of a recording; its picture is drawn where it is asked for."""
+    import dataclasses
+
+    from waveglow_jax.lab.likelihoods import likelihood_figure, likelihood_of, noisy
+
+    data = voice.config.data
+    audio = read_audio(item.path, data.sampling_rate)
+    own = mel_of_recording(item.path, voice)
+    mel = own if arguments.mel is None else _mel_for(arguments.mel, own, voice)
+    std = voice.config.train.noise_std if arguments.noise is None else arguments.noise
+    audio = noisy(audio[: len(own) * data.hop_length], std, data.hop_length)
+    audio = audio[: len(mel) * data.hop_length]
+    found = likelihood_of(voice.params, voice.config, audio, mel)
+    if arguments.plot:
+        target = target_of(item, arguments, ".png", {item.path.resolve()})
+        figure = likelihood_figure(found, mel, data, item.path.name)
+        with replacing(target) as temporary:
+            figure.savefig(temporary, dpi=100)
+    told = {
+        "input": str(item.path),
+        "mel": arguments.mel,
+        "noise": std,
+        **dataclasses.asdict(found),
+    }
+    return _finite(told)
+
+
+def _mel_for(path: str, own: np.ndarray, voice: Any) -> np.ndarray:
+    """A mel file as long as the recording's own mel, or nearly: frames are cut, or samples are."""
+    mel = read_mel(path, voice.config.waveglow.n_mel_channels)
+    if abs(len(mel) - len(own)) > _EDGE_FRAMES:
+        raise UserError(
+            f"{path}: has {len(mel)} frames, the recording's own mel {len(own)}: it is of another "
+            "hop, rate or recording"
+        )
+    return mel[: len(own)]
+
+
+def _finite(value: Any) -> Any:
+    """As JSON has it: arrays are lists, and what is not finite is null."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _likelihood_line(path: Path, found: dict[str, Any]) -> str:
+    if found["nats"] is None:
+        return f"{path}  impossible in float32: its mel is of another convention"
+    z = found["z"]
+    return (
+        f"{path}  {found['nats']:.4f} nats per sample  {found['bits']:.2f} bits per sample at 16  "
+        f"z: mean {z['mean']:+.3f}, std {z['std']:.3f}, excess kurtosis {z['kurtosis']:+.2f}"
+    )
