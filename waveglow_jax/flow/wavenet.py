@@ -24,6 +24,11 @@ class WN(nn.Module):
     Layer i has dilation 2^i; the conditioning is added before the gate tanh * sigmoid; every layer
     but the last feeds a residual, each adds to the skip sum. The last 1x1 layer starts at zero, so
     that a new flow is the identity.
+
+    What is linear from one layer to the next is computed as one layer, which changes nothing but
+    rounding: the skip sum is seen by the last layer alone, so each layer adds straight to the few
+    outputs (`skip @ end`); the first dilated layer sees the first 1x1 layer alone, so it sees its
+    few inputs. A seventh of all products less.
     """
 
     n_out: int
@@ -47,30 +52,34 @@ class WN(nn.Module):
             # Chosen, not multiplied: what is not finite outside would come through a product.
             return h if mask is None else jnp.where(mask[:, :, None] > 0, h, 0)
 
-        channels, skips = self.n_channels, self.n_skip_channels
-        h = keep(Conv1d(channels, dtype=self.dtype, name="start")(x))
-        skip_sum = jnp.zeros((*x.shape[:2], skips), h.dtype)
+        channels, skips, dtype = self.n_channels, self.n_skip_channels, self.dtype
+        start, start_bias = Layer(channels, name="start")(x.shape[-1])
+        end, end_bias = Layer(self.n_out, kernel_init=nn.initializers.zeros_init(), name="end")(
+            skips
+        )
+        # A constant 1 beside the inputs carries the first layer's bias, absent beyond the ends.
+        seen = keep(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
+        widen = jnp.concatenate([start[0], start_bias[None]]).astype(x.dtype)
+        h, out = matmul(seen, widen, dtype), end_bias[None, None].astype(x.dtype)
         for i in range(self.n_layers):
-            gates = Conv1d(
-                2 * channels, self.kernel_size, 2**i, dtype=self.dtype, name=f"in_layer_{i}"
-            )(h)
-            gates = gates + Conv1d(2 * channels, dtype=self.dtype, name=f"cond_layer_{i}")(
-                conditioning
-            )
+            last = i == self.n_layers - 1
+            kernel, bias = Layer(2 * channels, self.kernel_size, name=f"in_layer_{i}")(channels)
+            if i == 0:
+                kernel = exact(widen[None], kernel)
+            gates = dilated_conv(h if i else seen, kernel, 2**i, dtype)
+            cond, cond_bias = Layer(2 * channels, name=f"cond_layer_{i}")(conditioning.shape[-1])
+            gates = gates + matmul(conditioning, cond[0], dtype)
+            gates = gates + (bias + cond_bias)[None, None].astype(x.dtype)
             filtered, gate = jnp.split(gates, 2, axis=-1)
             activated = jnp.tanh(filtered) * jax.nn.sigmoid(gate)
-            last = i == self.n_layers - 1
-            out = Conv1d(
-                skips if last else channels + skips, dtype=self.dtype, name=f"res_skip_layer_{i}"
-            )(activated)
+            width = skips if last else channels + skips
+            both, both_bias = Layer(width, name=f"res_skip_layer_{i}")(channels)
             if not last:
-                residual, out = jnp.split(out, [channels], axis=-1)
-                h = keep(h + residual)
-            skip_sum = skip_sum + out
-        end = Conv1d(
-            self.n_out, dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="end"
-        )
-        return end(skip_sum)
+                residual = matmul(activated, both[0, :, :channels], dtype)
+                h = keep(h + residual + both_bias[None, None, :channels].astype(x.dtype))
+            out = out + matmul(activated, exact(both[0, :, -skips:], end[0]), dtype)
+            out = out + exact(both_bias[None, None, -skips:], end).astype(x.dtype)
+        return out
 
 
 def torch_like_init() -> nn.initializers.Initializer:
@@ -78,34 +87,59 @@ def torch_like_init() -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class Conv1d(nn.Module):
-    """Same-length dilated convolution; kernel `[taps, C_in, C_out]`, zeros beyond the ends."""
+class Layer(nn.Module):
+    """Kernel `[taps, C_in, C_out]` and bias `[C_out]` of a layer that sees so many channels."""
 
     features: int
     taps: int = 1
-    dilation: int = 1
-    dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = torch_like_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.taps, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return dilated_conv(x, kernel, self.dilation, self.dtype) + bias[None, None].astype(x.dtype)
+    def __call__(self, seen: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", self.kernel_init, (self.taps, seen, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
 
 def dilated_conv(x: jax.Array, kernel: jax.Array, dilation: int, dtype: Any) -> jax.Array:
-    """`[B, N, C_in] -> [B, N, C_out]` as one product with the taps' inputs side by side.
+    """`[B, N, C_in]`, kernel `[taps, C_in, C_out]` -> `[B, N, C_out]`, zeros beyond the ends.
 
-    On the CPU, training this way is 1.4 times as fast as with one product a tap.
+    The one place where backends go separate ways, each in the form that it is fastest in.
     """
-    taps = kernel.shape[0]
-    reach = dilation * (taps // 2)
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_side_by_side, dilation=dilation, dtype=dtype),
+        default=partial(_tap_by_tap, dilation=dilation, dtype=dtype),
+    )
+
+
+def _seen_by_taps(x: jax.Array, taps: int, dilation: int) -> list[jax.Array]:
+    """What each tap sees of x: x shifted, `[B, N, C_in]`."""
+    reach, n = dilation * (taps // 2), x.shape[1]
     padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
-    n = x.shape[1]
-    seen = [padded[:, k * dilation : k * dilation + n] for k in range(taps)]
-    return matmul(jnp.concatenate(seen, axis=-1), kernel.reshape(-1, kernel.shape[-1]), dtype)
+    return [padded[:, k * dilation : k * dilation + n] for k in range(taps)]
+
+
+def _side_by_side(x: jax.Array, kernel: jax.Array, dilation: int, dtype: Any) -> jax.Array:
+    """One product with the taps' inputs side by side.
+
+    Stacked, not concatenated along the channels, which is the same but ten times as slow.
+    """
+    taps, channels, features = kernel.shape
+    seen = jnp.stack(_seen_by_taps(x, taps, dilation), axis=2)
+    seen = seen.reshape(*x.shape[:2], taps * channels)
+    return matmul(seen, kernel.reshape(taps * channels, features), dtype)
+
+
+def _tap_by_tap(x: jax.Array, kernel: jax.Array, dilation: int, dtype: Any) -> jax.Array:
+    """One product a tap, added up."""
+    seen = _seen_by_taps(x, len(kernel), dilation)
+    return sum(matmul(x_of_tap, w, dtype) for x_of_tap, w in zip(seen, kernel, strict=True))
+
+
+def exact(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b in full precision, for products of weights."""
+    return jnp.matmul(a, b, precision=EXACT)
 
 
 def matmul(x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
