@@ -37,12 +37,16 @@ class WN(nn.Module):
     n_skip_channels: int
     kernel_size: int
     dtype: Any = jnp.float32
+    phases: int = 1
 
     @nn.compact
     def __call__(
         self, x: jax.Array, conditioning: jax.Array, mask: jax.Array | None = None
     ) -> jax.Array:
-        """x `[B, N, C]`, conditioning `[B, N, D]` -> `[B, N, n_out]`.
+        """x `[B, N, C]`, conditioning `[B, N / phases, D]` -> `[B, N, n_out]`.
+
+        `phases` steps share a row of the conditioning where its layers include the upsampler
+        (`with_upsampler`); otherwise each has its own.
 
         With a mask, steps outside are zero wherever a convolution sees them, just as it sees zeros
         beyond the ends of an unpadded signal.
@@ -67,8 +71,10 @@ class WN(nn.Module):
             if i == 0:
                 kernel = exact(widen[None], kernel)
             gates = dilated_conv(h if i else seen, kernel, 2**i, dtype)
-            cond, cond_bias = Layer(2 * channels, name=f"cond_layer_{i}")(conditioning.shape[-1])
-            gates = gates + matmul(conditioning, cond[0], dtype)
+            cond, cond_bias = Layer(2 * channels, phases=self.phases, name=f"cond_layer_{i}")(
+                conditioning.shape[-1]
+            )
+            gates = gates + matmul(conditioning, cond[0], dtype).reshape(gates.shape)
             gates = gates + (bias + cond_bias)[None, None].astype(x.dtype)
             filtered, gate = jnp.split(gates, 2, axis=-1)
             activated = jnp.tanh(filtered) * jax.nn.sigmoid(gate)
@@ -88,15 +94,20 @@ def torch_like_init() -> nn.initializers.Initializer:
 
 
 class Layer(nn.Module):
-    """Kernel `[taps, C_in, C_out]` and bias `[C_out]` of a layer that sees so many channels."""
+    """Kernel `[taps, C_in, C_out]` and bias `[C_out]` of a layer that sees so many channels.
+
+    With phases, its kernel gives so many successive steps, `[taps, C_in, phases * C_out]`.
+    """
 
     features: int
     taps: int = 1
+    phases: int = 1
     kernel_init: nn.initializers.Initializer = torch_like_init()
 
     @nn.compact
     def __call__(self, seen: int) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", self.kernel_init, (self.taps, seen, self.features))
+        shape = (self.taps, seen, self.phases * self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
         return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
 
@@ -208,27 +219,54 @@ class Upsampler(nn.Module):
     @nn.compact
     def __call__(self, mel: jax.Array) -> jax.Array:
         """mel `[B, F, M]` -> `[B, F * stride, M]`."""
-        frames, bins = mel.shape[1:]
+        batch, frames, bins = mel.shape
         kernel = self.param("kernel", torch_like_init(), (self.taps, bins, bins))
         bias = self.param("bias", nn.initializers.zeros_init(), (bins,))
-        overlap = -(-self.taps // self.stride)
-        kernel = jnp.pad(kernel, ((0, overlap * self.stride - self.taps), (0, 0), (0, 0)))
-        kernel = kernel.reshape(overlap, self.stride, bins, bins).transpose(0, 2, 1, 3)
-        kernel = kernel.reshape(overlap * bins, self.stride * bins)
-        past = jnp.pad(mel, ((0, 0), (overlap - 1, 0), (0, 0)))
-        side_by_side = jnp.concatenate(
-            [past[:, overlap - 1 - j : overlap - 1 - j + frames] for j in range(overlap)], axis=-1
-        )
-        up = matmul(side_by_side, kernel, self.dtype)
-        return up.reshape(mel.shape[0], frames * self.stride, bins) + bias[None, None].astype(
-            up.dtype
-        )
+        kernel = _by_frames(kernel, self.stride).transpose(0, 2, 1, 3)
+        seen = frames_seen(mel, len(kernel))
+        up = matmul(seen, kernel.reshape(-1, self.stride * bins), self.dtype)
+        return up.reshape(batch, frames * self.stride, bins) + bias[None, None].astype(up.dtype)
 
 
-def wn_network(config: Config, n_half: int, dtype: Any) -> WN:
+def _by_frames(kernel: jax.Array, stride: int) -> jax.Array:
+    """`[taps, M, M]` -> `[frames that overlap, stride, M, M]`, zeros behind the taps."""
+    overlap = -(-kernel.shape[0] // stride)
+    kernel = jnp.pad(kernel, ((0, overlap * stride - kernel.shape[0]), (0, 0), (0, 0)))
+    return kernel.reshape(overlap, stride, *kernel.shape[1:])
+
+
+def frames_seen(mel: jax.Array, overlap: int) -> jax.Array:
+    """mel `[B, F, M]` -> `[B, F, overlap * M]`: each frame and those before it, else zeros."""
+    past = jnp.pad(mel, ((0, 0), (overlap - 1, 0), (0, 0)))
+    frames = mel.shape[1]
+    seen = [past[:, overlap - 1 - j : overlap - 1 - j + frames] for j in range(overlap)]
+    return jnp.concatenate(seen, axis=-1)
+
+
+def with_upsampler(upsample: Params, cond: Params, config: Config, dtype: Any) -> Params:
+    """The upsampler and a conditioning layer after it as one layer of the frames that overlap.
+
+    Both are linear: step r of a frame sees them through one product of its own. kernel `[1,
+    overlap * M, hop / G * 2 C]` in `dtype`, for `frames_seen` and WN's `phases`. For conditioning
+    at the sample rate, this takes overlap * M products a step and output in place of G * M.
+    """
+    group, hop = config.waveglow.n_group, config.data.hop_length
+    kernel = _by_frames(upsample["kernel"], hop)
+    overlap, _, seen, bins = kernel.shape
+    kernel = kernel.reshape(overlap, hop // group, group, seen, bins).transpose(0, 3, 1, 4, 2)
+    kernel = matmul(kernel.reshape(-1, bins * group), cond["kernel"][0], dtype)
+    bias = exact(jnp.repeat(upsample["bias"], group), cond["kernel"][0])
+    return {
+        "kernel": kernel.reshape(1, overlap * seen, -1).astype(dtype),
+        "bias": cond["bias"] + bias,
+    }
+
+
+def wn_network(config: Config, n_half: int, dtype: Any, phases: int = 1) -> WN:
     """The conditioner of a coupling over 2 * n_half channels."""
     wn = config.waveglow.WN
-    return WN(2 * n_half, wn.n_layers, wn.n_channels, wn.skip_channels, wn.kernel_size, dtype)
+    sizes = wn.n_layers, wn.n_channels, wn.skip_channels, wn.kernel_size
+    return WN(2 * n_half, *sizes, dtype, phases)
 
 
 def upsampler_network(config: Config, dtype: Any) -> Upsampler:
