@@ -171,7 +171,7 @@ def train_and_measure(name: str, corpus: Path, work: Path, steps: int) -> list[d
 
 
 def measurer(config: Config, recordings: Any) -> Callable[[Params], dict[str, float]]:
-    """Parameters -> nats per sample of held-out clips; mean STOI of held-out utterances, sigma 1."""
+    """Parameters -> nats per sample of held-out clips, mean STOI of held-out utterances."""
     data = config.data
     validate = parallel_validation_step(config, jax.devices()[:1])
     batches = validation_batches(recordings, config, config.train.batch_size)

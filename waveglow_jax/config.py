@@ -177,6 +177,10 @@ class TrainConfig:
     falls geometrically to `final_noise_std` (0: stays constant).
     `synthesis_sigma` is the voice's own temperature, the default of `synthesize`; TensorBoard's
     clips come at each of `synthesis_sigmas`.
+    For larger batches than fit:
+    `gradient_accumulation` computes each device's share of the batch in so many parts, one after
+    another, which changes nothing but rounding; `checkpoint_flows` keeps of each flow only its
+    input and computes the rest anew in the backward pass.
     """
 
     seed: int = 1234
@@ -194,6 +198,7 @@ class TrainConfig:
     ema_decay: float = 0.0
     wn_dtype: str = "float32"
     checkpoint_flows: bool = False
+    gradient_accumulation: int = 1
     noise_std: float = 0.0
     final_noise_std: float = 0.0
     num_workers: int = 0
@@ -211,6 +216,7 @@ class TrainConfig:
         for name in (
             "steps",
             "batch_size",
+            "gradient_accumulation",
             "validation_clips",
             "iters_per_validation",
             "iters_per_checkpoint",
@@ -237,6 +243,11 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"train_config.{name} {value} must be above 0")
+        if self.batch_size % self.gradient_accumulation:
+            raise UserError(
+                f"train_config.batch_size {self.batch_size} is not divided by "
+                f"gradient_accumulation {self.gradient_accumulation}: its parts have as many clips"
+            )
         if self.wn_dtype not in ("float32", "bfloat16"):
             raise UserError(
                 f"train_config.wn_dtype {self.wn_dtype!r} must be 'float32' or 'bfloat16'"

@@ -32,10 +32,12 @@ from waveglow_jax.flow.prediction import (
 from waveglow_jax.flow.wavenet import (
     Params,
     conditioning_channels,
+    frames_seen,
     split_weight_norm,
     squeeze_conditioning,
     upsampler_network,
     weight_norm,
+    with_upsampler,
     wn_network,
 )
 
@@ -146,7 +148,9 @@ def forward_watched(
             left.append(x[:, :, :early])
             x = x[:, :, early:]
         x, conv_log_det = invertible_conv_forward(flow["conv"], x)
-        conditioner = _conditioner(weight_norm(flow["wn"]), config, conditioning, None, audio.dtype)
+        conditioner = conditioner_of(
+            weight_norm(flow["wn"]), config, conditioning, None, audio.dtype
+        )
         swapped = config.waveglow.halves_swapped(k)
         first, second = jnp.split(x, 2, axis=-1)
         shift, log_s = conditioner(second if swapped else first)
@@ -169,6 +173,36 @@ def prepare_inverse(params: Params) -> Params:
         for flow in params["flows"]
     ]
     return {"upsample": params["upsample"], "flows": flows}
+
+
+def fold_upsampler(prepared: Params, config: Config, dtype: Any) -> Params:
+    """`prepare_inverse`'s parameters with the upsampler inside every conditioning layer.
+
+    For conditioning at the sample rate where weights may take memory (`folded_size`): a quarter of
+    the reverse pass's products less. The conditioning layers are then of that dtype for good.
+    """
+    fold = jax.jit(with_upsampler, static_argnums=(2, 3))
+
+    def folded(name: str, layer: Params) -> Params:
+        is_cond = name.startswith("cond_layer")
+        return fold(prepared["upsample"], layer, config, dtype) if is_cond else layer
+
+    flows = [
+        {**flow, "wn": {name: folded(name, layer) for name, layer in flow["wn"].items()}}
+        for flow in prepared["flows"]
+    ]
+    return {"flows": flows}
+
+
+def folded_size(config: Config, dtype: Any) -> int | None:
+    """Bytes of `fold_upsampler`'s conditioning layers; None where folding spares no products."""
+    glow = config.waveglow
+    seen = -(-glow.upsample_kernel // config.data.hop_length) * glow.n_mel_channels
+    if glow.conditioning != "sample" or seen >= conditioning_channels(config):
+        return None
+    phases = config.data.hop_length // glow.n_group
+    a_layer = seen * phases * 2 * glow.WN.n_channels * jnp.dtype(dtype).itemsize
+    return glow.n_flows * glow.WN.n_layers * a_layer
 
 
 def inverse(
@@ -298,7 +332,14 @@ def noise_of_frames(seed: int, config: Config, frames: jax.Array) -> jax.Array:
 def conditioning_of(
     params: Params, config: Config, mel: jax.Array, n_steps: int, dtype: Any
 ) -> jax.Array:
-    """mel `[B, F, M]` -> conditioning `[B, n_steps, D]` of every WN."""
+    """mel `[B, F, M]` -> conditioning `[B, n_steps, D]` of every WN.
+
+    With `fold_upsampler`'s parameters `[B, n_steps / phases, D]`, the frames that each sees.
+    """
+    if "upsample" not in params:
+        hop, group = config.data.hop_length, config.waveglow.n_group
+        seen = frames_seen(mel, -(-config.waveglow.upsample_kernel // hop))
+        return seen[:, : n_steps * group // hop]
     upsampled = upsampler_network(config, dtype).apply({"params": params["upsample"]}, mel)
     return squeeze_conditioning(upsampled, config, n_steps)
 
@@ -307,9 +348,11 @@ def conditioner_of(
     wn_params: Params, config: Config, conditioning: jax.Array, mask: jax.Array | None, dtype: Any
 ) -> Conditioner:
     """A flow's WN, its weight norm folded, as the function that a coupling asks for."""
+    features = wn_params["cond_layer_0"]["kernel"].shape[-1]
+    phases = features // (2 * config.waveglow.WN.n_channels)
 
     def conditioner(half: jax.Array) -> tuple[jax.Array, jax.Array]:
-        network = wn_network(config, half.shape[-1], dtype)
+        network = wn_network(config, half.shape[-1], dtype, phases)
         out = network.apply({"params": wn_params}, half, conditioning, mask)
         shift, log_s = jnp.split(out, 2, axis=-1)
         return shift, log_s

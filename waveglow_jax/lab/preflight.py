@@ -1,8 +1,9 @@
-"""What a program would take on accelerators that are not there, from their own compiler.
+"""What a program would take on accelerators that are not there, from their own compilers.
 
-XLA's TPU compiler runs on a CPU: it gives the memory a chip needs, the operations, the collectives,
-and its own estimate of every fusion's cycles. The estimate is the compiler's, not a measurement:
-it knows no contention, no host and no input pipeline.
+XLA's TPU compiler runs on a CPU: it gives the memory a chip needs, the collectives, and its own
+estimate of every fusion's cycles. The estimate is the compiler's, not a measurement: it knows no
+contention, no host and no input pipeline. The compiler for NVIDIA's GPUs gives memory and
+collectives, and no estimate of time. FLOPs are counted here, for both.
 """
 
 import math
@@ -17,13 +18,12 @@ from typing import Any
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 
-EXTRA = "pip install 'waveglow-jax[tpu-preflight]'"
-
 
 @dataclass(frozen=True)
 class Chip:
     """Of one chip: bfloat16 peak in FLOP/s, clock in Hz, memory in bytes; from the vendor."""
 
+    platform: str
     peak: float
     clock: float
     memory: int
@@ -31,9 +31,37 @@ class Chip:
 
 # The clock is the peak over the multiply-adds a cycle: v5e has 4 arrays of 128 x 128, v5p 8 such.
 CHIPS = {
-    "v5e": Chip(197e12, 197e12 / (4 * 128 * 128 * 2), 16 << 30),
-    "v5p": Chip(459e12, 459e12 / (8 * 128 * 128 * 2), 95 << 30),
+    "v5e": Chip("tpu", 197e12, 197e12 / (4 * 128 * 128 * 2), 16 << 30),
+    "v5p": Chip("tpu", 459e12, 459e12 / (8 * 128 * 128 * 2), 95 << 30),
+    "h100": Chip("cuda", 989e12, 1.98e9, 80 << 30),
 }
+EXTRAS = {"tpu": "tpu-preflight", "cuda": "gpu-preflight"}
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000
+  device_memory_size: 85899345920
+  l2_cache_size: 52428800
+  shared_memory_per_core: 233472
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  threads_per_warp: 32
+  threads_per_core_limit: 2048
+  threads_per_block_limit: 1024
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""What the compiler asks of a GPU, in the vendor's figures for the SXM form."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +75,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Of one program on one topology. Bytes, FLOPs and seconds are those of one chip and step;
-    seconds and samples/s are the compiler's estimates."""
+    """Of one program on one topology. Bytes, FLOPs and seconds are those of one chip and step.
+
+    flops: of the matrix products and convolutions, what is computed anew in a backward pass
+    included. estimated_*, share_of_peak and heaviest are the compiler's estimates, None or empty
+    where it gives none.
+    """
 
     topology: str
     device_kind: str
@@ -57,6 +89,7 @@ class Preflight:
     batch: int
     samples: int
     compile_seconds: float
+    compile_cpu_seconds: float
     argument_bytes: int
     temporary_bytes: int
     output_bytes: int
@@ -64,9 +97,9 @@ class Preflight:
     flops: float
     collective_count: int
     collective_bytes: int
-    estimated_seconds: float
-    estimated_samples_per_second: float
-    share_of_peak: float
+    estimated_seconds: float | None
+    estimated_samples_per_second: float | None
+    share_of_peak: float | None
     heaviest: tuple[Operation, ...]
 
     @property
@@ -82,6 +115,8 @@ def prepare_environment() -> None:
     """To be called before JAX is imported: the host is a CPU, and no TPU is looked for."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    # Nothing but its compiler is used: several may run at once.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     # It warns at length that it is on no TPU machine.
     for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
@@ -97,7 +132,7 @@ def preflight_training(config: Config, topology: str) -> Preflight:
     import jax
     import numpy as np
 
-    from waveglow_jax.training.parallel import check_batch, lower_train_step
+    from waveglow_jax.training.parallel import check_batch, parallel_train_step
     from waveglow_jax.training.step import init_state
 
     chip, devices = _devices(topology)
@@ -109,9 +144,10 @@ def preflight_training(config: Config, topology: str) -> Preflight:
         "clips": jax.ShapeDtypeStruct((len(devices), share, clip), np.float32),
         "index": jax.ShapeDtypeStruct((len(devices), share), np.int32),
     }
-    lowered = lower_train_step(config, config.train.steps, devices, state, batch)
+    step = parallel_train_step(config, config.train.steps, devices)
     samples = config.train.batch_size * config.data.segment_length
-    return _compiled(lowered, chip, devices, topology, "train", config.train.batch_size, samples)
+    size = "train", config.train.batch_size, samples
+    return _compiled(step, (state, batch), chip, devices, topology, *size)
 
 
 def preflight_synthesis(
@@ -136,13 +172,13 @@ def preflight_synthesis(
     def reverse(params: Any, z: Any, mel: Any) -> Any:
         return inverse_prepared(params, config, z, mel, dtype=jnp.dtype(dtype))[0]
 
-    lowered = jax.jit(reverse).lower(
+    shapes = (
         jax.tree.map(lambda leaf: on_chip(*leaf.shape), params),
         on_chip(batch, frames * hop // group, group),
         on_chip(batch, frames, config.waveglow.n_mel_channels),
     )
-    samples = batch * frames * hop
-    return _compiled(lowered, chip, devices[:1], topology, "synthesize", batch, samples)
+    size = "synthesize", batch, batch * frames * hop
+    return _compiled(jax.jit(reverse), shapes, chip, devices[:1], topology, *size)
 
 
 def _devices(topology: str) -> tuple[Chip, list[Any]]:
@@ -150,29 +186,49 @@ def _devices(topology: str) -> tuple[Chip, list[Any]]:
     from jax.experimental import topologies
 
     kind, _, shape = topology.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
+    pattern = r"[1-8]|[1-9]\d{0,3}" if kind == "h100" else r"\d+x\d+(x\d+)?"
+    if kind not in CHIPS or not re.fullmatch(pattern, shape):
         raise UserError(
-            f"--topology {topology}: give {' or '.join(CHIPS)}, a colon and the chips' arrangement,"
-            " such as v5e:2x4"
+            f"--topology {topology}: give v5e or v5p, a colon and the chips' arrangement, such as "
+            "v5e:2x4, or h100:8"
         )
+    chip, arguments = CHIPS[kind], {}
+    if kind == "h100":
+        hosts, local = (1, int(shape)) if int(shape) <= 8 else (int(shape) // 8, 8)
+        if hosts * local != int(shape):
+            raise UserError(f"--topology {topology}: more than 8 GPUs come in eights")
+        arguments = {"target_config": H100, "topology": f"1x{hosts}x{local}"}
     try:
-        found = topologies.get_topology_desc(topology, "tpu")
+        found = topologies.get_topology_desc(topology, chip.platform, **arguments)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError, RuntimeError) as error:
-        if "not installed" in str(error):
-            raise UserError(f"the TPU compiler is not installed: {EXTRA}") from None
+        if re.search("not installed|not registered|not found|no registered", str(error), re.I):
+            remedy = f"pip install 'waveglow-jax[{EXTRAS[chip.platform]}]'"
+            raise UserError(
+                f"the {chip.platform.upper()} compiler is not installed: {remedy}"
+            ) from None
         why = " ".join(str(error).split())[:200]
         raise UserError(f"--topology {topology}: not known to the compiler ({why})") from None
-    return CHIPS[kind], list(found.devices)
+    return chip, list(found.devices)
 
 
 def _compiled(
-    lowered: Any, chip: Chip, devices: list[Any], topology: str, task: str, batch: int, samples: int
+    function: Any,
+    shapes: tuple[Any, ...],
+    chip: Chip,
+    devices: list[Any],
+    topology: str,
+    task: str,
+    batch: int,
+    samples: int,
 ) -> Preflight:
-    began = time.monotonic()
+    import jax
+
+    flops = product_flops(jax.make_jaxpr(function)(*shapes), chip.platform)
+    lowered = function.lower(*shapes)
+    began, cpu = time.monotonic(), time.process_time()
     compiled = lowered.compile()
-    compile_seconds = time.monotonic() - began
+    compile_seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    flops = float(compiled.cost_analysis()["flops"])
     by_line: dict[str, list[float]] = defaultdict(list)
     collectives: list[float] = []
     for line, times in instructions(text):
@@ -181,7 +237,7 @@ def _compiled(
         found = re.search(r"= (.*?) (?:all|reduce-scatter|collective)[\w-]*\(", line)
         if found and "-done(" not in line:
             collectives.append(times * _bytes(found[1]))
-    seconds = sum(map(sum, by_line.values()))
+    seconds = sum(map(sum, by_line.values())) or None
     heaviest = sorted(
         (Operation(name, len(parts), sum(parts)) for name, parts in by_line.items()),
         key=lambda operation: -operation.seconds,
@@ -194,6 +250,7 @@ def _compiled(
         batch=batch,
         samples=samples,
         compile_seconds=compile_seconds,
+        compile_cpu_seconds=cpu,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         # What is donated comes back in the same place.
@@ -203,10 +260,47 @@ def _compiled(
         collective_count=len(collectives),
         collective_bytes=int(sum(collectives)),
         estimated_seconds=seconds,
-        estimated_samples_per_second=samples / seconds,
-        share_of_peak=flops / seconds / chip.peak,
+        estimated_samples_per_second=seconds and samples / seconds,
+        share_of_peak=seconds and flops / seconds / chip.peak,
         heaviest=tuple(heaviest[:12]),
     )
+
+
+def product_flops(jaxpr: Any, platform: str) -> float:
+    """FLOPs of the matrix products and convolutions of a jaxpr, a loop's as often as it turns.
+
+    Of code that depends on the platform, that platform's. What is split over devices counts for
+    one of them. A loop of unknown length counts once: there is none around our own products.
+    """
+    flops = 0.0
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, params = eqn.primitive.name, eqn.params
+        nested = [
+            part
+            for value in params.values()
+            for part in (value if isinstance(value, tuple) else (value,))
+            if hasattr(part, "eqns") or hasattr(part, "jaxpr")
+        ]
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            depth = math.prod(shape[i] for i in contracted)
+            flops += 2 * math.prod(eqn.outvars[0].aval.shape) * depth
+        elif name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            features = kernel[params["dimension_numbers"].rhs_spec[0]]
+            flops += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / features
+        elif name == "cond":
+            of = params.get("branches_platforms") or [None] * len(nested)
+            named = [
+                part for part, names in zip(nested, of, strict=True) if platform in (names or ())
+            ]
+            other = [part for part, names in zip(nested, of, strict=True) if names is None]
+            flops += max(product_flops(part, platform) for part in named or other)
+        else:
+            times = params["length"] if name == "scan" else 1
+            flops += times * sum(product_flops(part, platform) for part in nested)
+    return flops
 
 
 def instructions(text: str) -> Iterator[tuple[str, int]]:
@@ -225,15 +319,27 @@ def instructions(text: str) -> Iterator[tuple[str, int]]:
         for line in bodies.get(computation, ()):
             yield line, times
             if " while(" in line:
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-                body = re.search(r"body=%?([\w.-]+)", line)
-                yield from walk(body[1], times * int(trips[1] if trips else 1))
+                condition, body = (
+                    re.search(rf"{name}=%?([\w.-]+)", line)[1] for name in ("condition", "body")
+                )
+                yield from walk(body, times * _trips(line, bodies.get(condition, [])))
             elif inner := re.search(
                 r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.-]+)", line
             ):
                 yield from walk(inner[1], times)
 
     yield from walk(entry, 1)
+
+
+def _trips(loop: str, condition: list[str]) -> int:
+    """How often a loop turns: as the compiler says, or by the constant it counts up to."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
+        return int(known[1])
+    text = "\n".join(condition)
+    if end := re.search(r"ROOT .* compare\(\S+, %?([\w.-]+)\), direction=LT", text):
+        constant = re.search(rf"%?{re.escape(end[1])} = s32\[\]\S* constant\((\d+)\)", text)
+        return int(constant[1]) if constant else 1
+    return 1
 
 
 def _source(line: str) -> str:
@@ -264,12 +370,17 @@ def as_text(result: Preflight) -> str:
     verdict = "fits" if result.fits else "DOES NOT FIT"
     lines = [
         f"{result.task} on {result.topology} ({result.devices} x {result.device_kind}), batch "
-        f"{result.batch}: {result.samples:,} samples; compiled in {result.compile_seconds:.0f} s",
+        f"{result.batch}: {result.samples:,} samples; compiled in {result.compile_seconds:.0f} s "
+        f"({result.compile_cpu_seconds:.0f} s of CPU)",
         f"{verdict}: {result.needed_bytes / mib:,.0f} of {result.memory_bytes / mib:,.0f} MiB a "
         f"chip (arguments {result.argument_bytes / mib:,.0f}, temporary "
         f"{result.temporary_bytes / mib:,.0f}, new outputs {result.output_bytes / mib:,.0f})",
         f"{result.flops / 1e12:.3f} TFLOP a chip; {result.collective_count} collectives of "
         f"{result.collective_bytes / mib:,.1f} MiB together",
+    ]
+    if result.estimated_seconds is None:
+        return "\n".join([*lines, "this compiler gives no estimate of time"])
+    lines += [
         "the compiler's estimate, not a measurement: "
         f"{1e3 * result.estimated_seconds:.1f} ms, "
         f"{result.estimated_samples_per_second / 1e6:.2f} million samples/s, "

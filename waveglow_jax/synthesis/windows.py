@@ -19,7 +19,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from waveglow_jax.config import Config
-from waveglow_jax.flow.waveglow import colour, inverse_whitened, noise_of_frames, prepare_inverse
+from waveglow_jax.flow.waveglow import (
+    colour,
+    fold_upsampler,
+    folded_size,
+    inverse_whitened,
+    noise_of_frames,
+    prepare_inverse,
+)
 from waveglow_jax.flow.wavenet import Params
 
 SIZES_AN_OCTAVE = 4
@@ -229,6 +236,8 @@ def _spread(rows: int, devices: Sequence[jax.Device]) -> int:
 
 # ------------------------------------------------------------------------------ running
 
+FOLDED_BYTES = 2 << 30
+"""The most memory that conditioning layers with the upsampler inside may take: see `_prepared`."""
 COLOUR_FRAMES = 32
 """Frames of a piece that is coloured at once."""
 
@@ -280,7 +289,7 @@ class ReversePass:
         shapes = ((batch, window, bins), jnp.float32), ((batch, window), jnp.int32)
         scalars = ((), jnp.float32), ((), jnp.uint32)
         lowered = jax.jit(program).lower(
-            self._prepared(mesh),
+            self._prepared(mesh, dtype),
             *(jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, by_row)) for s in shapes),
             *(jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, everywhere)) for s in scalars),
         )
@@ -377,7 +386,7 @@ class ReversePass:
 
         mels: `[stop - first, M]` of each part.
         """
-        window, batch, _ = size
+        window, batch, dtype = size
         mel = np.zeros((batch, window, self.config.waveglow.n_mel_channels), np.float32)
         frames = np.full((batch, window), -1, np.int32)
         for row, (parts, mels_of_parts) in enumerate(zip(rows, mels, strict=True)):
@@ -385,7 +394,7 @@ class ReversePass:
                 place = slice(part.offset, part.offset + part.stop - part.first)
                 mel[row, place] = own
                 frames[row, place] = np.arange(part.first, part.stop)
-        prepared = self._prepared(self._mesh(batch))
+        prepared = self._prepared(self._mesh(batch), dtype)
         y = self._programs[size](prepared, mel, frames, np.float32(sigma), np.uint32(seed))
         y = np.asarray(y).reshape(batch, window, self.config.data.hop_length)
         return [
@@ -436,17 +445,25 @@ class ReversePass:
     def _mesh(self, batch: int) -> Mesh:
         return Mesh(np.asarray(self.devices[: _spread(batch, self.devices)]), ("rows",))
 
-    def _prepared(self, mesh: Mesh) -> Params:
-        """`prepare_inverse`'s parameters on every device of the mesh."""
+    def _prepared(self, mesh: Mesh, dtype: str) -> Params:
+        """The parameters of the reverse pass on every device of the mesh, made once."""
         there = self._prepared_on
-        if mesh not in there:
-            there[mesh] = jax.device_put(
-                jax.jit(prepare_inverse)(self.params), NamedSharding(mesh, PartitionSpec())
-            )
-        return there[mesh]
+        size = folded_size(self.config, dtype)
+        folds = (
+            size is not None
+            and self.devices[0].platform == "cpu"
+            and size * mesh.size <= FOLDED_BYTES
+        )
+        key = mesh, dtype if folds else None
+        if key not in there:
+            prepared = jax.jit(prepare_inverse)(self.params)
+            if folds:
+                prepared = fold_upsampler(prepared, self.config, dtype)
+            there[key] = jax.device_put(prepared, NamedSharding(mesh, PartitionSpec()))
+        return there[key]
 
     @cached_property
-    def _prepared_on(self) -> dict[Mesh, Params]:
+    def _prepared_on(self) -> dict[tuple[Mesh, str | None], Params]:
         return {}
 
 

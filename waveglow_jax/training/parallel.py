@@ -32,13 +32,6 @@ def parallel_train_step(
     )
 
 
-def lower_train_step(
-    config: Config, total_steps: int, devices: Sequence[Any], state: Any, batch: dict[str, Any]
-) -> Any:
-    """`parallel_train_step` lowered for devices that need not be there, from shapes alone."""
-    return parallel_train_step(config, total_steps, devices).lower(state, batch)
-
-
 def parallel_validation_step(
     config: Config, devices: Sequence[jax.Device]
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
@@ -64,11 +57,14 @@ def split(batch: Batch, n_devices: int) -> Batch:
 
 
 def check_batch(config: Config, n_devices: int) -> None:
-    """Raises UserError if the devices do not divide the batch."""
-    batch = config.train.batch_size
-    if batch % n_devices:
+    """Raises UserError if the devices, and the parts of their shares, do not divide the batch."""
+    train = config.train
+    batch, parts = train.batch_size, train.gradient_accumulation
+    unit = n_devices * parts
+    if batch % unit:
+        each = f", {parts} parts each (train_config.gradient_accumulation)" if parts > 1 else ""
         raise UserError(
-            f"train_config.batch_size {batch} is not divided by the {n_devices} devices: "
-            f"take {batch // n_devices * n_devices or n_devices} or "
-            f"{(batch // n_devices + 1) * n_devices} (--train.batch_size N)"
+            f"train_config.batch_size {batch} is not divided by the {n_devices} devices{each}: "
+            f"take {batch // unit * unit or unit} or {(batch // unit + 1) * unit} "
+            "(--train.batch_size N)"
         )

@@ -96,22 +96,7 @@ def train_step(
     """
     train = config.train
     noise = schedule(train, total_steps, state.step).noise
-    audio, past, mel = _clips(batch, config, state.step, noise)
-
-    def objective(params: Params) -> jax.Array:
-        dtype = jnp.dtype(train.wn_dtype)
-        z, log_det = forward(
-            params,
-            config,
-            audio,
-            mel,
-            past=past,
-            dtype=dtype,
-            checkpoint_flows=train.checkpoint_flows,
-        )
-        return loss(z, log_det, train.sigma)
-
-    value, gradients = jax.value_and_grad(objective)(state.params)
+    value, gradients = _value_and_gradients(state.params, batch, config, state.step, noise)
     value, gradients = jax.lax.pmean((value, gradients), axis)
     gradient_norm = optax.tree.norm(gradients)
     good = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
@@ -145,6 +130,38 @@ def train_step(
         "bad_in_a_row": state.bad_in_a_row,
     }
     return state, metrics
+
+
+def _value_and_gradients(
+    params: Params, batch: dict[str, jax.Array], config: Config, step: jax.Array, noise: jax.Array
+) -> tuple[jax.Array, Params]:
+    """The loss and its gradients, one part of the device's clips after another.
+
+    Each of `gradient_accumulation` parts has as many clips, so the mean over the parts is that over
+    all clips.
+    """
+    train = config.train
+
+    def of_clips(clips: dict[str, jax.Array]) -> tuple[jax.Array, Params]:
+        audio, past, mel = _clips(clips, config, step, noise)
+        keywords = {"dtype": jnp.dtype(train.wn_dtype), "checkpoint_flows": train.checkpoint_flows}
+
+        def objective(params: Params) -> jax.Array:
+            z, log_det = forward(params, config, audio, mel, past=past, **keywords)
+            return loss(z, log_det, train.sigma)
+
+        return jax.value_and_grad(objective)(params)
+
+    n_parts = train.gradient_accumulation
+    if n_parts == 1:
+        return of_clips(batch)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(n_parts, -1, *leaf.shape[1:]), batch)
+
+    def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(lambda t, p: t + p / n_parts, total, of_clips(part)), None
+
+    nothing = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    return jax.lax.scan(add, nothing, parts)[0]
 
 
 def validation_step(
