@@ -20,11 +20,14 @@ from waveglow_jax.cli import main
 from waveglow_jax.config import Config, config_from_dict, config_to_json
 from waveglow_jax.flow.waveglow import conditioning_of, flow_forward, forward_watched
 from waveglow_jax.training import loop
+from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches
 from waveglow_jax.training.figures import exit_channels, peak_memory, validation_figures
 from waveglow_jax.training.history import read_history, window_means
 from waveglow_jax.training.inspection import report_run
 from waveglow_jax.training.parallel import parallel_validation_step, split
+from waveglow_jax.training.step import init_state
+from waveglow_jax.weights.release import read_weights
 
 
 def three_exits() -> Config:
@@ -201,6 +204,21 @@ def test_the_weights_of_a_run(run, capsys):
     assert code == 0 and "million parameters" in out
     weights = wg.load(run)
     assert f"{sum(leaf.size for leaf in jax.tree.leaves(weights.params)) / 1e6:.2f}" in out
+
+
+def test_another_run_starts_with_its_weights_and_adams_state(run):
+    config = wg.load(run).config
+    with Checkpoints(run, config) as checkpoints:
+        saved, _ = checkpoints.restore(12)
+    found = read_weights(run, with_moments=True)
+    assert found.moments.count == 12
+    state = init_state(config, found.params, found.moments)
+    assert int(state.step) == 0
+    for ours, theirs in zip(
+        jax.tree.leaves(state.optimizer), jax.tree.leaves(saved.optimizer), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert read_weights(run).moments is None
 
 
 # ------------------------------------------------------------------------------ made-up runs

@@ -35,21 +35,27 @@ from waveglow_jax.training.parallel import (
     split,
 )
 from waveglow_jax.training.step import TrainState, init_state
+from waveglow_jax.weights.nvidia import Moments
 
 MAX_BAD_IN_A_ROW = 10
 SYNTHESIS_SECONDS = 5.0
 
 
 def train(
-    config: Config, data: str, run: Path, params: Params | None = None, mels: str | None = None
+    config: Config,
+    data: str,
+    run: Path,
+    params: Params | None = None,
+    moments: Moments | None = None,
+    mels: str | None = None,
 ) -> int:
     """Trains until the config's end or a signal, resuming what the folder holds.
 
-    `params` are the weights to start from, if not random ones; a run that is already under way
-    keeps its own. `mels` is a folder of mels to train on instead of the recordings' own. Returns 0
-    when the run is complete, 128 + the signal's number when Ctrl-C or SIGTERM stopped it,
-    everything saved. Raises UserError for unusable data, another config's run, a full disk, or ten
-    non-finite losses in a row.
+    `params` are the weights to start from, if not random ones, and `moments` Adam's; a run that is
+    already under way keeps its own. `mels` is a folder of mels to train on instead of the
+    recordings' own. Returns 0 when the run is complete, 128 + the signal's number when Ctrl-C or
+    SIGTERM stopped it, everything saved. Raises UserError for unusable data, another config's run,
+    a full disk, or ten non-finite losses in a row.
     """
     devices = jax.devices()
     check_batch(config, len(devices))
@@ -57,7 +63,7 @@ def train(
     corpus = scan_corpus(data, config, mels)
     total_steps = _total_steps(config, corpus)
     with Checkpoints(run, config) as checkpoints, _signals() as stopped_by:
-        state, plateau = init_state(config, params), Plateau()
+        state, plateau = init_state(config, params, moments), Plateau()
         if (latest := checkpoints.latest_step) is not None:
             state, plateau = checkpoints.restore(latest)
         with Monitor(run, config, int(state.step), total_steps) as monitor:

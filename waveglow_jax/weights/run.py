@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -15,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, init
+from waveglow_jax.weights.nvidia import Moments
 
 VALIDATION_LOSS = "validation_loss"
 
@@ -65,6 +67,39 @@ def load_run_voice(run: Path) -> tuple[Config, Params]:
             return config, restore_voice(manager, step, config)
     finally:
         logging.set_verbosity(verbosity)
+
+
+def load_run_moments(run: Path) -> Moments | None:
+    """Adam's state beside the parameters that `load_run_voice` gives, in their layout; None if the
+    checkpoint holds none."""
+    config = load_config(run / "config.json")
+    with checkpoint_manager(run) as manager:
+        folder = manager.directory / str(best_step(manager)) / "rest"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        in_memory = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree, is_leaf=_is_metadata
+        )
+        arguments = ocp.args.PyTreeRestore(item=None, restore_args=in_memory)
+        rest = checkpointer.restore(folder, args=arguments)
+    # Adam among the transformations, all parameters in one vector (`training/step.optimizer`).
+    adam = next((part for part in rest["optimizer"] if part and "mu" in part), None)
+    if adam is None:
+        return None
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    return Moments(int(adam["count"]), *(_as_tree(adam[name], shapes) for name in ("mu", "nu")))
+
+
+def _is_metadata(node: Any) -> bool:
+    return not isinstance(node, dict | list | tuple)
+
+
+def _as_tree(flat: np.ndarray, shapes: Any) -> Any:
+    leaves, structure = jax.tree.flatten(shapes)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = np.split(flat, ends[:-1])
+    parts = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, parts)
 
 
 def best_step(manager: ocp.CheckpointManager) -> int | None:
