@@ -176,7 +176,7 @@ class TrainConfig:
     `noise_std` is added to the training clips (never to their mels); from `decay_start` it
     falls geometrically to `final_noise_std` (0: stays constant).
     `synthesis_sigma` is the voice's own temperature, the default of `synthesize`; TensorBoard's
-    clips come at each of `synthesis_sigmas`.
+    clips come at each of `synthesis_sigmas`. `wandb_project`: of Weights & Biases, told as well.
     For larger batches than fit:
     `gradient_accumulation` computes each device's share of the batch in so many parts, one after
     another, which changes nothing but rounding; `checkpoint_flows` keeps of each flow only its
@@ -211,6 +211,7 @@ class TrainConfig:
     synthesis_clips: int = 2
     synthesis_sigma: float = 0.6
     synthesis_sigmas: tuple[float, ...] = (0.6, 0.8, 1.0)
+    wandb_project: str = ""
 
     def check(self) -> None:
         for name in (
