@@ -5,7 +5,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ class Monitor:
         self._metrics = path.open("a", encoding="utf-8")
         self._boards: list[Any] = [
             SummaryWriter(
-                str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None
+                str(run / "tensorboard"),
+                purge_step=first_step + 1 if first_step else None,
+                # Its thread ends when the disk is full: a full queue would wait for it for ever.
+                max_queue=2**20,
             )
         ]
         if config.train.wandb_project:
@@ -62,9 +66,9 @@ class Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        for board in self._boards:
-            board.close()
+        for each in (self._metrics, *self._boards):
+            with suppress(OSError):  # a full disk was told of when it was met
+                each.close()
         if self._bar is not None:
             self._bar.close()
 
@@ -131,9 +135,7 @@ class Monitor:
             board.add_image(f"mel/{name}", pixels, step, dataformats="HWC")
 
     def say(self, line: str) -> None:
-        """A line for the person watching, above the bar if there is one."""
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        say(line)
 
     def _scalars(self, group: str, figures: Figures, step: int) -> None:
         named = {}
@@ -149,6 +151,29 @@ class Monitor:
     def _record(self, step: int, figures: Figures) -> None:
         self._metrics.write(json.dumps({"step": step, **_finite(figures)}) + "\n")
         self._metrics.flush()
+
+    def without_boards(self) -> None:
+        """TensorBoard's figures are no longer written, for the disk does not take them."""
+        self._boards = []
+
+
+class Silence:
+    """The monitor of a process that is not its run's first: tells nothing."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_arguments, **_keywords: None
+
+
+def say(line: str) -> None:
+    """A line for the person watching, above the bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _finite(value: Any) -> Any:
