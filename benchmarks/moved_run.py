@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--config", default=str(ROOT / "configs" / "voice.json"))
     parser.add_argument("--steps", type=int, default=40, help="on each number of devices")
+    parser.add_argument("--clip", type=int, default=2048, help="samples of a clip")
     parser.add_argument("--work", type=Path, help="folder for the two runs (default: a new one)")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "moved_run.png")
     arguments = parser.parse_args()
@@ -59,6 +60,7 @@ def _train(arguments: argparse.Namespace, run: Path, devices: int, stop_at: int 
     """Trains on so many devices, to the end or until the step is done and SIGTERM stops it."""
     fields = {
         **{"train.steps": len(MOVES) * arguments.steps, "train.batch_size": 8},
+        "data.segment_length": arguments.clip,
         **{"train.iters_per_validation": 10**6, "train.synthesis_clips": 0},
         "train.validation_files": "",
         "train.validation_fraction": 0.0,
