@@ -23,8 +23,12 @@ from waveglow_jax.training.processes import in_cluster, join
 ROOT = Path(__file__).parent.parent
 
 
-def start(config: Path, data: Path, run: Path, processes: int, devices: int):
-    """train.py in so many processes; the run is the first one's, the others write nothing."""
+def start(
+    config: Path, data: Path, run: Path, processes: int, devices: int, slurm: bool = False
+) -> list[subprocess.Popen]:
+    """train.py in so many processes; the run is the first one's, the others write nothing.
+
+    slurm: told by what Slurm's srun puts into the environment, not by flags."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -39,7 +43,13 @@ def start(config: Path, data: Path, run: Path, processes: int, devices: int):
     for process in range(processes):
         output = run if process == 0 else run.with_name(f"unused{process}")
         many = ["--coordinator", f"localhost:{port}", "--processes", processes]
-        many = [*many, "--process", process] if processes > 1 else []
+        many = [*many, "--process", process] if processes > 1 and not slurm else []
+        if slurm:
+            environment |= {
+                **{"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost"},
+                **{"SLURM_NTASKS": str(processes), "SLURM_PROCID": str(process)},
+                **{"SLURM_LOCALID": str(process), "SLURM_STEP_NUM_NODES": "1"},
+            }
         arguments = [str(a) for a in (*command, "--output", output, *many)]
         log = open(run.with_name(f"{run.name}.{process}.log"), "w")  # noqa: SIM115
         started.append(subprocess.Popen(arguments, stdout=log, stderr=log, env=environment))
@@ -123,10 +133,10 @@ def test_a_run_moves_between_numbers_of_processes(recordings, tmp_path):  # noqa
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others(recordings, tmp_path):  # noqa: F811
+def test_a_killed_process_ends_the_others_of_a_slurm_job(recordings, tmp_path):  # noqa: F811
     (tmp_path / "config.json").write_text(config_to_json(tiny_config(steps=10**6)))
     run = tmp_path / "run"
-    started = start(tmp_path / "config.json", recordings, run, 2, 1)
+    started = start(tmp_path / "config.json", recordings, run, 2, 1, slurm=True)
     metrics = run / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count('"loss"') > 4):
         time.sleep(0.02)
