@@ -14,6 +14,7 @@ EVAL = [
     *("visqol-python[lattice]>=3.8", "speechmos>=0.0.1.1", "onnxruntime>=1.20"),
 ]
 HUB = ["huggingface_hub>=1"]
+WANDB = ["wandb>=0.19"]
 EXPORT = ["flatbuffers>=24"]
 
 setup(
@@ -50,6 +51,7 @@ setup(
     ],
     extras_require={
         "hub": HUB,
+        "wandb": WANDB,
         "export": EXPORT,
         "eval": EVAL,
         "cuda": ["jax[cuda12]>=0.10,<0.11"],

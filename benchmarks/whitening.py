@@ -157,7 +157,9 @@ def train_and_measure(name: str, corpus: Path, work: Path, steps: int) -> list[d
         state = replicate(state, devices)
         # The schedule is constant after the warm-up: the total changes nothing.
         train_step = parallel_train_step(config, 1, devices)
-        batches = training_batches(found.training, config, first_step=int(state.step))
+        batches = training_batches(
+            found.training, config, int(state.step) * config.train.batch_size
+        )
         for mark in marks(steps):
             if any(row["step"] == mark for row in rows):
                 continue

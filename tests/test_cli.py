@@ -618,7 +618,7 @@ def trained(monkeypatch):
 
     calls = []
 
-    def train(*arguments):
+    def train(*arguments, **keywords):
         calls.append(arguments)
         return 0
 

@@ -115,6 +115,7 @@ UNUSUAL = Config(
         synthesis_clips=1,
         synthesis_sigma=0.9,
         synthesis_sigmas=(0.5, 0.9),
+        wandb_project="voices",
     ),
     description="python train.py this.json",
 )

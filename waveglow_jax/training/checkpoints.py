@@ -1,4 +1,7 @@
-"""Saving and resuming a run: its state to the bit, the last few and the best."""
+"""Saving and resuming a run: its state to the bit, the last few and the best.
+
+Only the run's first process comes here: the state is the same in all of them.
+"""
 
 import logging
 import shutil
@@ -6,18 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.training.step import TrainState, init_state
+from waveglow_jax.weights.manifest import MANIFEST, DamagedError, verify, write_manifest
 from waveglow_jax.weights.run import (
     VALIDATION_LOSS,
-    checkpoint_manager,
+    checkpoint_folders,
     not_of_this_config,
-    on_one_device,
+    partly_deleted,
 )
 
 DISK_MARGIN = 16 * 2**20
@@ -33,28 +40,63 @@ class Plateau:
     validated_at: int = -1
 
 
+@dataclass
+class Progress:
+    """What a checkpoint holds beside the state, as JSON.
+
+    position: clips of the run's one order that were trained on, whatever the number of devices.
+    data: the corpus's fingerprint; None in checkpoints of before there was one.
+    """
+
+    plateau: Plateau
+    position: int
+    data: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self.plateau), "position": self.position, "data": self.data}
+
+    @staticmethod
+    def from_json(host: dict[str, Any], position: int) -> "Progress":
+        data, position = host.pop("data", None), host.pop("position", position)
+        return Progress(Plateau(**host), position, data)
+
+
+class NotSavedError(UserError):
+    """The disk did not take a checkpoint; those before it are intact."""
+
+
 class Checkpoints:
-    """The checkpoints of a run; use as a context so that the last save is finished."""
+    """The checkpoints of a run; use as a context so that the last save is finished.
+
+    Damaged ones are moved out of the way when it is made: `told` says which and to where. Raises
+    UserError if that leaves none of those that there were.
+    """
 
     def __init__(self, run: Path, config: Config):
-        self._config = config
-        self._manager = checkpoint_manager(run, config.train.keep_checkpoints)
+        self._run, self._config = run, config
+        self.told = _set_damaged_aside(run)
+        # Orbax warns of a checkpoint without a validation loss, which is as it should be, and
+        # logs a traceback for every error that it raises.
+        self._verbosity = absl.logging.get_verbosity()
+        absl.logging.set_verbosity(absl.logging.FATAL)
+        self._manager = _manager(run, config.train.keep_checkpoints)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._manager.close()
+        absl.logging.set_verbosity(self._verbosity)
 
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, plateau: Plateau, validation_loss: float | None) -> None:
+    def save(self, state: TrainState, progress: Progress, validation_loss: float | None) -> None:
         """Saves the state under its step unless it is there already; returns when it is on disk.
 
-        Raises UserError if the parameters are not finite or the disk does not take it; the
-        checkpoints before are intact then.
+        Raises NotSavedError if the disk does not take it, UserError if the parameters are not
+        finite; the checkpoints before are intact then.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -62,50 +104,128 @@ class Checkpoints:
         if not bool(_all_finite(state.params)):
             raise UserError(f"step {step}: parameters are not finite; not saved")
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + DISK_MARGIN
-        if (free := shutil.disk_usage(self._manager.directory).free) < needed:
-            raise self._not_saved(step, f"it takes {needed:,} bytes, {free:,} are free")
-        voice, rest = _split(state)
+        voice, rest = _split(jax.tree.map(np.asarray, state))
         metrics = None if validation_loss is None else {VALIDATION_LOSS: validation_loss}
         items = ocp.args.Composite(
             voice=ocp.args.StandardSave(voice),
             rest=ocp.args.StandardSave(rest),
-            host=ocp.args.JsonSave(vars(plateau)),
+            host=ocp.args.JsonSave(progress.to_json()),
         )
         try:
+            if (free := shutil.disk_usage(self._manager.directory).free) < needed:
+                raise OSError(f"it takes {needed:,} bytes, {free:,} are free")
             saved = self._manager.save(step, args=items, metrics=metrics, force=True)
             self._manager.wait_until_finished()
+            write_manifest(Path(self._manager.directory) / str(step))
         except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
-            self._remove_unfinished()
-            raise self._not_saved(step, _last_clause(error)) from error
+            self._remove_unfinished(step)
+            raise NotSavedError(
+                f"{self._manager.directory}: checkpoint of step {step} not saved "
+                f"({_last_clause(error)}); free some space"
+            ) from error
         if not saved:
             raise UserError(f"{self._manager.directory}: checkpoint of step {step} was refused")
 
-    def _not_saved(self, step: int, why: str) -> UserError:
-        return UserError(
-            f"{self._manager.directory}: checkpoint of step {step} not saved ({why}); free some "
-            "space and run the same command again, it goes on from the last checkpoint"
-        )
-
-    def _remove_unfinished(self) -> None:
-        for left in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp*"):
+    def _remove_unfinished(self, step: int) -> None:
+        folder = Path(self._manager.directory)
+        unfinished = [*folder.glob("*.orbax-checkpoint-tmp*")]
+        if (folder / str(step)).exists() and not (folder / str(step) / MANIFEST).exists():
+            unfinished.append(folder / str(step))
+        for left in unfinished:
             shutil.rmtree(left, ignore_errors=True)
+        self._manager.reload()
         # The writers that failed beside the first one would tell so by a traceback each.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-    def restore(self, step: int) -> tuple[TrainState, Plateau]:
-        """State and plateau of a step, to the bit. Raises UserError for another config's."""
+    def restore(self, step: int) -> tuple[TrainState, Progress]:
+        """State (NumPy) and progress of a step, to the bit.
+
+        Raises UserError for another config's.
+        """
         shapes = jax.eval_shape(lambda: init_state(self._config))
-        voice, rest = _split(shapes)
+        voice, rest = _split(jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes))
         items = ocp.args.Composite(
-            voice=ocp.args.StandardRestore(on_one_device(voice)),
-            rest=ocp.args.StandardRestore(on_one_device(rest)),
+            voice=ocp.args.StandardRestore(voice),
+            rest=ocp.args.StandardRestore(rest),
             host=ocp.args.JsonRestore(),
         )
         try:
             restored = self._manager.restore(step, args=items)
         except (ValueError, KeyError) as error:
-            raise not_of_this_config(self._manager, step, error) from error
-        return _join(restored["voice"], restored["rest"]), Plateau(**restored["host"])
+            raise not_of_this_config(Path(self._manager.directory) / str(step), error) from error
+        position = step * self._config.train.batch_size
+        progress = Progress.from_json(restored["host"], position)
+        return _join(restored["voice"], restored["rest"]), progress
+
+
+def _manager(run: Path, keep: int) -> ocp.CheckpointManager:
+    """Keeps the last `keep` checkpoints and the one with the lowest validation loss."""
+
+    def loss(metrics: dict[str, float]) -> float:
+        return metrics[VALIDATION_LOSS]
+
+    best = BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
+        best_fn=loss,  # without it the losses are not written, and forgotten by the next start
+        best_mode="min",
+        create=False,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="checkpoints"
+        ),
+    )
+    folder = (run / "checkpoints").absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another") from error
+    return ocp.CheckpointManager(folder, item_names=("voice", "rest", "host"), options=options)
+
+
+def _set_damaged_aside(run: Path) -> list[str]:
+    """Moves damaged checkpoints to RUN/damaged/, so that the run goes on from the one before.
+
+    The latest is read as a whole; of older ones what orbax reads at once, until their turn comes.
+    """
+    for remains in partly_deleted(run):
+        shutil.rmtree(remains, ignore_errors=True)
+    folders, told = checkpoint_folders(run), []
+    whole = None
+    for folder in reversed(folders):
+        try:
+            verified = verify(folder, parts=None if whole is None else ["metrics", "host"])
+        except DamagedError as damage:
+            aside = _set_aside(run, folder)
+            told.append(f"{damage}; the checkpoint of step {folder.name} is now {aside}")
+            continue
+        if whole is None:
+            whole = folder
+            if not verified:
+                told.append(
+                    f"{folder}: has no {MANIFEST} (written before there was one, or killed just "
+                    "then); read without checking it"
+                )
+    if folders and whole is None:
+        raise UserError(
+            f"{run}: no checkpoint is whole; {told[0]}; put back a copy of the run, or train into "
+            "another folder"
+        )
+    return told
+
+
+def _set_aside(run: Path, folder: Path) -> Path:
+    aside = run / "damaged" / folder.name
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        return folder.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: damaged, and cannot be moved to {aside} ({error.strerror}); make the run's "
+            "folder writable"
+        ) from error
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:

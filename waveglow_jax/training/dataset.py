@@ -4,18 +4,30 @@ A clip is `segment_length` samples from a frame's centre on, with half an FFT of
 either side, so that the mel computed from it holds the whole recording's own frames.
 """
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grain
-import jax
 import numpy as np
+from absl import flags
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, audio_frames, find_inputs, read_clip
+from waveglow_jax.audio.files import (
+    AUDIO_SUFFIXES,
+    audio_frames,
+    find_inputs,
+    read_audio,
+    read_clip,
+)
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.training.mels import MelFolder, MisalignedError, mel_frames, resemblance
+
+MAX_UNREADABLE = 16
+"""Recordings tried for one clip before the corpus itself is taken to be gone."""
 
 
 @dataclass(frozen=True)
@@ -102,46 +114,88 @@ def _slots(recordings: tuple[Recording, ...], config: Config) -> np.ndarray:
 
 
 def training_batches(
-    recordings: tuple[Recording, ...], config: Config, first_step: int = 0
+    recordings: tuple[Recording, ...],
+    config: Config,
+    first_position: int = 0,
+    rows: range | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches {clips `[B, segment + context]` float32, index `[B]`}, from `first_step` on;
-    with mel `[B, clip_frames, M]` where the recordings come with one.
+    """Endless batches of the clips from `first_position` on in the run's one order of clips.
 
-    Order and places are a function of seed and position alone: a run that starts at step n gets
-    the batches it would have got without a stop. `num_workers` above 0 decodes in processes.
+    Of each batch only the `rows` (all of them, if not given) are read, R of B:
+    {clips `[R, segment + context]` float32, index `[R]` their places in the whole batch, mel
+    `[R, clip_frames, M]` where the recordings come with one,
+    unreadable `[R]` the recording (its number) that could not be read, -1 for none}.
+
+    Order and places are a function of seed and position alone: who starts in the middle, or reads
+    other rows, gets the clips that there would have been. In an unreadable recording's place comes
+    a clip of another one, drawn by the position too. `num_workers` above 0 decodes in processes.
+    Raises UserError if recording after recording cannot be read.
     """
     train = config.train
+    rows = rows or range(train.batch_size)
+    index = np.asarray(rows, np.int32)
 
     def clip(slot: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        recording = recordings[slot]
-        last = max(0, recording.n_samples - config.data.segment_length) // config.data.hop_length
-        return read_example(recording, int(rng.integers(last + 1)), config)
+        unreadable = -1
+        for _ in range(MAX_UNREADABLE):
+            recording = recordings[slot]
+            last = max(0, recording.n_samples - config.data.segment_length)
+            frame = int(rng.integers(last // config.data.hop_length + 1))
+            try:
+                example = read_example(recording, frame, config)
+                return {**example, "unreadable": np.int32(unreadable)}
+            except UserError as error:
+                unreadable, why = int(slot), error
+                slot = int(rng.integers(len(recordings)))
+        raise UserError(f"{MAX_UNREADABLE} recordings in a row could not be read, the last: {why}")
 
-    dataset = (
+    clips = (
         grain.MapDataset.source(_slots(recordings, config))
         .seed(train.seed)
         .shuffle()
         .repeat()
-        .random_map(clip)[first_step * train.batch_size :]
-        .to_iter_dataset(
-            grain.ReadOptions(num_threads=2, prefetch_buffer_size=4 * train.batch_size)
-        )
-        .batch(train.batch_size)
+        .random_map(clip)
+    )
+
+    def batch(step: int) -> dict[str, np.ndarray]:
+        start = first_position + step * train.batch_size
+        return {**_stack([clips[start + row] for row in rows]), "index": index}
+
+    batches = (
+        grain.MapDataset.range(2**62 // train.batch_size)
+        .map(batch)
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
     if train.num_workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=train.num_workers))
-    index = np.arange(train.batch_size, dtype=np.int32)
-    for examples in dataset:
-        yield {**examples, "index": index}
+        flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which only absl's main parses
+        options = grain.MultiprocessingOptions(num_workers=train.num_workers)
+        batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    return iter(batches)
+
+
+def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _end_with_parent(_worker: int, _workers: int) -> None:
+    """A worker whose parent was killed would wait for it for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def validation_batches(
-    recordings: tuple[Recording, ...], config: Config, batch_size: int
+    recordings: tuple[Recording, ...], config: Config, batch_size: int, rows: range | None = None
 ) -> list[dict[str, np.ndarray]]:
     """Up to `validation_clips` clips, evenly spread over all that fit, in whole batches.
 
-    As `training_batches`, and weight `[B]`: 0 for the clips that only fill the last batch up.
+    Of each the `rows` (all, if not given): clips, mel and index as `training_batches`, and weight
+    `[R]`: 0 for the clips that only fill the last batch up.
     """
+    rows = rows or range(batch_size)
     segment, hop = config.data.segment_length, config.data.hop_length
     places = [
         (recording, start // hop)
@@ -150,19 +204,29 @@ def validation_batches(
     ]
     n = min(len(places), config.train.validation_clips)
     places = [places[i * len(places) // n] for i in range(n)]
-    examples = [read_example(recording, frame, config) for recording, frame in places]
-    weights = [1.0] * n
-    while len(examples) % batch_size:
-        examples.append(examples[0])
-        weights.append(0.0)
-    return [
-        {
-            **jax.tree.map(lambda *each: np.stack(each), *examples[i : i + batch_size]),
-            "index": np.arange(i, i + batch_size, dtype=np.int32),
-            "weight": np.asarray(weights[i : i + batch_size], np.float32),
-        }
-        for i in range(0, len(examples), batch_size)
-    ]
+    batches = []
+    for start in range(0, n, batch_size):
+        here = [start + row for row in rows]
+        filled = [places[i] if i < n else places[0] for i in here]
+        batches.append(
+            {
+                **_stack([read_example(*place, config) for place in filled]),
+                "index": np.asarray(here, np.int32),
+                "weight": np.asarray([i < n for i in here], np.float32),
+            }
+        )
+    return batches
+
+
+def why_unreadable(recording: Recording, config: Config) -> str:
+    """The file's name and what is wrong with it."""
+    try:
+        read_audio(recording.path, config.data.sampling_rate)
+        if recording.mel:
+            read_example(recording, 0, config)
+    except UserError as error:
+        return str(error)
+    return f"{recording.path}: could not be read, and now it can"
 
 
 def read_example(recording: Recording, frame: int, config: Config) -> dict[str, np.ndarray]:

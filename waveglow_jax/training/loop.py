@@ -1,9 +1,10 @@
 """A training run from its folder: start or resume, step, validate, save, stop cleanly."""
 
-import signal
+import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +17,143 @@ from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config, config_to_dict, config_to_json, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
-from waveglow_jax.training.checkpoints import Checkpoints, Plateau
+from waveglow_jax.training.checkpoints import Checkpoints, NotSavedError, Plateau, Progress
 from waveglow_jax.training.dataset import (
     Corpus,
     clips_per_epoch,
     scan_corpus,
     training_batches,
     validation_batches,
+    why_unreadable,
 )
+from waveglow_jax.training.feed import Feed, Unreadable
 from waveglow_jax.training.figures import validation_figures
+from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
 from waveglow_jax.training.mels import mel_frames
-from waveglow_jax.training.monitor import Monitor
+from waveglow_jax.training.monitor import Monitor, Silence, say
 from waveglow_jax.training.parallel import (
+    NOTES,
+    Batch,
+    Layout,
     check_batch,
     parallel_train_step,
     parallel_validation_step,
     replicate,
     split,
 )
+from waveglow_jax.training.processes import (
+    check_agreed,
+    from_first,
+    is_first,
+    text_from_first,
+    wait_for_all,
+)
 from waveglow_jax.training.step import TrainState, init_state
+from waveglow_jax.training.stopping import Stop, Stopped, signals
+from waveglow_jax.weights.nvidia import Moments
 
 MAX_BAD_IN_A_ROW = 10
 SYNTHESIS_SECONDS = 5.0
+Clip = tuple[str, tuple[np.ndarray, np.ndarray], dict[float, tuple[np.ndarray, np.ndarray]]]
+"""What `Monitor.clip` takes: name, audio and mel, and both as each sigma made them."""
 
 
 def train(
-    config: Config, data: str, run: Path, params: Params | None = None, mels: str | None = None
+    config: Config,
+    data: str,
+    run: Path,
+    params: Params | None = None,
+    moments: Moments | None = None,
+    mels: str | None = None,
+    allow_changed_data: bool = False,
 ) -> int:
     """Trains until the config's end or a signal, resuming what the folder holds.
 
-    `params` are the weights to start from, if not random ones; a run that is already under way
-    keeps its own. `mels` is a folder of mels to train on instead of the recordings' own. Returns 0
-    when the run is complete, 128 + the signal's number when Ctrl-C or SIGTERM stopped it,
-    everything saved. Raises UserError for unusable data, another config's run, a full disk, or ten
+    `params` are the weights to start from, if not random ones, and `moments` Adam's; a run that is
+    already under way keeps its own. `mels` is a folder of mels to train on instead of the
+    recordings' own. Every process of a run calls this alike; the first alone reads and writes the
+    folder. Returns 0 when the run is complete, 128 + the signal's number when Ctrl-C or SIGTERM
+    stopped it, everything saved (see `stopping.still_working`). Raises UserError for unusable or
+    changed data, another config's run, a full disk (`train_config.on_save_failure`), or ten
     non-finite losses in a row.
     """
-    devices = jax.devices()
-    check_batch(config, len(devices))
-    _claim_folder(run, config)
-    corpus = scan_corpus(data, config, mels)
+    layout = Layout.of_all_processes()
+    check_batch(config, len(layout.devices))
+    if is_first():
+        _claim_folder(run, config)
+    with signals() as stop:
+        try:
+            scan = partial(scan_corpus, data, config, mels)
+            corpus = stop.during("the look for recordings", scan)
+            first_state = partial(init_state, config, params, moments)
+            return _run(config, run, corpus, first_state, allow_changed_data, layout, stop)
+        except Stopped:
+            say(f"stopped by {stop.by.name} before a first step; the same command starts it again")
+            return stop.exit_code
+
+
+def _run(
+    config: Config,
+    run: Path,
+    corpus: Corpus,
+    first_state: Callable[[], TrainState],
+    allow_changed_data: bool,
+    layout: Layout,
+    stop: Stop,
+) -> int:
+    check_agreed("the config", config_to_json(config))
+    found = fingerprint(corpus, config)
+    check_agreed("the list of recordings", json.dumps(found))
     total_steps = _total_steps(config, corpus)
-    with Checkpoints(run, config) as checkpoints, _signals() as stopped_by:
-        state, plateau = init_state(config, params), Plateau()
-        if (latest := checkpoints.latest_step) is not None:
-            state, plateau = checkpoints.restore(latest)
-        with Monitor(run, config, int(state.step), total_steps) as monitor:
-            _introduce(monitor, corpus, config, len(devices), state, total_steps)
-            session = _Session(
-                config, corpus, checkpoints, monitor, replicate(state, devices), plateau, devices
-            )
-            session.go(total_steps, stopped_by)
-            if stopped_by:
+    with Checkpoints(run, config) if is_first() else nullcontext() as checkpoints:
+        state, progress, told = stop.during(
+            "the restoring", partial(_start, first_state, checkpoints, found, allow_changed_data)
+        )
+        with _monitor(run, config, int(state.step), total_steps) as monitor:
+            for line in told:
+                monitor.say(line)
+            _introduce(monitor, corpus, config, layout, state, total_steps)
+            state = replicate(state, layout.local)
+            session = _Session(config, corpus, checkpoints, monitor, state, progress, layout, stop)
+            session.go(total_steps)
+            if session.step < total_steps or stop:
+                by = stop.by.name if stop else "a signal to another process"
+                saved = ", saved" if session.step else ", before the first was done"
                 monitor.say(
-                    f"stopped by {stopped_by[0].name} at step {session.step}, saved; "
-                    "the same command goes on from here"
+                    f"stopped by {by} at step {session.step}{saved}; the same command goes on from "
+                    "here"
                 )
-                return 128 + stopped_by[0].value
-            monitor.say(f"done: {total_steps} steps, in {run}")
-    return 0
+                code = stop.exit_code
+            else:
+                monitor.say(f"done: {total_steps} steps, in {run}")
+                code = 0
+        wait_for_all()
+    return code
+
+
+def _start(
+    first_state: Callable[[], TrainState],
+    checkpoints: Checkpoints | None,
+    found: dict[str, Any],
+    allow_changed_data: bool,
+) -> tuple[TrainState, Progress, list[str]]:
+    """State (NumPy) and progress to start from, the first process's; and what to tell of it."""
+    state = jax.tree.map(np.asarray, first_state())
+    progress, told = Progress(Plateau(), 0, found), []
+    if checkpoints is not None:
+        told = list(checkpoints.told)
+        if (latest := checkpoints.latest_step) is not None:
+            state, progress = checkpoints.restore(latest)
+            if progress.data is None:
+                told.append(
+                    f"step {latest}: holds no names of recordings; those here are not checked"
+                )
+            elif not allow_changed_data:
+                check_unchanged(progress.data, found)
+    shared = {**progress.to_json(), "data": None}
+    shared = json.loads(text_from_first(json.dumps(shared)))
+    progress = Progress.from_json({**shared, "data": found}, shared["position"])
+    return from_first(state), progress, told
 
 
 class _Session:
@@ -83,63 +163,102 @@ class _Session:
         self,
         config: Config,
         corpus: Corpus,
-        checkpoints: Checkpoints,
-        monitor: Monitor,
+        checkpoints: Checkpoints | None,
+        monitor: Monitor | Silence,
         state: TrainState,
-        plateau: Plateau,
-        devices: list[jax.Device],
+        progress: Progress,
+        layout: Layout,
+        stop: Stop,
     ):
-        self.config, self.corpus, self.devices = config, corpus, devices
+        self.config, self.corpus, self.layout, self.stop = config, corpus, layout, stop
         self.checkpoints, self.monitor = checkpoints, monitor
-        self.state, self.plateau = state, plateau
-        self.step = int(state.step)
-        self.validate_step = parallel_validation_step(config, devices)
+        self.state, self.plateau = state, progress.plateau
+        self.position, self.data = progress.position, progress.data
+        self.step = self.saved_step = int(state.step)
+        self.rows = layout.rows(config.train.batch_size)
+        self.validate_step = parallel_validation_step(config, layout.devices)
         self.validation: list[dict[str, np.ndarray]] = []
+        self.figures_lost = False
+        self.listened: list[tuple[str, np.ndarray, np.ndarray]] = []
         if corpus.validation:
             batch = config.train.batch_size
-            self.validation = validation_batches(corpus.validation, config, batch)
+            self.validation = validation_batches(corpus.validation, config, batch, self.rows)
+            self.listened = _recordings_to_synthesise(corpus, config) if is_first() else []
+        self.unreadable = Unreadable(lambda n: why_unreadable(corpus.training[n], config), say)
 
-    def go(self, total_steps: int, stopped_by: list[signal.Signals]) -> None:
+    def go(self, total_steps: int) -> None:
+        """Trains, and saves what there is when the run is over or stopped."""
+        pending: list[Any] = []
+        batches = training_batches(self.corpus.training, self.config, self.position, self.rows)
+        with Feed(batches) as feed, suppress(Stopped):
+            self._train(total_steps, feed, pending)
+        self._report(pending)
+        if self.step < total_steps or self.stop:
+            self._save(None, must=True)
+
+    def _train(self, total_steps: int, feed: Feed, pending: list[Any]) -> None:
         train = self.config.train
-        train_step = parallel_train_step(self.config, total_steps, self.devices)
-        batches = training_batches(self.corpus.training, self.config, first_step=self.step)
-        pending = None
-        if self.step and self._due(train.iters_per_validation) and not stopped_by:
+        train_step = parallel_train_step(self.config, total_steps, self.layout.devices)
+        compiled = False
+        if self.step and self._due(train.iters_per_validation):
             self._validate()
-        while self.step < total_steps and not stopped_by:
+        while self.step < total_steps and not self._stopping():
             waiting = time.monotonic()
-            batch = split(next(batches), len(self.devices))
+            batch = self._share(feed.next(self.stop, self._patience()))
             data_wait = time.monotonic() - waiting
-            self.state, metrics = train_step(self.state, batch)
+            if compiled:
+                self.state, metrics = train_step(self.state, batch)
+            else:
+                self.state, metrics = self.stop.during(
+                    "the first step", partial(train_step, self.state, batch)
+                )
+                compiled = True
             self.step += 1
+            self.position += train.batch_size
             # The figures of a step are read when the next one is under way: no device waits.
             self._report(pending)
-            pending = (self.step, metrics, data_wait)
+            pending[:] = [self.step, metrics, data_wait]
             last = self.step == total_steps
             validate = last or self._due(train.iters_per_validation)
             save = last or self._due(train.iters_per_checkpoint)
             if validate or save:
                 self._report(pending)
-                pending = None
                 began = time.monotonic()
                 validation_loss = self._validate()
                 if save:
-                    self.checkpoints.save(self.state, self.plateau, validation_loss)
+                    self._save(validation_loss, must=last)
                 self.monitor.pause(time.monotonic() - began)
-        self._report(pending)
-        if stopped_by:
-            self.checkpoints.save(self.state, self.plateau, None)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0
 
-    def _report(self, pending: tuple[int, dict[str, jax.Array], float] | None) -> None:
-        if pending is None:
+    def _stopping(self) -> bool:
+        return self.stop.agreed if self.layout.n_processes > 1 else bool(self.stop)
+
+    def _patience(self) -> float:
+        """Seconds that a batch is waited for after a signal: alone none; with others some, so
+        that all end after the same step."""
+        return 10.0 if self.layout.n_processes > 1 else 0.0
+
+    def _share(self, batch: dict[str, np.ndarray]) -> Batch:
+        """This process's rows over its devices, with what it has to tell the others."""
+        n = len(self.layout.local)
+        mine = np.arange(n) == 0
+        notes = {
+            "stop": mine * np.float32(bool(self.stop)),
+            "unreadable": mine * np.float32(self.unreadable.look(batch.pop("unreadable"))),
+        }
+        return {**split(batch, n), NOTES: notes}
+
+    def _report(self, pending: list[Any]) -> None:
+        if not pending:
             return
         step, metrics, data_wait = pending
+        pending.clear()
         figures = {name: float(value) for name, value in metrics.items()}
+        self.stop.agreed |= figures.pop("stop") > 0
         bad_in_a_row = figures.pop("bad_in_a_row")
-        self.monitor.step(step, {**figures, "data_wait": round(data_wait, 6)})
+        self._tell(self.monitor.step, step, {**figures, "data_wait": round(data_wait, 6)})
         if bad_in_a_row >= MAX_BAD_IN_A_ROW:
             raise UserError(
                 f"step {step}: {MAX_BAD_IN_A_ROW} losses or gradients in a row were not finite; "
@@ -147,20 +266,53 @@ class _Session:
                 "train.gradient_clip and run again"
             )
 
+    def _save(self, validation_loss: float | None, must: bool) -> None:
+        if self.checkpoints is None or self.saved_step == self.step:
+            return
+        progress = Progress(self.plateau, self.position, self.data)
+        try:
+            self.checkpoints.save(self.state, progress, validation_loss)
+            self.saved_step = self.step
+        except NotSavedError as error:
+            if must or self.config.train.on_save_failure == "stop":
+                raise NotSavedError(
+                    f"{error} and run the same command again, it goes on from the last checkpoint"
+                ) from error
+            self.monitor.say(f"{error}; training goes on, as train.on_save_failure says")
+
+    def _tell(self, tell: Callable[..., None], *figures: Any) -> None:
+        try:
+            tell(*figures)
+        except OSError as error:
+            why = f"step {self.step}: its figures cannot be written ({error.strerror})"
+            if self.config.train.on_save_failure == "stop":
+                raise NotSavedError(
+                    f"{why}; free some space and run the same command again, it goes on from the "
+                    "last checkpoint"
+                ) from error
+            if not self.figures_lost:
+                self.figures_lost = True
+                self.monitor.say(f"{why}; training goes on, as train.on_save_failure says")
+                self.monitor.without_boards()
+
     def _validate(self) -> float | None:
         """The held-out loss, told once a step; drops the learning rate on a plateau."""
         if not self.validation or self.plateau.validated_at == self.step:
             return self.plateau.best if self.plateau.since_best == 0 else None
-        params = self.state.voice
-        sums = [
-            self.validate_step(params, split(batch, len(self.devices))) for batch in self.validation
-        ]
-        figures = validation_figures(sums, params, self.config)
+        figures, clips = self.stop.during(f"validation at step {self.step}", self._hold_out)
         loss = figures["validation_loss"]
-        self.monitor.validation(self.step, figures)
-        self._synthesise(params)
+        self._tell(self.monitor.validation, self.step, figures)
+        for clip in clips:
+            self._tell(self.monitor.clip, self.step, *clip)
         self._update_plateau(loss)
         return loss
+
+    def _hold_out(self) -> tuple[dict[str, Any], list[Clip]]:
+        """Figures of the held-out clips, and some of them synthesised."""
+        params = self.state.voice
+        n = len(self.layout.local)
+        sums = [self.validate_step(params, split(batch, n)) for batch in self.validation]
+        return validation_figures(sums, params, self.config), self._synthesise(params)
 
     def _update_plateau(self, loss: float) -> None:
         train, plateau = self.config.train, self.plateau
@@ -171,32 +323,42 @@ class _Session:
         if train.plateau_patience and since_best >= train.plateau_patience and not dropped:
             scale = train.plateau_learning_rate / train.learning_rate
             self.state = self.state.replace(
-                learning_rate_scale=replicate(jnp.asarray(scale, jnp.float32), self.devices)
+                learning_rate_scale=replicate(np.float32(scale), self.layout.local)
             )
             self.monitor.say(
                 f"step {self.step}  no better validation loss for {since_best} times: "
                 f"learning rate from {train.learning_rate:g} to {train.plateau_learning_rate:g}"
             )
 
-    def _synthesise(self, params: Params) -> None:
-        """Held-out clips to TensorBoard, on one device, all of the same length: compiled once."""
-        data, sigmas = self.config.data, self.config.train.synthesis_sigmas
-        if not sigmas:
-            return
-        params = jax.device_put(params, self.devices[0])
-        longest = int(SYNTHESIS_SECONDS * data.sampling_rate)
-        for recording in self.corpus.validation[: self.config.train.synthesis_clips]:
-            audio = read_audio(recording.path, data.sampling_rate)[:longest]
-            audio = np.pad(audio, (0, longest - len(audio)))
-            mel = _mel(audio, self.config)
-            if recording.mel:
-                n = recording.n_samples
-                mel = mel_frames(recording.mel, n, 0, len(mel), self.config)
+    def _synthesise(self, params: Params) -> list[Clip]:
+        """Held-out clips for the monitor, on one device, all of the same length: compiled once."""
+        sigmas = self.config.train.synthesis_sigmas
+        params = jax.device_put(params, self.layout.local[0])
+        clips = []
+        for name, audio, mel in self.listened:
             made = np.asarray(_synthesis(params, mel, np.asarray(sigmas, np.float32), self.config))
             mels = np.asarray(_mel(made, self.config))
             syntheses = dict(zip(sigmas, zip(made, mels, strict=True), strict=True))
-            original = (audio, np.asarray(mel))
-            self.monitor.clip(self.step, recording.path.stem, original, syntheses)
+            clips.append((name, (audio, mel), syntheses))
+        return clips
+
+
+def _recordings_to_synthesise(
+    corpus: Corpus, config: Config
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, audio and mel of the first held-out recordings, read before anything can happen to
+    them, if they are to be synthesised."""
+    data, train = config.data, config.train
+    longest = int(SYNTHESIS_SECONDS * data.sampling_rate)
+    found = []
+    for recording in corpus.validation[: train.synthesis_clips if train.synthesis_sigmas else 0]:
+        audio = read_audio(recording.path, data.sampling_rate)[:longest]
+        audio = np.pad(audio, (0, longest - len(audio)))
+        mel = np.asarray(_mel(audio, config))
+        if recording.mel:
+            mel = mel_frames(recording.mel, recording.n_samples, 0, len(mel), config)
+        found.append((recording.path.stem, audio, mel))
+    return found
 
 
 @jax.jit(static_argnums=1)
@@ -235,11 +397,20 @@ def _total_steps(config: Config, corpus: Corpus) -> int:
     return min(train.steps, train.epochs * a_epoch)
 
 
+def _monitor(run: Path, config: Config, step: int, total_steps: int) -> Monitor | Silence:
+    if not is_first():
+        return Silence()
+    try:
+        return Monitor(run, config, step, total_steps)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be written ({error.strerror}); choose another") from error
+
+
 def _introduce(
-    monitor: Monitor,
+    monitor: Monitor | Silence,
     corpus: Corpus,
     config: Config,
-    n_devices: int,
+    layout: Layout,
     state: TrainState,
     total_steps: int,
 ) -> None:
@@ -257,28 +428,10 @@ def _introduce(
         monitor.say(f"left out: {line}")
     for line in corpus.doubts:
         monitor.say(f"warning: {line}")
+    devices = len(layout.devices)
+    hosts = f" in {layout.n_processes} processes" if layout.n_processes > 1 else ""
     monitor.say(
-        f"{millions:.2f} million parameters, {n_devices} {jax.devices()[0].platform} device"
-        f"{'s' * (n_devices > 1)}, batch {config.train.batch_size} x {config.data.segment_length} "
-        f"samples, steps {int(state.step)} to {total_steps}; compiling"
+        f"{millions:.2f} million parameters, {devices} {jax.devices()[0].platform} device"
+        f"{'s' * (devices > 1)}{hosts}, batch {config.train.batch_size} x "
+        f"{config.data.segment_length} samples, steps {int(state.step)} to {total_steps}; compiling"
     )
-
-
-@contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """Collects Ctrl-C and SIGTERM, so that a step is finished and saved; a second one kills."""
-    received: list[signal.Signals] = []
-
-    def receive(number: int, _frame: Any) -> None:
-        received.append(signal.Signals(number))
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    before: dict[int, Callable[..., Any] | int | None] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, receive)
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,7 +5,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from waveglow_jax.audio.files import write_text
 from waveglow_jax.audio.picture import figure_pixels, mel_figure
 from waveglow_jax.config import Config
 from waveglow_jax.training.figures import peak_memory
+from waveglow_jax.training.weights_and_biases import WeightsAndBiases
 
 TENSORBOARD_EVERY = 10
 LINE_EVERY_SECONDS = 30.0
@@ -41,9 +43,16 @@ class Monitor:
         path = run / "metrics.jsonl"
         _forget_after(path, first_step)
         self._metrics = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._boards: list[Any] = [
+            SummaryWriter(
+                str(run / "tensorboard"),
+                purge_step=first_step + 1 if first_step else None,
+                # Its thread ends when the disk is full: a full queue would wait for it for ever.
+                max_queue=2**20,
+            )
+        ]
+        if config.train.wandb_project:
+            self._boards.append(WeightsAndBiases(run, config))
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=first_step, unit="step", desc="train")
@@ -57,8 +66,9 @@ class Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        self._board.close()
+        for each in (self._metrics, *self._boards):
+            with suppress(OSError):  # a full disk was told of when it was met
+                each.close()
         if self._bar is not None:
             self._bar.close()
 
@@ -110,33 +120,60 @@ class Monitor:
         """A held-out clip `[T]` and the mel `[F, M]` that it was synthesised from, and what each
         sigma made of that."""
         rate = self._config.data.sampling_rate
+        clips = {f"sigma {sigma:g}": made for sigma, made in syntheses.items()}
+        figure = mel_figure(
+            [("given", original[1]), *((title, mel) for title, (_, mel) in clips.items())],
+            self._config.data,
+        )
         if name not in self._heard:
             self._heard.add(name)
-            self._board.add_audio(f"synthesis/{name}, original", original[0], step, rate)
-        mels = [("given", original[1])]
-        for sigma, (audio, mel) in syntheses.items():
-            tag = f"synthesis/{name}, sigma {sigma:g}"
-            self._board.add_audio(tag, audio.clip(-1, 1), step, rate)
-            mels.append((f"sigma {sigma:g}", mel))
-        figure = mel_figure(mels, self._config.data)
-        self._board.add_image(f"mel/{name}", figure_pixels(figure), step, dataformats="HWC")
+            clips["original"] = original
+        pixels = figure_pixels(figure)
+        for board in self._boards:
+            for title, (audio, _) in clips.items():
+                board.add_audio(f"synthesis/{name}, {title}", audio.clip(-1, 1), step, rate)
+            board.add_image(f"mel/{name}", pixels, step, dataformats="HWC")
 
     def say(self, line: str) -> None:
-        """A line for the person watching, above the bar if there is one."""
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        say(line)
 
     def _scalars(self, group: str, figures: Figures, step: int) -> None:
+        named = {}
         for name, value in figures.items():
             if isinstance(value, list):  # a number a flow, or an exit: a group of their own
-                for i, each in enumerate(value):
-                    self._board.add_scalar(f"{name}/{i:02}", each, step)
+                named |= {f"{name}/{i:02}": each for i, each in enumerate(value)}
             else:
-                self._board.add_scalar(f"{group}/{name}", value, step)
+                named[f"{group}/{name}"] = value
+        for board in self._boards:
+            for tag, value in named.items():
+                board.add_scalar(tag, value, step)
 
     def _record(self, step: int, figures: Figures) -> None:
         self._metrics.write(json.dumps({"step": step, **_finite(figures)}) + "\n")
         self._metrics.flush()
+
+    def without_boards(self) -> None:
+        """TensorBoard's figures are no longer written, for the disk does not take them."""
+        self._boards = []
+
+
+class Silence:
+    """The monitor of a process that is not its run's first: tells nothing."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_arguments, **_keywords: None
+
+
+def say(line: str) -> None:
+    """A line for the person watching, above the bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _finite(value: Any) -> Any:

@@ -1,9 +1,11 @@
-"""Data parallelism over all devices: the only file that says pmap.
+"""Data parallelism over the devices of all processes: the only file that says pmap.
 
-The state is replicated and has no device axis; a batch's arrays are `[devices, B / devices, ...]`.
+The state is replicated and has no device axis; a batch's arrays are `[D, B / devices, ...]`, for
+the D devices of this process and their rows of the global batch of B.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,16 +16,56 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.training.step import TrainState, train_step, validation_step
 
 AXIS = "devices"
-Batch = dict[str, np.ndarray]
+NOTES = "notes"
+"""The entry of a batch that no step looks at: {name: `[D]`}, summed over all devices and added to
+the step's metrics. So processes tell one another something at no cost."""
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The devices of a run in the order of the batch's rows, those of a process side by side."""
+
+    devices: tuple[jax.Device, ...]
+
+    @staticmethod
+    def of_all_processes() -> "Layout":
+        return Layout(tuple(sorted(jax.devices(), key=lambda d: (d.process_index, d.id))))
+
+    @property
+    def local(self) -> tuple[jax.Device, ...]:
+        """The devices of this process."""
+        here = jax.process_index()
+        return tuple(device for device in self.devices if device.process_index == here)
+
+    @property
+    def n_processes(self) -> int:
+        return len({device.process_index for device in self.devices})
+
+    def rows(self, batch_size: int) -> range:
+        """The rows of a global batch that this process reads."""
+        per_device = batch_size // len(self.devices)
+        first = self.devices.index(self.local[0]) * per_device
+        return range(first, first + len(self.local) * per_device)
 
 
 def parallel_train_step(
     config: Config, total_steps: int, devices: Sequence[jax.Device]
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step` over the devices. The state that goes in is donated: use the one returned."""
+    """`train_step` over the devices. The state that goes in is donated: use the one returned.
+
+    With `NOTES` in the batch, their sums over all devices are among the metrics.
+    """
     check_batch(config, len(devices))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = dict(batch)
+        notes = jax.lax.psum(batch.pop(NOTES, {}), AXIS)
+        state, metrics = train_step(state, batch, config, total_steps, AXIS)
+        return state, {**metrics, **notes}
+
     return jax.pmap(
-        lambda state, batch: train_step(state, batch, config, total_steps, AXIS),
+        step,
         AXIS,
         in_axes=(None, 0),
         out_axes=(None, None),
@@ -46,7 +88,8 @@ def parallel_validation_step(
 
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
-    """A copy of the state on every device, laid out as the step returns it: compiled once."""
+    """A copy of the state on each of this process's devices, laid out as the step returns it, so
+    that the step is compiled once."""
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 

@@ -17,6 +17,7 @@ from waveglow_jax.config import Config, TrainConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.likelihood import log_likelihood, loss
 from waveglow_jax.flow.waveglow import Params, forward, forward_watched, init
+from waveglow_jax.weights.nvidia import Moments
 
 
 @flax.struct.dataclass
@@ -47,8 +48,11 @@ def optimizer(train: TrainConfig) -> optax.GradientTransformation:
     return optax.flatten(optax.chain(*clip, optax.scale_by_adam()))
 
 
-def init_state(config: Config, params: Params | None = None) -> TrainState:
-    """The state before the first step, from the config's seed or from given weights.
+def init_state(
+    config: Config, params: Params | None = None, moments: Moments | None = None
+) -> TrainState:
+    """The state before the first step, from the config's seed or from given weights, and with
+    Adam's moments if there are some for these weights.
 
     Raises UserError if the weights are not of the config's shapes.
     """
@@ -57,15 +61,26 @@ def init_state(config: Config, params: Params | None = None) -> TrainState:
         params = init(jax.random.key(train.seed), config)
     _check_shapes(params, config)
     params = jax.tree.map(jnp.array, params)  # a copy: the first step takes the state's memory
+    adam = optimizer(train).init(params)
+    if moments is not None:
+        mean, square = (_flat(m, config) for m in (moments.mean, moments.square))
+        count = jnp.asarray(moments.count, jnp.int32)
+        adam = optax.tree.set(adam, count=count, mu=mean, nu=square)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        optimizer=optimizer(train).init(params),
+        optimizer=adam,
         ema=jax.tree.map(jnp.copy, params) if train.ema_decay else None,
         learning_rate_scale=jnp.ones(()),
         skipped=jnp.zeros((), jnp.int32),
         bad_in_a_row=jnp.zeros((), jnp.int32),
     )
+
+
+def _flat(tree: Params, config: Config) -> jax.Array:
+    """As the optimizer keeps a tree of the parameters' shapes."""
+    _check_shapes(tree, config)
+    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
 def _check_shapes(params: Params, config: Config) -> None:

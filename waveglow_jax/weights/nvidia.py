@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +37,7 @@ from waveglow_jax.weights.torch_pickle import (
 HALVES_ALTERNATE = "glow_old"
 """The module of the oldest class, in whose odd flows the two halves change roles."""
 
+_PLAIN = "plain weights"
 _PARTS = ("upsample", "convinv", "WN", "wavenet")
 _WRAPPED = ("module", "waveglow")  # where DataParallel and the like hold the model
 _MAX_MODULES = 100_000
@@ -47,11 +48,22 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64", "F16", "BF16", "F32", "F
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Adam's state: steps done, and the running means of gradient and squared gradient, both in
+    the layout of the parameters."""
+
+    count: int
+    mean: Any
+    square: Any
+
+
+@dataclass(frozen=True)
 class Published:
     """What a file held. `params` are NumPy float32 in our layout.
 
     kind: container and content. generation: of the layers' names. notes: what was assumed or left
-    aside, a sentence each. training: iteration, epoch, learning rate and the like.
+    aside, a sentence each. training: iteration, epoch, learning rate and the like. moments: Adam's,
+    where they were asked for and are there.
     """
 
     config: Config
@@ -60,6 +72,7 @@ class Published:
     generation: str
     notes: tuple[str, ...]
     training: dict[str, Any]
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,12 @@ class _Lazy:
     read: Callable[[], np.ndarray]
 
 
-def read_published(path: Path, alternating_halves: bool = False) -> Published:
+def read_published(
+    path: Path, alternating_halves: bool = False, with_moments: bool = False
+) -> Published:
     """Reads a published checkpoint. `alternating_halves`: the oldest class's odd flows, for files
-    that do not say so themselves.
+    that do not say so themselves. `with_moments`: Adam's state too, where there is some; a note
+    says if there is none or it cannot be told which moment is whose.
 
     Raises UserError if the file is damaged, is none of these, or wants to run something.
     """
@@ -83,10 +99,11 @@ def read_published(path: Path, alternating_halves: bool = False) -> Published:
             file.seek(257)
             if start[:2] == _GZIP or file.read(5) == b"ustar":  # gzip, tar
                 with _inside_nemo(file, path) as inner:
-                    return _of_torch(inner, str(path), "NeMo archive, ", alternating_halves)
+                    kind = "NeMo archive, "
+                    return _of_torch(inner, str(path), kind, alternating_halves, with_moments)
             if start[8:9] == b"{":
                 return _of_safetensors(path, alternating_halves)
-            return _of_torch(file, str(path), "", alternating_halves)
+            return _of_torch(file, str(path), "", alternating_halves, with_moments)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -129,7 +146,9 @@ def _copy_ckpt(archive: tarfile.TarFile, end: int, path: Path, copy: BinaryIO) -
     raise UserError(f"{path}: is an archive without a .ckpt; it is no .nemo of weights")
 
 
-def _of_torch(file: BinaryIO, name: str, kind: str, alternating_halves: bool) -> Published:
+def _of_torch(
+    file: BinaryIO, name: str, kind: str, alternating_halves: bool, with_moments: bool
+) -> Published:
     torch_file = TorchFile(file, name)
     tree = torch_file.tree
     state, module, stale = _find_state(tree, name)
@@ -144,7 +163,7 @@ def _of_torch(file: BinaryIO, name: str, kind: str, alternating_halves: bool) ->
         alternating_halves |= _is_of_the_oldest_class(module)
         stride = _stride(module)
     content = f"pickled module {module.kind}" if module is not None else "state dict"
-    return _published(
+    published = _published(
         lazy,
         name,
         kind=f"{kind}PyTorch file ({torch_file.container}), {content}",
@@ -154,6 +173,12 @@ def _of_torch(file: BinaryIO, name: str, kind: str, alternating_halves: bool) ->
         notes=notes,
         training=_training(tree),
     )
+    if not with_moments:
+        return published
+    found = _moments(tree, state, torch_file, published, name)
+    if isinstance(found, str):
+        return replace(published, notes=(*published.notes, f"optimizer state left out: {found}"))
+    return replace(published, moments=found)
 
 
 def _of_safetensors(path: Path, alternating_halves: bool) -> Published:
@@ -262,6 +287,52 @@ def _training(tree: Any) -> dict[str, Any]:
     return report
 
 
+def _moments(
+    tree: Any, state: dict[str, Tensor], file: TorchFile, published: Published, name: str
+) -> Moments | str:
+    """Adam's state in our layout, or why there is none.
+
+    PyTorch's optimizer knows its parameters by their order in the model, which is the order of
+    the state dict. That every moment has its parameter's shape bears it out.
+    """
+    optimizer = tree.get("optimizer") if isinstance(tree, dict) else None
+    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    told = optimizer.get("state") if isinstance(optimizer, dict) else None
+    if not isinstance(told, dict) or not told:
+        return "there is none in the file"
+    if not (isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)):
+        return "its parameters are in several groups"
+    order = groups[0].get("params")
+    if not isinstance(order, list) or len(order) != len(state):
+        return "it has another number of parameters than the model"
+    means, squares, counts = {}, {}, set()
+    for (key, tensor), index in zip(state.items(), order, strict=True):
+        entry = told.get(index) if type(index) is int else None
+        moments = [_dict(entry).get(part) for part in ("exp_avg", "exp_avg_sq")]
+        if not all(isinstance(m, Tensor) and m.shape == tensor.shape for m in moments):
+            return f"its entry for {key} is missing or of another shape"
+        means[key], squares[key] = (
+            _Lazy(m.shape, m.dtype, lambda m=m: file.array(m)) for m in moments
+        )
+        counts.add(_step(_dict(entry).get("step"), file))
+    if len(counts) != 1 or None in counts:
+        return "its parameters have not all done the same number of steps"
+    if published.generation.endswith(_PLAIN):
+        return "the model's weights are not normalised, as they were in training"
+    mean, square = (
+        _params(_Source(*_canonical(lazy, name), name), published.config)
+        for lazy in (means, squares)
+    )
+    return Moments(counts.pop(), mean, square)
+
+
+def _step(value: Any, file: TorchFile) -> int | None:
+    """Adam's count, which newer versions of PyTorch keep as a tensor."""
+    if isinstance(value, Tensor) and value.shape == () and value.dtype == "float32":
+        value = float(file.array(value))
+    return int(value) if isinstance(value, int | float) and 0 < value < 2**31 else None
+
+
 # ------------------------------------------------------------------------------ the map
 
 
@@ -287,13 +358,7 @@ def _published(
         config = config_from_dict(raw)
     except UserError as error:
         raise UserError(f"{name}: its tensors make no WaveGlow: {error}") from None
-    params = {
-        "upsample": {
-            "kernel": source.kernel("upsample.weight", _upsample_shape(config), (2, 0, 1)),
-            "bias": source.vector("upsample.bias", config.waveglow.n_mel_channels),
-        },
-        "flows": [_flow(source, config, k) for k in range(config.waveglow.n_flows)],
-    }
+    params = _params(source, config)
     notes = [*(notes or []), *said_notes]
     if stride is None:
         notes.append("hop, sampling rate and mel are not in the file: the published ones assumed")
@@ -305,6 +370,16 @@ def _published(
         notes.append(f"{len(left)} other tensors ignored: {', '.join(left[:3])[:200]} ...")
     generation = f"{source.conditioning}, {source.skips}, {source.norm}"
     return Published(config, params, kind, generation, tuple(notes), training or {})
+
+
+def _params(source: "_Source", config: Config) -> dict[str, Any]:
+    return {
+        "upsample": {
+            "kernel": source.kernel("upsample.weight", _upsample_shape(config), (2, 0, 1)),
+            "bias": source.vector("upsample.bias", config.waveglow.n_mel_channels),
+        },
+        "flows": [_flow(source, config, k) for k in range(config.waveglow.n_flows)],
+    }
 
 
 def _canonical(lazy: Mapping[str, _Lazy], name: str) -> tuple[dict[str, _Lazy], dict[str, str]]:
@@ -337,7 +412,7 @@ class _Source:
         self.used: set[str] = set()
         self.stale: set[str] = set()
         self.widened = False
-        self.norm = "plain weights"
+        self.norm = _PLAIN
         self.conditioning = "cond_layer" if "WN.0.cond_layer.bias" in tensors else "cond_layers"
         fused = "WN.0.res_skip_layers.0.bias" in tensors
         self.skips = "res_skip_layers" if fused else "res_layers and skip_layers"

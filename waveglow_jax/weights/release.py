@@ -19,7 +19,7 @@ from waveglow_jax.config import Config, config_to_json, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, init
 from waveglow_jax.weights.hub import download, is_hub_name
-from waveglow_jax.weights.nvidia import read_published
+from waveglow_jax.weights.nvidia import Moments, read_published
 
 BUNDLED_VOICE = Path(__file__).parent.parent / "assets" / "voice"
 WEIGHTS = "model.safetensors"
@@ -32,7 +32,7 @@ class Weights:
 
     params: of NumPy or JAX, not yet on a device. kind: what the file is. generation: of a published
     checkpoint's layer names. notes: what was assumed or left aside. training: iteration, epoch and
-    the like, where the file tells.
+    the like, where the file tells. moments: Adam's, where they were asked for and are there.
     """
 
     config: Config
@@ -41,6 +41,7 @@ class Weights:
     generation: str = ""
     notes: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    moments: Moments | None = None
 
 
 def save(path: str | Path, config: Config, params: Params, dtype: str = "float32") -> None:
@@ -89,49 +90,54 @@ def load_release(path: Path) -> tuple[Config, Params]:
     return config, jax.tree.unflatten(jax.tree.structure(shapes), filled)
 
 
-def read_weights(source: str | Path | None = None, *, alternating_halves: bool = False) -> Weights:
+def read_weights(
+    source: str | Path | None = None,
+    *,
+    alternating_halves: bool = False,
+    with_moments: bool = False,
+) -> Weights:
     """Weights of any kind, told apart by content; without a source the bundled voice.
 
     source: a release folder, a training run, a published checkpoint (`weights/nvidia`), or a model
     on the Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION). alternating_halves: for published
-    files of the oldest class that do not say so themselves.
+    files of the oldest class that do not say so themselves. with_moments: Adam's state too, of a
+    training run or a published checkpoint that has some; a note says where there is none.
     Raises UserError if it is none of these, damaged, or wants to run something.
     """
     if source is None:
-        return _of_folder(BUNDLED_VOICE, alternating_halves)
+        return _of_folder(BUNDLED_VOICE, alternating_halves, with_moments)
     path = Path(source)
     if not path.exists() and is_hub_name(str(source)):
         path = download(str(source))
     if path.is_dir():
-        return _of_folder(path, alternating_halves)
+        return _of_folder(path, alternating_halves, with_moments)
     if not path.exists():
         raise UserError(f"{source}: no such file or folder; check the path")
     if path.name == WEIGHTS and (path.parent / "config.json").is_file():
-        return _of_folder(path.parent, alternating_halves)
-    return _of_file(path, alternating_halves)
+        return _of_folder(path.parent, alternating_halves, with_moments)
+    return _of_file(path, alternating_halves, with_moments)
 
 
-def _of_folder(path: Path, alternating_halves: bool) -> Weights:
+def _of_folder(path: Path, alternating_halves: bool, with_moments: bool) -> Weights:
     if (path / WEIGHTS).is_file() and (path / "config.json").is_file():
-        return Weights(*load_release(path), kind="release folder")
-    from waveglow_jax.weights.run import is_run, load_run_voice  # orbax takes seconds to import
+        notes = ("optimizer state left out: a release has none",) if with_moments else ()
+        return Weights(*load_release(path), kind="release folder", notes=notes)
+    from waveglow_jax.weights.run import is_run, load_run_moments, load_run_voice  # slow: orbax
 
     if is_run(path):
-        return Weights(*load_run_voice(path), kind="training run")
+        moments = load_run_moments(path) if with_moments else None
+        return Weights(*load_run_voice(path), kind="training run", moments=moments)
     published = [p for p in sorted(path.iterdir()) if p.suffix.lower() in PUBLISHED_SUFFIXES]
     if len(published) == 1:
-        return _of_file(published[0], alternating_halves)
+        return _of_file(published[0], alternating_halves, with_moments)
     raise UserError(
         f"{path}: is no release folder ({WEIGHTS} + config.json), no training run (checkpoints/ + "
         f"config.json), and holds {len(published)} published checkpoints; name one"
     )
 
 
-def _of_file(path: Path, alternating_halves: bool) -> Weights:
-    found = read_published(path, alternating_halves)
-    return Weights(
-        found.config, found.params, found.kind, found.generation, found.notes, found.training
-    )
+def _of_file(path: Path, alternating_halves: bool, with_moments: bool) -> Weights:
+    return Weights(**vars(read_published(path, alternating_halves, with_moments)))
 
 
 def _named(tree: Any) -> dict[str, Any]:

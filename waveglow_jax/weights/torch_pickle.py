@@ -832,8 +832,8 @@ _FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
 
 
 def write_torch(path: Path, tree: Any) -> None:
-    """Writes an array of float32 or float16, or nested dicts of those, numbers and strings, as
-    `torch.save` does.
+    """Writes an array of float32 or float16, or nested dicts and lists of those, numbers and
+    strings, as `torch.save` does.
 
     `torch.load(path, weights_only=True)` reads it. Raises ValueError for anything else.
     """
@@ -865,6 +865,8 @@ def _pickled(value: Any, arrays: list[np.ndarray]) -> bytes:
         case Mapping():
             items = b"".join(_pickled(k, arrays) + _pickled(v, arrays) for k, v in value.items())
             return b"}(" + items + b"u"
+        case list():
+            return b"](" + b"".join(_pickled(v, arrays) for v in value) + b"e"
     raise ValueError(f"a {type(value).__name__} has no place in a state dict")
 
 

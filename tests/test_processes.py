@@ -1,0 +1,188 @@
+"""One run in several processes, each with its own CPU devices and its own share of the data."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_training import losses, recordings, tiny_config  # noqa: F401
+
+from waveglow_jax.config import config_to_json
+from waveglow_jax.errors import UserError
+from waveglow_jax.training import loop
+from waveglow_jax.training.dataset import scan_corpus, training_batches, validation_batches
+from waveglow_jax.training.processes import in_cluster, join
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(
+    config: Path, data: Path, run: Path, processes: int, devices: int, slurm: bool = False
+) -> list[subprocess.Popen]:
+    """train.py in so many processes; the run is the first one's, the others write nothing.
+
+    slurm: told by what Slurm's srun puts into the environment, not by flags."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, ROOT / "train.py", config, "--data", data]
+    started = []
+    for process in range(processes):
+        output = run if process == 0 else run.with_name(f"unused{process}")
+        many = ["--coordinator", f"localhost:{port}", "--processes", processes]
+        many = [*many, "--process", process] if processes > 1 and not slurm else []
+        if slurm:
+            environment |= {
+                **{"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost"},
+                **{"SLURM_NTASKS": str(processes), "SLURM_PROCID": str(process)},
+                **{"SLURM_LOCALID": str(process), "SLURM_STEP_NUM_NODES": "1"},
+            }
+        arguments = [str(a) for a in (*command, "--output", output, *many)]
+        log = open(run.with_name(f"{run.name}.{process}.log"), "w")  # noqa: SIM115
+        started.append(subprocess.Popen(arguments, stdout=log, stderr=log, env=environment))
+    return started
+
+
+def ended(run: Path, started) -> list[int]:
+    codes = []
+    for process in started:
+        try:
+            codes.append(process.wait(300))
+        except subprocess.TimeoutExpired:
+            for each in started:
+                each.kill()
+            logs = [run.with_name(f"{run.name}.{i}.log").read_text() for i in range(len(started))]
+            raise AssertionError("\n".join(logs)) from None
+    return codes
+
+
+def test_two_processes_stop_at_one_step_and_one_goes_on(recordings, tmp_path):  # noqa: F811
+    """The signal goes to the process that writes nothing; the run is that of one process."""
+    (tmp_path / "config.json").write_text(
+        config_to_json(
+            tiny_config(steps=10**6, validation_fraction=0.0, iters_per_checkpoint=10**6)
+        )
+    )
+    started = start(tmp_path / "config.json", recordings, tmp_path / "run", 2, 2)
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count('"loss"') > 4):
+        assert all(process.poll() is None for process in started), ended(tmp_path / "run", started)
+        time.sleep(0.02)
+    started[1].send_signal(signal.SIGTERM)
+    assert ended(tmp_path / "run", started) == [143, 143]
+    assert not (tmp_path / "unused1").exists()
+    log = (tmp_path / "run.0.log").read_text()
+    step = int(re.search(r"stopped by a signal to another process at step (\d+), saved", log)[1])
+    assert "4 cpu devices in 2 processes" in log and max(losses(tmp_path / "run")) == step
+    config = tiny_config(steps=step + 3, validation_fraction=0.0)
+    with pytest.raises(UserError, match=r"training files: 4.wav is gone, 5.wav is gone; put"):
+        few = tmp_path / "few.txt"
+        few.write_text("".join(f"{recordings}/{i}.wav\n" for i in range(4)))
+        loop.train(config, str(few), tmp_path / "run")
+    assert loop.train(config, str(recordings), tmp_path / "run") == 0
+    assert loop.train(config, str(recordings), tmp_path / "alone") == 0
+    together, alone = losses(tmp_path / "run"), losses(tmp_path / "alone")
+    assert list(together) == list(alone) == list(range(1, step + 4))
+    np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=1e-3)
+    first = range(1, 6)
+    np.testing.assert_allclose([together[i] for i in first], [alone[i] for i in first], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_losses_do_not_depend_on_processes_and_devices(recordings, tmp_path):  # noqa: F811
+    config = tiny_config(steps=8, synthesis_clips=0)
+    (tmp_path / "config.json").write_text(config_to_json(config))
+    found = {}
+    for processes, devices in ((1, 8), (2, 4), (4, 2)):
+        run = tmp_path / f"{processes}x{devices}"
+        started = start(tmp_path / "config.json", recordings, run, processes, devices)
+        assert ended(run, started) == [0] * processes
+        found[run.name] = losses(run)
+    for name, curve in found.items():
+        differences = [abs(curve[step] - found["1x8"][step]) for step in range(1, 9)]
+        print(json.dumps({"processes x devices": name, "largest difference": max(differences)}))
+        assert max(differences) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_run_moves_between_numbers_of_processes(recordings, tmp_path):  # noqa: F811
+    """8 devices, 4, 1, then 2 processes of 4: the curve of a run that never moved."""
+    layouts, run = ((1, 8), (1, 4), (1, 1), (2, 4)), tmp_path / "moved"
+    for part, (processes, devices) in enumerate(layouts, 1):
+        config = tmp_path / f"{part}.json"
+        config.write_text(config_to_json(tiny_config(steps=2 * part, synthesis_clips=0)))
+        started = start(config, recordings, run, processes, devices)
+        assert ended(run, started) == [0] * processes
+    assert loop.train(tiny_config(steps=8), str(recordings), tmp_path / "still") == 0
+    moved, still = losses(run), losses(tmp_path / "still")
+    assert list(moved) == list(still)
+    np.testing.assert_allclose(list(moved.values()), list(still.values()), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_of_a_slurm_job(recordings, tmp_path):  # noqa: F811
+    (tmp_path / "config.json").write_text(config_to_json(tiny_config(steps=10**6)))
+    run = tmp_path / "run"
+    started = start(tmp_path / "config.json", recordings, run, 2, 1, slurm=True)
+    metrics = run / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count('"loss"') > 4):
+        time.sleep(0.02)
+    started[1].kill()
+    assert ended(run, started) == [1, -signal.SIGKILL]
+    assert "another process of the run was lost" in (tmp_path / "run.0.log").read_text()
+
+
+def test_each_process_reads_its_rows_only(recordings, tmp_path, monkeypatch):  # noqa: F811
+    from waveglow_jax.training import dataset
+
+    config = tiny_config(validation_clips=5)
+    corpus = scan_corpus(str(recordings), config)
+    whole = next(training_batches(corpus.training, config))
+    held_out = validation_batches(corpus.validation, config, 8)
+    read = []
+    real = dataset.read_context_clip
+
+    def counted(*arguments):
+        read.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(dataset, "read_context_clip", counted)
+    for rows in (range(0, 2), range(2, 6), range(6, 8)):
+        read.clear()
+        (batch,) = validation_batches(corpus.validation, config, 8, rows)
+        assert len(read) == len(rows)
+        for name in ("clips", "index", "weight"):
+            np.testing.assert_array_equal(batch[name], held_out[0][name][rows.start : rows.stop])
+        batch = next(training_batches(corpus.training, config, rows=rows))
+        for name in ("clips", "index"):
+            np.testing.assert_array_equal(batch[name], whole[name][rows.start : rows.stop])
+
+
+def test_where_other_processes_are_looked_for():
+    slurm = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "16"}
+    mpi = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
+    kubernetes = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+    tpu = {"TPU_WORKER_HOSTNAMES": "a,b"}
+    assert all(in_cluster(environment) for environment in (slurm, mpi, kubernetes, tpu))
+    alone = [{}, {**slurm, "SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "16"}]
+    alone += [{"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, {"TPU_WORKER_HOSTNAMES": "localhost"}]
+    alone += [{**tpu, "JAX_PLATFORMS": "cpu"}]
+    assert not any(in_cluster(environment) for environment in alone)
+
+
+def test_half_of_the_flags_is_refused():
+    with pytest.raises(UserError, match="give all three"):
+        join("localhost:1234", None, 0)

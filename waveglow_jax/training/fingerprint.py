@@ -1,0 +1,75 @@
+"""What a corpus is to a run: the same fingerprint, the same clips in the same order."""
+
+import os
+from typing import Any
+
+from waveglow_jax.config import Config
+from waveglow_jax.errors import UserError
+from waveglow_jax.training.dataset import Corpus, Recording
+
+ORDER_VERSION = 1
+"""Raised whenever the same files, seed and position give another clip."""
+NAMED = 3
+
+
+def fingerprint(corpus: Corpus, config: Config) -> dict[str, Any]:
+    """JSON of all that decides which clip comes when: the order's version, the seed, the clip's
+    length, and of each recording its name below the folder common to all, its bytes and samples,
+    and the bytes of the mel that it comes with, if it does.
+    """
+    recordings = corpus.training + corpus.validation
+    folder = os.path.commonpath([os.path.abspath(r.path.parent) for r in recordings])
+    files = {
+        name: [[os.path.relpath(os.path.abspath(r.path), folder), *_sizes(r)] for r in some]
+        for name, some in (("training", corpus.training), ("validation", corpus.validation))
+    }
+    return {
+        "version": ORDER_VERSION,
+        "seed": config.train.seed,
+        "segment_length": config.data.segment_length,
+        **files,
+    }
+
+
+def _sizes(recording: Recording) -> list[int]:
+    """Bytes and samples, and the bytes of its mel's file if it does not train on its own."""
+    mel = [recording.mel.stat().st_size] if recording.mel else []
+    return [recording.path.stat().st_size, recording.n_samples, *mel]
+
+
+def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises UserError that names what is not as it was, the first few files by name."""
+    changes = [
+        f"{field} {before[field]}, now {now[field]}"
+        for field in ("version", "seed", "segment_length")
+        if before[field] != now[field]
+    ]
+    for part in ("training", "validation"):
+        changes += _changed_files(part, before[part], now[part])
+    if changes:
+        raise UserError(
+            f"the recordings are not those of the run's checkpoint: {'; '.join(changes)}; put them "
+            "back as they were, or go on with these by --allow-changed-data"
+        )
+
+
+def _changed_files(part: str, before: list[list[Any]], now: list[list[Any]]) -> list[str]:
+    old, new = ({name: sizes for name, *sizes in files} for files in (before, now))
+    found = [f"{name} is gone" for name in old if name not in new]
+    found += [f"{name} is new" for name in new if name not in old]
+    found += [
+        f"{name} had {_words(old[name])}, has {_words(new[name])}"
+        for name in old
+        if name in new and old[name] != new[name]
+    ]
+    if not found and before != now:
+        found = ["the order of the list is another"]
+    if not found:
+        return []
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return [f"{part} files: " + ", ".join(found[:NAMED]) + more]
+
+
+def _words(sizes: list[int]) -> str:
+    size, samples, *mel = sizes
+    return f"{size:,} bytes ({samples:,} samples)" + "".join(f" and a mel of {m:,}" for m in mel)
