@@ -70,23 +70,19 @@ class WN(nn.Module):
     def _layers(self, n_in: int, n_conditioning: int) -> Params:
         """Every layer's `{kernel, bias}` by its name."""
         channels, skips = self.n_channels, self.n_skip_channels
-        layers = {"start": Layer(channels, name="start")(n_in)}
+        layers = {}
+
+        def add(name: str, seen: int, features: int, **rest: Any) -> None:
+            layers[name] = Layer(features, name=name, **rest)(seen)
+
+        add("start", n_in, channels)
         for i in range(self.n_layers):
+            add(f"in_layer_{i}", channels, 2 * channels, taps=self.kernel_size)
+            add(f"cond_layer_{i}", n_conditioning, 2 * channels, phases=self.phases)
             last = i == self.n_layers - 1
-            of_layer = {
-                "in": (channels, Layer(2 * channels, self.kernel_size, name=f"in_layer_{i}")),
-                "cond": (
-                    n_conditioning,
-                    Layer(2 * channels, phases=self.phases, name=f"cond_layer_{i}"),
-                ),
-                "res_skip": (
-                    channels,
-                    Layer(skips if last else channels + skips, name=f"res_skip_layer_{i}"),
-                ),
-            }
-            layers |= {f"{name}_layer_{i}": layer(n) for name, (n, layer) in of_layer.items()}
-        end = Layer(self.n_out, kernel_init=nn.initializers.zeros_init(), name="end")
-        return {**layers, "end": end(skips)}
+            add(f"res_skip_layer_{i}", channels, skips if last else channels + skips)
+        add("end", skips, self.n_out, kernel_init=nn.initializers.zeros_init())
+        return layers
 
 
 class Layer(nn.Module):
