@@ -56,6 +56,7 @@ setup(
         "eval": EVAL,
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "tpu-preflight": ["jax[tpu]>=0.10,<0.11"],
+        "gpu-preflight": ["jax[cuda12]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "test": TEST,
         "dev": [*TEST, *HUB, *EXPORT, "playwright>=1.50", "ruff>=0.14"],

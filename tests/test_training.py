@@ -26,6 +26,7 @@ from waveglow_jax.training.dataset import (
 )
 from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import (
+    check_batch,
     parallel_train_step,
     parallel_validation_step,
     replicate,
@@ -215,6 +216,32 @@ def test_one_step_on_eight_devices_equals_one_on_one(recordings):
     # steps of 1e-3 that agree to a twentieth of one step tell a wrong mean from such noise.
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_a_batch_in_parts_is_the_whole(recordings):
+    """Noise and mean are those of the undivided batch, and so is the step."""
+    results = []
+    for parts in (1, 4):
+        config = tiny_config(gradient_accumulation=parts, checkpoint_flows=parts > 1)
+        devices = jax.devices()[:2]
+        step = parallel_train_step(config, 9, devices)
+        state = replicate(init_state(config), devices)
+        for _ in range(2):
+            state, metrics = step(state, split(batch_of(config, recordings), 2))
+        results.append(jax.tree.map(np.asarray, (state.params, metrics)))
+    (whole, whole_metrics), (in_parts, parts_metrics) = results
+    np.testing.assert_allclose(whole_metrics["loss"], parts_metrics["loss"], rtol=1e-5)
+    norms = (m["gradient_norm"] for m in (whole_metrics, parts_metrics))
+    np.testing.assert_allclose(*norms, rtol=1e-3)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(in_parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(UserError, match=r"batch_size 8 .* gradient_accumulation 3"):
+        tiny_config(gradient_accumulation=3)
+    with pytest.raises(UserError, match=r"8 devices, 2 parts each .* take 16 or 32"):
+        check_batch(tiny_config(batch_size=24, gradient_accumulation=2), 8)
 
 
 def test_first_step_is_adams(recordings):

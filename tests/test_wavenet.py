@@ -10,6 +10,8 @@ from waveglow_jax.config import config_from_dict
 from waveglow_jax.flow.wavenet import (
     WN,
     Upsampler,
+    _layer_after_layer,
+    _layers_in_a_loop,
     conditioning_channels,
     matmul,
     split_weight_norm,
@@ -111,6 +113,58 @@ def test_a_masked_wn_is_the_unpadded_one(sizes):
         np.testing.assert_allclose(ours[i, :n], theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
         leaked = np.abs(bare[i, :n] - theirs).max()
         assert (leaked > 1e-3) == (n < n_steps), "without a mask the padding must be heard"
+
+
+@pytest.mark.parametrize("sizes", WNS, ids=str)
+def test_the_accelerators_form_is_the_loops(sizes):
+    """Run on this CPU: what the brute loops say, masked or not, with the other form's slopes."""
+    layers, channels, skips, _ = sizes
+    rng = np.random.default_rng(14)
+    lengths, n_steps = (11, 7), 11
+    x, conditioning = rng.normal(size=(2, n_steps, N_IN)), rng.normal(size=(2, n_steps, N_COND))
+    mask = np.arange(n_steps) < np.array(lengths)[:, None]
+    slope = rng.normal(size=(2, n_steps, N_OUT)) * mask[:, :, None]
+    with jax.enable_x64(True):
+        _, params = network_and_params(*sizes)
+
+        def both_ways(form):
+            def total(*inputs):
+                out = form(*inputs, mask, jnp.float64)
+                return jnp.sum(out * slope), out
+
+            gradient = jax.grad(total, (0, 1, 2), has_aux=True)
+            return jax.jit(gradient)(params, x, conditioning)
+
+        ours, out = both_ways(_layers_in_a_loop)
+        theirs, _ = both_ways(_layer_after_layer)
+        bare = jax.jit(_layers_in_a_loop, static_argnums=4)(
+            params, x, conditioning, None, "float64"
+        )
+    for i, n in enumerate(lengths):
+        brute = brute_wn(params, x[i, :n], conditioning[i, :n], layers, channels, skips)
+        np.testing.assert_allclose(out[i, :n], brute, rtol=0, atol=1e-12 * np.abs(brute).max())
+        if n == n_steps:
+            np.testing.assert_allclose(bare[i], brute, rtol=0, atol=1e-12 * np.abs(brute).max())
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_accelerators_form_rounds_no_more_than_its_dtype(dtype):
+    sizes = (3, 16, 12, 3)
+    rng = np.random.default_rng(15)
+    x, conditioning = rng.normal(size=(1, 60, N_IN)), rng.normal(size=(1, 60, N_COND))
+    with jax.enable_x64(True):
+        _, params = network_and_params(*sizes)
+        params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
+        exact = _layers_in_a_loop(params, x, conditioning, None, jnp.float64)
+    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, x, conditioning))
+    for form in (_layers_in_a_loop, _layer_after_layer):
+        out = form(*narrow, None, jnp.dtype(dtype))
+        assert out.dtype == np.float32
+        error = np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2) / np.mean(exact**2))
+        assert error < (1e-6 if dtype == "float32" else 1e-2)
+        assert dtype == "float32" or error > 1e-5, "nothing was rounded"
 
 
 def test_a_new_wn_is_zero():

@@ -10,7 +10,12 @@ from waveglow_jax.errors import UserError
 
 def preflight_arguments(parser: argparse.ArgumentParser) -> None:
     """What training or synthesis would take on accelerators that are not there."""
-    parser.add_argument("--topology", default="v5e:2x4", help="chips (default: v5e:2x4)")
+    parser.add_argument(
+        "--topology",
+        default="v5e:2x4",
+        help="TPUs as v5e:2x4 or v5p:2x2x1; GPUs as h100:8, whose compiler estimates no time "
+        "(default: v5e:2x4)",
+    )
     parser.add_argument(
         "--config", default="configs/nvidia256.json", help="(default: configs/nvidia256.json)"
     )

@@ -33,7 +33,8 @@ class WN(nn.Module):
 
     What is linear from one layer to the next is computed as one layer, which changes nothing but
     rounding: the skip sum is seen by the last layer alone, so each layer adds straight to the few
-    outputs (`skip @ end`); the first dilated layer may see WN's few inputs the same way.
+    outputs (`skip @ end`); the first dilated layer sees the first 1x1 layer alone, so it sees its
+    few inputs. A seventh of all products less.
     """
 
     n_out: int
@@ -70,23 +71,19 @@ class WN(nn.Module):
     def _layers(self, n_in: int, n_conditioning: int) -> Params:
         """Every layer's `{kernel, bias}` by its name."""
         channels, skips = self.n_channels, self.n_skip_channels
-        layers = {"start": Layer(channels, name="start")(n_in)}
+        layers = {}
+
+        def add(name: str, seen: int, features: int, **rest: Any) -> None:
+            layers[name] = Layer(features, name=name, **rest)(seen)
+
+        add("start", n_in, channels)
         for i in range(self.n_layers):
+            add(f"in_layer_{i}", channels, 2 * channels, taps=self.kernel_size)
+            add(f"cond_layer_{i}", n_conditioning, 2 * channels, phases=self.phases)
             last = i == self.n_layers - 1
-            of_layer = {
-                "in": (channels, Layer(2 * channels, self.kernel_size, name=f"in_layer_{i}")),
-                "cond": (
-                    n_conditioning,
-                    Layer(2 * channels, phases=self.phases, name=f"cond_layer_{i}"),
-                ),
-                "res_skip": (
-                    channels,
-                    Layer(skips if last else channels + skips, name=f"res_skip_layer_{i}"),
-                ),
-            }
-            layers |= {f"{name}_layer_{i}": layer(n) for name, (n, layer) in of_layer.items()}
-        end = Layer(self.n_out, kernel_init=nn.initializers.zeros_init(), name="end")
-        return {**layers, "end": end(skips)}
+            add(f"res_skip_layer_{i}", channels, skips if last else channels + skips)
+        add("end", skips, self.n_out, kernel_init=nn.initializers.zeros_init())
+        return layers
 
 
 class Layer(nn.Module):
@@ -119,14 +116,12 @@ def _layer_after_layer(
     """What CPUs run: one layer after another, the first dilated one straight from WN's inputs."""
     start, end = params["start"], params["end"]
     channels, skips = start["kernel"].shape[-1], end["kernel"].shape[-2]
-    # A constant 1 beside the inputs carries the first layer's bias, absent beyond the ends.
-    seen = _keep(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1), mask)
-    widen = jnp.concatenate([start["kernel"][0], start["bias"][None]]).astype(x.dtype)
-    h, out = matmul(seen, widen, dtype), end["bias"][None, None].astype(x.dtype)
+    inputs, widen = _with_bias(start, x, mask)
+    h, out = matmul(inputs, widen, dtype), end["bias"][None, None].astype(x.dtype)
     for i in range(_depth(params)):
         conv, cond, both = (params[f"{name}_layer_{i}"] for name in ("in", "cond", "res_skip"))
         kernel = conv["kernel"] if i else exact(widen[None], conv["kernel"])
-        gates = dilated_conv(h if i else seen, kernel, 2**i, dtype)
+        gates = dilated_conv(h if i else inputs, kernel, 2**i, dtype)
         gates = gates + matmul(conditioning, cond["kernel"][0], dtype).reshape(gates.shape)
         gates = gates + (conv["bias"] + cond["bias"])[None, None].astype(x.dtype)
         filtered, gate = jnp.split(gates, 2, axis=-1)
@@ -144,76 +139,92 @@ def _layer_after_layer(
 def _layers_in_a_loop(
     params: Params, x: jax.Array, conditioning: jax.Array, mask: jax.Array | None, dtype: Any
 ) -> jax.Array:
-    """What accelerators run: every layer is a turn of one loop, its dilation a number among its
-    weights, so that one body is compiled for them all.
+    """What accelerators run: after the first layer, straight from WN's inputs, every layer is a
+    turn of one loop, its dilation a number beside its weights: one body is compiled for them all.
 
-    Between the products, which sum in x's own dtype, activations rest in `dtype`.
+    Between the products, which sum in x's own dtype, activations and weights rest in `dtype`.
     """
     wide = x.dtype
     narrow = min(jnp.dtype(dtype), wide, key=lambda d: d.itemsize)
-    layers = _stacked(params)
-    taps, n = params["in_layer_0"]["kernel"].shape[0], x.shape[1]
-    dilations = 2 ** np.arange(len(layers["res_bias"]))
-    margin = int(dilations[-1]) * (taps // 2)
+    taps, depth = params["in_layer_0"]["kernel"].shape[0], _depth(params)
     conditioning = conditioning.astype(narrow)
 
     def product(h: jax.Array, kernel: jax.Array) -> jax.Array:
         return matmul(h, kernel, narrow, wide)
 
-    def turn(carry: Any, layer: Any) -> Any:
-        (h, out), (weights, dilation) = carry, layer
+    def seen_by_taps(h: jax.Array, dilation: Any, margin: int) -> jax.Array:
         padded = jnp.pad(h, ((0, 0), (margin, margin), (0, 0)))
         starts = [margin + (k - taps // 2) * dilation for k in range(taps)]
-        seen = [jax.lax.dynamic_slice_in_dim(padded, start, n, 1) for start in starts]
-        seen = jnp.concatenate(seen, axis=-1)
-        # The two halves by themselves: the gate is then the end of a product, not one more pass.
+        seen = [jax.lax.dynamic_slice_in_dim(padded, at, h.shape[1], 1) for at in starts]
+        return jnp.concatenate(seen, axis=-1)
+
+    def layer(
+        h: jax.Array, out: jax.Array, seen: jax.Array, weights: Params
+    ) -> tuple[jax.Array, jax.Array]:
+        # The halves by themselves: tanh and sigmoid are then the end of a product each, not one
+        # more pass. The barrier holds the first's result to the fewer bytes of `narrow`.
         filtered, gate = (
-            product(seen, weights["in"][i])
-            + product(conditioning, weights["cond"][i]).reshape(h.shape)
-            + weights["bias"][i][None, None]
-            for i in range(2)
+            product(seen, conv)
+            + product(conditioning, cond).reshape(h.shape)
+            + bias[None, None].astype(wide)
+            for conv, cond, bias in zip(*map(weights.get, ("in", "cond", "bias")), strict=True)
         )
-        activated = (jnp.tanh(filtered) * jax.nn.sigmoid(gate)).astype(narrow)
+        filtered = jax.lax.optimization_barrier(jnp.tanh(filtered).astype(narrow))
+        activated = (filtered * jax.nn.sigmoid(gate)).astype(narrow)
+        residual = product(activated, weights["res"]) + weights["res_bias"][None, None].astype(wide)
         out = out + product(activated, weights["end"])
-        residual = product(activated, weights["res"]) + weights["res_bias"][None, None]
-        return (_keep(h + residual, mask).astype(narrow), out), None
+        return _keep(h + residual, mask).astype(narrow), out
 
-    start, end_bias = params["start"], _end_bias(params)
-    h = product(x, start["kernel"][0]) + start["bias"][None, None].astype(wide)
-    # Zeros like h, which differ from device to device as h does: under shard_map a loop's carry
-    # must be of one kind from its start on.
-    out = jnp.zeros_like(h[..., :1]) + end_bias[None, None].astype(wide)
-    carry = _keep(h, mask).astype(narrow), out
-    return jax.lax.scan(turn, carry, (layers, dilations))[0][1]
+    def turn(carry: Any, of_layer: Any) -> Any:
+        (h, out), (weights, dilation) = carry, of_layer
+        return layer(
+            h, out, seen_by_taps(h, dilation, 2 ** (depth - 1) * (taps // 2)), weights
+        ), None
 
-
-def _stacked(params: Params) -> dict[str, jax.Array]:
-    """The layers' weights one upon the other, `[layers, ...]`: the gate's halves apart, skip and
-    end as one, and nothing for the residual of the last layer."""
-    end = params["end"]["kernel"][0]
-    channels = params["start"]["kernel"].shape[-1]
-
-    def layer(i: int) -> dict[str, jax.Array]:
-        conv, cond, both = (params[f"{name}_layer_{i}"] for name in ("in", "cond", "res_skip"))
-        skips = len(end)
-        residual = both["kernel"].shape[-1] > skips
-        res, res_bias = both["kernel"][0, :, :-skips], both["bias"][:-skips]
-        return {
-            "in": _halves(conv["kernel"], channels),
-            "cond": _halves(cond["kernel"], channels),
-            "bias": (conv["bias"] + cond["bias"]).reshape(2, channels),
-            "res": res if residual else jnp.zeros((channels, channels), end.dtype),
-            "res_bias": res_bias if residual else jnp.zeros(channels, end.dtype),
-            "end": exact(both["kernel"][0, :, -skips:], end),
-        }
-
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(layer, range(_depth(params))))
+    inputs, widen = _with_bias(params["start"], x, mask)
+    first, *others = (_weights(params, i, narrow) for i in range(depth))
+    first["in"] = _halves(exact(widen[None], params["in_layer_0"]["kernel"]), widen.shape[1])
+    out = _end_bias(params)[None, None].astype(wide)
+    carry = layer(product(inputs, widen), out, seen_by_taps(inputs, 1, taps // 2), first)
+    if others:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *others)
+        carry, _ = jax.lax.scan(turn, carry, (stacked, 2 ** np.arange(1, depth)))
+    return carry[1]
 
 
-def _halves(kernel: jax.Array, channels: int) -> jax.Array:
-    """Filter and gate apart: `[taps, C_in, phases * 2 C] -> [2, taps * C_in, phases * C]`."""
+def _with_bias(start: Params, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """`[B, N, C_in + 1]` and `[C_in + 1, C]`: a constant 1 beside the inputs, absent beyond the
+    ends, carries the first layer's bias."""
+    inputs = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+    widen = jnp.concatenate([start["kernel"][0], start["bias"][None]])
+    return _keep(inputs, mask), widen.astype(x.dtype)
+
+
+def _weights(params: Params, i: int, dtype: Any) -> dict[str, jax.Array]:
+    """Those of layer i: the gate's halves apart, skip and end as one, and for the residual of the
+    last layer nothing. Kernels in `dtype`."""
+    conv, cond, both = (params[f"{name}_layer_{i}"] for name in ("in", "cond", "res_skip"))
+    end, channels = params["end"]["kernel"][0], params["start"]["kernel"].shape[-1]
+    skips = len(end)
+    residual = both["kernel"].shape[-1] > skips
+    kernels = {
+        "in": _halves(conv["kernel"], channels),
+        "cond": _halves(cond["kernel"], channels),
+        "res": both["kernel"][0, :, :-skips] if residual else jnp.zeros((channels, channels)),
+        "end": exact(both["kernel"][0, :, -skips:], end),
+    }
+    biases = {
+        "bias": tuple(jnp.split(conv["bias"] + cond["bias"], 2)),
+        "res_bias": both["bias"][:-skips] if residual else jnp.zeros(channels, end.dtype),
+    }
+    return {**jax.tree.map(lambda kernel: kernel.astype(dtype), kernels), **biases}
+
+
+def _halves(kernel: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
+    """Filter and gate apart: `[taps, C_in, phases * 2 C]` -> twice `[taps * C_in, phases * C]`."""
     seen = kernel.shape[0] * kernel.shape[1]
-    return kernel.reshape(seen, -1, 2, channels).transpose(2, 0, 1, 3).reshape(2, seen, -1)
+    of_phases = kernel.reshape(seen, -1, 2 * channels)
+    return tuple(half.reshape(seen, -1) for half in jnp.split(of_phases, 2, axis=-1))
 
 
 def _end_bias(params: Params) -> jax.Array:

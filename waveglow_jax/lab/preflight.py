@@ -201,7 +201,7 @@ def _devices(topology: str) -> tuple[Chip, list[Any]]:
     try:
         found = topologies.get_topology_desc(topology, chip.platform, **arguments)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError, RuntimeError) as error:
-        if re.search("not installed|not registered|not found|no registered", str(error), re.I):
+        if re.search("not installed|not implemented for", str(error)):
             remedy = f"pip install 'waveglow-jax[{EXTRAS[chip.platform]}]'"
             raise UserError(
                 f"the {chip.platform.upper()} compiler is not installed: {remedy}"
