@@ -58,6 +58,12 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the first, in which each layer is looked at (default: 4096)",
     )
+    parser.add_argument(
+        "--precision",
+        action="append",
+        metavar="NAME",
+        help="only this one, by its name in the report; may be given again (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("-o", "--output", metavar="DIR", help="report.md, report.json, depth.png")
 
@@ -71,7 +77,12 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
 
     from waveglow_jax.lab.invertibility import analyse
     from waveglow_jax.lab.invertibility_report import as_json, markdown, write_reports
+    from waveglow_jax.lab.precisions import BY_NAME
 
+    names = arguments.precision or list(BY_NAME)
+    for name in names:
+        if name not in BY_NAME:
+            raise UserError(f"--precision {name!r} is none of {', '.join(BY_NAME)}")
     voice, model, recordings = _subject(arguments)
     signals = _signals(arguments, voice, recordings)
     with tqdm(disable=None, bar_format="{desc} {elapsed}") as bar:
@@ -81,6 +92,7 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
             signals,
             model,
             close_samples=arguments.close_samples,
+            precisions=[BY_NAME[name] for name in names],
             progress=bar.set_description,
         )
     print(json.dumps(as_json(report)) if arguments.json else markdown(report))

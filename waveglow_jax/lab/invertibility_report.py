@@ -13,7 +13,7 @@ from waveglow_jax.lab.layers import KINDS, WHITENING
 from waveglow_jax.lab.precisions import BY_NAME
 
 _NONE, _TO = "\N{EN DASH}", "\N{RIGHTWARDS ARROW}"
-_BOUNDED = ("float32", "bfloat16 in WN")
+_BOUNDED = "float32"
 
 
 def write_reports(report: Report, output: str | Path) -> tuple[Path, ...]:
@@ -75,7 +75,7 @@ def _snr(error: Error) -> str:
 
 def _error(error: Error) -> list[str]:
     if error.max is None:
-        return ["overflow", *[_NONE] * 3]
+        return ["overflow", _NONE, _NONE, _NONE]
     return [_number(error.max), _number(error.rms), _snr(error), _plain(error.bits_lost)]
 
 
@@ -159,7 +159,7 @@ def _shapes(report: Report) -> list[str]:
     rows.append(["product of all", f"{forward:.3g}", f"{inverse:.3g}", *[_NONE] * 4])
     whole = (report.whole_forward, report.whole_inverse)
     rows.append(["**the whole flow**", *(f"**{value:.3g}**" for value in whole), *[_NONE] * 4])
-    head = ["layer", "K forward", "K inverse", "condition", "|det W|", "W W^-1 - I", "log_s"]
+    head = ["layer", "K forward", "K inverse", "condition", "abs det W", "W W^-1 - I", "log_s"]
     return [
         "### How the layers stretch",
         "",
@@ -243,7 +243,7 @@ def depth_figure(report: Report):
         for depth, colour in zip(report.depths, colours, strict=False):
             errors = [_drawn(value) for value in getattr(depth, way)]
             axis.plot(errors, color=colour, marker=".", lw=1.4, label=depth.precision)
-            if depth.precision in _BOUNDED:
+            if depth.precision == _BOUNDED:
                 bound = [_drawn(value) for value in getattr(depth, f"{way}_bound")]
                 label = f"bound, {depth.precision}"
                 axis.plot(bound, color=colour, ls=":", lw=1.2, label=label)
@@ -274,5 +274,5 @@ def _ticks(report: Report) -> tuple[list[int], list[str]]:
         labels.append("z" if flow == flows - 1 else str(flow))
     if whitened:
         ticks.insert(1, 1)
-        labels.insert(1, "white")
+        labels.insert(1, "\nwhite")
     return ticks, labels
