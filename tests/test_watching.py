@@ -348,6 +348,21 @@ def test_a_run_that_is_being_written_or_was_killed(tmp_path, capsys):
     assert inspect(capsys, run)[0] == 0
 
 
+def test_lines_of_another_kind_are_no_reason_to_fail(tmp_path, capsys):
+    steps = [{"step": i, "loss": -1.0, "samples_per_second": 100} for i in range(1, 5)]
+    odd = [
+        {"step": 5, "loss": "low", "gradient_norm": [1], "data_wait": {}},
+        {**HEALTHY, "determinants": [1.0], "max_log_s": ["x", None], "z_std": None},
+        {**HEALTHY, "condition_numbers": "fine", "z_std_by_exit": 3, "z_mean": "0"},
+        {"step": 6, "validation_loss": -9.0, "z_std": 1.0},
+    ]
+    for i in range(len(odd)):
+        run = written(tmp_path / str(i), [*steps, *odd[: i + 1]])
+        code, out, _ = inspect(capsys, run, "--plot", tmp_path / "odd.png")
+        assert code == 0 and "100 samples/s" in out and "waiting for data" not in out
+        assert json.loads(inspect(capsys, run, "--json")[1])["data_wait_share"] is None
+
+
 def test_a_run_that_has_only_begun(tmp_path, capsys):
     session = {"total_steps": 70, "devices": 4, "kind": "TPU v9", "processes": 1}
     run = written(tmp_path / "new", [{"step": 0, "session": session}])

@@ -73,7 +73,9 @@ def _progress(config: Config, history: History) -> dict[str, Any]:
         left = (total - history.last_step) * step_seconds if total else None
         # A session's first step, which tells no speed, waits for the loader to start.
         going = np.isfinite(history.steps["samples_per_second"])
-        share = float(np.nanmean(history.steps["data_wait"][going][-RECENT:])) / step_seconds
+        waits = history.steps["data_wait"][going][-RECENT:]
+        waits = waits[np.isfinite(waits)]
+        share = float(waits.mean()) / step_seconds if len(waits) else None
     return {
         "step": history.last_step,
         "total_steps": total,
@@ -193,9 +195,8 @@ def _of_steps(found: dict[str, Any], history: History) -> list[str]:
 
 
 def _of_fit(line: dict[str, Any], config: Config) -> list[str]:
-    warnings = suspicious_matrices(
-        _numbers(line, "determinants"), _numbers(line, "condition_numbers")
-    )
+    matrices = _numbers(line, "determinants"), _numbers(line, "condition_numbers")
+    warnings = suspicious_matrices(*matrices) if len({*map(len, matrices)}) == 1 else []
     for k, value in enumerate(_numbers(line, "max_log_s")):
         if not value < _WIDE_LOG_S:
             warnings.append(
@@ -214,7 +215,10 @@ def _of_fit(line: dict[str, Any], config: Config) -> list[str]:
 
 def _numbers(line: dict[str, Any], name: str) -> list[float]:
     """A number a flow; NaN for what was not finite, nothing from a run that did not tell."""
-    return [math.nan if value is None else value for value in line.get(name, [])]
+    told = line.get(name)
+    if not isinstance(told, list):
+        return []
+    return [value if isinstance(value, int | float) else math.nan for value in told]
 
 
 # ------------------------------------------------------------------------------ for a person
@@ -254,10 +258,11 @@ def _progress_lines(found: dict[str, Any]) -> list[str]:
         + (", its last line cut off" if found["last_line_cut"] else "")
     ]
     if found["samples_per_second"]:
-        speed = f"{1 / found['step_seconds']:.3g} steps/s, {found['samples_per_second']:,.0f} "
-        left = found["seconds_left"]
+        left, share = found["seconds_left"], found["data_wait_share"]
         lines.append(
-            f"speed: {speed}samples/s, waiting for data {found['data_wait_share']:.1%}"
+            f"speed: {1 / found['step_seconds']:.3g} steps/s, {found['samples_per_second']:,.0f} "
+            "samples/s"
+            + (f", waiting for data {share:.1%}" if share is not None else "")
             + (f", {_ago(left)} left" if left else "")
         )
     memory = found["peak_memory"]
@@ -302,17 +307,21 @@ def _fit_lines(found: dict[str, Any]) -> list[str]:
     last = found["validation"]["last"] if found["validation"] else {}
     if "z_std" not in last:
         return []
-    exits = ", ".join(map(_figure, last["z_std_by_exit"]))
+    exits = ", ".join(map(_figure, _numbers(last, "z_std_by_exit")))
+    lines = [
+        f"z: mean {_figure(last.get('z_mean'))}, standard deviation {_figure(last['z_std'])} (of "
+        f"each exit {exits})"
+    ]
     log_s, determinants, conditions = (
         _numbers(last, name) for name in ("max_log_s", "determinants", "condition_numbers")
     )
-    return [
-        f"z: mean {_figure(last['z_mean'])}, standard deviation {_figure(last['z_std'])} (of "
-        f"each exit {exits})",
-        f"flows: |log_s| up to {max(log_s):.3g} (flow {np.argmax(log_s)}), |det W| down to "
-        f"{min(determinants):.3g} (flow {np.argmin(determinants)}), condition numbers up to "
-        f"{max(conditions):.3g} (flow {np.argmax(conditions)})",
-    ]
+    if log_s and determinants and conditions:
+        lines.append(
+            f"flows: |log_s| up to {max(log_s):.3g} (flow {np.argmax(log_s)}), |det W| down to "
+            f"{min(determinants):.3g} (flow {np.argmin(determinants)}), condition numbers up to "
+            f"{max(conditions):.3g} (flow {np.argmax(conditions)})"
+        )
+    return lines
 
 
 def _checkpoint_lines(found: dict[str, Any]) -> list[str]:
@@ -328,8 +337,8 @@ def _checkpoint_lines(found: dict[str, Any]) -> list[str]:
     return [f"checkpoints: {'... ' * (len(checkpoints) > 5)}{', '.join(told)}"]
 
 
-def _figure(value: float | None) -> str:
-    return "?" if value is None else f"{value:.4g}"
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "?"
 
 
 def _ago(seconds: float) -> str:
