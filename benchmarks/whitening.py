@@ -46,6 +46,7 @@ NOISE = 0.001
 """Of the training clips and the whitening's floor: the bundled voice's."""
 SYNTHESISED = 6
 SECONDS = 4
+CONDITIONED = 4
 WHITENINGS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "block 16": {"block": 16, "floor": NOISE},
@@ -55,7 +56,7 @@ WHITENINGS: dict[str, dict[str, Any] | None] = {
 }
 AT_MOST = {"block 256": 100}
 """Steps: the covariance of blocks of 256 takes 60 times as long as that of blocks of 64."""
-FLOORS = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 1e-2)
+FLOORS = (1e-5, 1e-4, 1e-3, 2e-3, 1e-2)
 FORMS = {
     "block 16": (16, 0),
     "block 64": (64, 0),
@@ -77,9 +78,7 @@ def main() -> None:
         name: train_and_measure(name, arguments.corpus, arguments.work, arguments.steps)
         for name in WHITENINGS
     }
-    conditioning = kept(
-        arguments.work / "conditioning.json", lambda: condition_all(arguments.corpus / "heldout")
-    )
+    conditioning = condition_all(arguments.corpus / "heldout", arguments.work)
     found = {"curves": curves, "conditioning": conditioning}
     write_text(arguments.docs / "whitening.json", json.dumps(found, indent=1) + "\n")
     draw(arguments.docs / "whitening.png", curve_figure(curves))
@@ -198,9 +197,28 @@ def measurer(config: Config, recordings: Any) -> Callable[[Params], dict[str, fl
 # ------------------------------------------------------------------------------ conditioning
 
 
-def condition_all(heldout: Path) -> list[dict[str, Any]]:
+def condition_all(heldout: Path, work: Path) -> list[dict[str, Any]]:
     """A row for each form, floor and kind of mel: condition numbers, and what float32 loses."""
-    paths = [each.path for each in find_inputs([heldout], AUDIO_SUFFIXES)][:SYNTHESISED]
+
+    def rows(form: str, floor: float) -> list[dict[str, Any]]:
+        found = condition(audio, mels, form, floor)
+        return [{"form": form, "floor": floor, "mel": kind, **row} for kind, row in found.items()]
+
+    audio, mels = speech_and_mels(heldout)
+    return [
+        row
+        for form in FORMS
+        for floor in FLOORS
+        for row in kept(
+            work / "conditioning" / f"{form}_{floor:g}.json".replace(" ", "_"),
+            lambda form=form, floor=floor: rows(form, floor),
+        )
+    ]
+
+
+def speech_and_mels(heldout: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Half a second of each of some recordings, with noise, `[B, T]`; mels by kind, `[B, F, M]`."""
+    paths = [each.path for each in find_inputs([heldout], AUDIO_SUFFIXES)][:CONDITIONED]
     base = config_of(None, heldout.parent)
     start, length = base.data.sampling_rate, 11008
     clips = [read_audio(path, base.data.sampling_rate)[start : start + length] for path in paths]
@@ -210,50 +228,55 @@ def condition_all(heldout: Path) -> list[dict[str, Any]]:
         mel = np.asarray(log_mel(jnp.asarray(audio), base))[:, :-1]
     # Speech cut off above about 1 kHz, and speech 20 dB louder than full scale allows.
     narrow = np.where(np.arange(mel.shape[-1]) < 30, mel, np.log(1e-5))
-    mels = {"speech": mel, "narrow": narrow, "loud": mel + np.log(10)}
-    return [
-        {"form": form, "floor": floor, "mel": kind, **condition(audio, of_kind, form, floor)}
-        for form in FORMS
-        for floor in FLOORS
-        for kind, of_kind in mels.items()
-    ]
+    return audio, {"speech": mel, "narrow": narrow, "loud": mel + np.log(10)}
 
 
-def condition(audio: np.ndarray, mel: np.ndarray, form: str, floor: float) -> dict[str, Any]:
-    """Audio `[B, T]` whitened by mel `[B, F, M]` in float64 and in float32."""
+def condition(
+    audio: np.ndarray, mels: dict[str, np.ndarray], form: str, floor: float
+) -> dict[str, dict[str, Any]]:
+    """Audio `[B, T]` whitened by each of the mels `[B, F, M]` in float64 and in float32."""
     block, order = FORMS[form]
     config = config_of({"block": block, "floor": floor, "order": order}, Path())
+    signals, mel = np.tile(audio, (len(mels), 1)), np.concatenate(list(mels.values()))
     with jax.enable_x64(True):
-        power = np.asarray(power_at_blocks(jnp.asarray(mel), config, audio.shape[1]))
-        exact, log_det, _ = whitened(audio, mel, config)
-    rounded, log_det32, back = whitened(audio.astype(np.float32), mel.astype(np.float32), config)
-    finite = np.isfinite(rounded).reshape(-1, block).all(axis=1)
-    size = order or block
-    plain, emphasised = condition_numbers(power + floor**2 + 1e-9, size)
-    return {
-        "condition_plain": [float(np.median(plain)), float(plain.max())],
-        "condition": [float(np.median(emphasised)), float(emphasised.max())],
-        "blocks": len(finite),
-        "blocks_lost": int(np.sum(~finite)),
-        "z_error": relative(rounded, exact),
-        "round_trip_error": relative(back, audio.astype(np.float32)),
-        "log_det_error": float(np.abs(log_det32 - log_det).max() / audio.shape[1]),
-    }
+        powers = np.asarray(power_at_blocks(jnp.asarray(mel), config, signals.shape[1]))
+        exact, log_det, _ = whitened(signals, mel, config)
+    single = signals.astype(np.float32)
+    rounded, log_det32, back = whitened(single, mel.astype(np.float32), config)
+    found = {}
+    for i, kind in enumerate(mels):
+        part = slice(i * len(audio), (i + 1) * len(audio))
+        finite = np.isfinite(rounded[part]).reshape(-1, block).all(axis=1)
+        plain, emphasised = condition_numbers(powers[part] + floor**2 + 1e-9, order or block)
+        off = np.abs(log_det32[part] - log_det[part]) / audio.shape[1]
+        found[kind] = {
+            "condition_plain": [float(np.median(plain)), float(plain.max())],
+            "condition": [float(np.median(emphasised)), float(emphasised.max())],
+            "blocks": len(finite),
+            "blocks_lost": int(np.sum(~finite)),
+            "z_error": relative(rounded[part], exact[part]),
+            "round_trip_error": relative(back[part], single[part]),
+            "log_det_error": float(off.max()) if np.isfinite(off).all() else None,
+        }
+    return found
 
 
 def whitened(
     audio: np.ndarray, mel: np.ndarray, config: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """y `[B, T]`, log_det `[B]`, audio again `[B, T]`, in the dtype of what is given."""
-    audio, mel = jnp.asarray(audio), jnp.asarray(mel)
-    if config.waveglow.mel_whitening.order:
-        predictor = jax.jit(predictor_of_mel, static_argnums=(1, 2))(mel, config, audio.shape[1])
-        y, log_det = jax.jit(prediction_forward)(predictor, audio)
-        back, _ = jax.jit(prediction_inverse)(predictor, y)
-    else:
-        factors = jax.jit(whitening_factors, static_argnums=(1, 2))(mel, config, audio.shape[1])
-        y, log_det = jax.jit(whitening_forward)(factors, audio)
-        back, _ = jax.jit(whitening_inverse)(factors, y)
+
+    @jax.jit
+    def there_and_back(audio: jax.Array, mel: jax.Array) -> tuple[jax.Array, ...]:
+        if config.waveglow.mel_whitening.order:
+            predictor = predictor_of_mel(mel, config, audio.shape[1])
+            y, log_det = prediction_forward(predictor, audio)
+            return y, log_det, prediction_inverse(predictor, y)[0]
+        factors = whitening_factors(mel, config, audio.shape[1])
+        y, log_det = whitening_forward(factors, audio)
+        return y, log_det, whitening_inverse(factors, y)[0]
+
+    y, log_det, back = there_and_back(audio, mel)
     return np.asarray(y), np.asarray(log_det), np.asarray(back)
 
 
@@ -364,7 +387,8 @@ def conditioning_table(rows: list[dict[str, Any]]) -> Iterator[str]:
         same = [r for r in rows if (r["form"], r["floor"]) == (row["form"], row["floor"])]
         lost = ", ".join(str(r["blocks_lost"]) for r in same)
         numbers = ["{:.0e} / {:.0e}".format(*row[k]) for k in ("condition", "condition_plain")]
-        errors = [f"{row[k]:.0e}" for k in ("z_error", "round_trip_error", "log_det_error")]
+        keys = ("z_error", "round_trip_error", "log_det_error")
+        errors = ["-" if row[k] is None else f"{row[k]:.0e}" for k in keys]
         yield f"| {row['form']} | {row['floor']:g} | {' | '.join([*numbers, *errors])} | {lost} |"
 
 
