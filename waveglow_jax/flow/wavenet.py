@@ -220,24 +220,29 @@ def _low_precision_gated_bwd(margin, saved, g):
     narrow, wide, taps = h.dtype, conditioning.dtype, _taps(h, weights)
     g, t, s = (v.astype(wide) for v in (g, filtered, gate))
     slopes = (g * s * (1 - t * t)).astype(narrow), (g * t * s * (1 - s)).astype(narrow)
-    both = jnp.concatenate(slopes, axis=-1)
-    of_rows = [slope.reshape(*conditioning.shape[:2], -1) for slope in slopes]
-    of_cond = jnp.concatenate(of_rows, axis=-1)
-    conv, cond = (jnp.concatenate(weights[name], axis=-1) for name in ("in", "cond"))
-    reverse = conv.reshape(taps, h.shape[-1], -1)[::-1].transpose(0, 2, 1).reshape(-1, h.shape[-1])
-    dh = matmul(_seen_by_taps(both, dilation, margin, taps), reverse, narrow, wide)
-    d_conditioning = matmul(of_cond, cond.T, narrow, wide)
 
-    def of_kernel(seen: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def seen(v: jax.Array) -> jax.Array:
+        return _seen_by_taps(v, dilation, margin, taps)
+
+    def reversed_taps(conv: jax.Array) -> jax.Array:
+        by_tap = conv.reshape(taps, h.shape[-1], -1)[::-1]
+        return by_tap.transpose(0, 2, 1).reshape(-1, h.shape[-1])
+
+    back = jnp.concatenate([reversed_taps(conv) for conv in weights["in"]])
+    dh = matmul(jnp.concatenate([*map(seen, slopes)], axis=-1), back, narrow, wide)
+    of_rows = [slope.reshape(*conditioning.shape[:2], -1) for slope in slopes]
+    back = jnp.concatenate([cond.T for cond in weights["cond"]])
+    d_conditioning = matmul(jnp.concatenate(of_rows, axis=-1), back, narrow, wide)
+
+    def of_kernel(x: jax.Array, slope: jax.Array) -> jax.Array:
         precision = EXACT if narrow == wide else None
-        kernel = jnp.einsum(
-            "...i,...o->io", seen, slope, preferred_element_type=wide, precision=precision
-        )
-        return tuple(jnp.split(kernel.astype(narrow), 2, axis=-1))
+        return jnp.einsum(
+            "...i,...o->io", x, slope, preferred_element_type=wide, precision=precision
+        ).astype(narrow)
 
     d_weights = {
-        "in": of_kernel(_seen_by_taps(h, dilation, margin, taps), both),
-        "cond": of_kernel(conditioning.astype(narrow), of_cond),
+        "in": tuple(of_kernel(seen(h), slope) for slope in slopes),
+        "cond": tuple(of_kernel(conditioning.astype(narrow), slope) for slope in of_rows),
         "bias": tuple(
             slope.astype(wide).sum(axis=(0, 1)).astype(bias.dtype)
             for slope, bias in zip(slopes, weights["bias"], strict=True)
