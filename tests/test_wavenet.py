@@ -10,8 +10,10 @@ from waveglow_jax.config import config_from_dict
 from waveglow_jax.flow.wavenet import (
     WN,
     Upsampler,
+    _gated,
     _layer_after_layer,
     _layers_in_a_loop,
+    _low_precision_gated,
     conditioning_channels,
     matmul,
     split_weight_norm,
@@ -149,6 +151,31 @@ def test_the_accelerators_form_is_the_loops(sizes):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))
 
 
+@pytest.mark.parametrize("phases", [1, 4])
+def test_the_gates_slope_by_hand_is_autodiffs(phases):
+    """In float64, where neither rounds; steps that share a row of the conditioning too."""
+    rng = np.random.default_rng(16)
+    h, conditioning = rng.normal(size=(2, 12, 3)), rng.normal(size=(2, 12 // phases, 5))
+    weights = {
+        "in": (rng.normal(size=(9, 4)), rng.normal(size=(9, 4))),
+        "cond": (rng.normal(size=(5, 4 * phases)), rng.normal(size=(5, 4 * phases))),
+        "bias": (rng.normal(size=4), rng.normal(size=4)),
+    }
+    slope = rng.normal(size=(2, 12, 4))
+    with jax.enable_x64(True):
+
+        def of(form, dilation):
+            def total(h, conditioning, weights):
+                return jnp.sum(form(h, dilation, conditioning, weights, 8) * slope)
+
+            return jax.jit(jax.grad(total, (0, 1, 2)))(h, conditioning, weights)
+
+        for dilation in (1, 8):
+            ours, theirs = of(_low_precision_gated, dilation), of(_gated, dilation)
+            for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_accelerators_form_rounds_no_more_than_its_dtype(dtype):
     sizes = (3, 16, 12, 3)
@@ -157,7 +184,7 @@ def test_the_accelerators_form_rounds_no_more_than_its_dtype(dtype):
     with jax.enable_x64(True):
         _, params = network_and_params(*sizes)
         params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
-        exact = _layers_in_a_loop(params, x, conditioning, None, jnp.float64)
+        exact = np.asarray(_layers_in_a_loop(params, x, conditioning, None, jnp.float64))
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, x, conditioning))
     for form in (_layers_in_a_loop, _layer_after_layer):
         out = form(*narrow, None, jnp.dtype(dtype))

@@ -147,49 +147,123 @@ def _layers_in_a_loop(
     wide = x.dtype
     narrow = min(jnp.dtype(dtype), wide, key=lambda d: d.itemsize)
     taps, depth = params["in_layer_0"]["kernel"].shape[0], _depth(params)
-    conditioning = conditioning.astype(narrow)
+    gated = _gated if narrow == wide else _low_precision_gated
 
     def product(h: jax.Array, kernel: jax.Array) -> jax.Array:
         return matmul(h, kernel, narrow, wide)
 
-    def seen_by_taps(h: jax.Array, dilation: Any, margin: int) -> jax.Array:
-        padded = jnp.pad(h, ((0, 0), (margin, margin), (0, 0)))
-        starts = [margin + (k - taps // 2) * dilation for k in range(taps)]
-        seen = [jax.lax.dynamic_slice_in_dim(padded, at, h.shape[1], 1) for at in starts]
-        return jnp.concatenate(seen, axis=-1)
-
     def layer(
-        h: jax.Array, out: jax.Array, seen: jax.Array, weights: Params
+        h: jax.Array, out: jax.Array, seen: jax.Array, dilation: Any, margin: int, weights: Params
     ) -> tuple[jax.Array, jax.Array]:
-        # The halves by themselves: tanh and sigmoid are then the end of a product each, not one
-        # more pass. The barrier holds the first's result to the fewer bytes of `narrow`.
-        filtered, gate = (
-            product(seen, conv)
-            + product(conditioning, cond).reshape(h.shape)
-            + bias[None, None].astype(wide)
-            for conv, cond, bias in zip(*map(weights.get, ("in", "cond", "bias")), strict=True)
-        )
-        filtered = jax.lax.optimization_barrier(jnp.tanh(filtered).astype(narrow))
-        activated = (filtered * jax.nn.sigmoid(gate)).astype(narrow)
+        activated = gated(seen, dilation, conditioning, weights["gate"], margin)
         residual = product(activated, weights["res"]) + weights["res_bias"][None, None].astype(wide)
         out = out + product(activated, weights["end"])
         return _keep(h + residual, mask).astype(narrow), out
 
     def turn(carry: Any, of_layer: Any) -> Any:
         (h, out), (weights, dilation) = carry, of_layer
-        return layer(
-            h, out, seen_by_taps(h, dilation, 2 ** (depth - 1) * (taps // 2)), weights
-        ), None
+        return layer(h, out, h, dilation, 2 ** (depth - 1) * (taps // 2), weights), None
 
     inputs, widen = _with_bias(params["start"], x, mask)
     first, *others = (_weights(params, i, narrow) for i in range(depth))
-    first["in"] = _halves(exact(widen[None], params["in_layer_0"]["kernel"]), widen.shape[1])
-    out = _end_bias(params)[None, None].astype(wide)
-    carry = layer(product(inputs, widen), out, seen_by_taps(inputs, 1, taps // 2), first)
+    from_inputs = exact(widen[None], params["in_layer_0"]["kernel"]).astype(narrow)
+    first["gate"]["in"] = _halves(from_inputs, widen.shape[1])
+    h, out = product(inputs, widen), _end_bias(params)[None, None].astype(wide)
+    carry = layer(h, out, inputs.astype(narrow), 1, taps // 2, first)
     if others:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *others)
         carry, _ = jax.lax.scan(turn, carry, (stacked, 2 ** np.arange(1, depth)))
     return carry[1]
+
+
+def _gated(
+    h: jax.Array, dilation: Any, conditioning: jax.Array, weights: Params, margin: int
+) -> jax.Array:
+    """tanh * sigmoid of a dilated convolution of h and a 1x1 one of the conditioning.
+
+    h `[B, N, C_in]`, conditioning `[B, N / phases, D]` -> `[B, N, C]` in h's dtype; the dilation
+    may be traced, and reaches at most `margin`. Sums, tanh and sigmoid in conditioning's dtype.
+    """
+    filtered, gate = _halves_of_gate(h, dilation, conditioning, weights, margin)
+    return filtered * gate
+
+
+def _halves_of_gate(
+    h: jax.Array, dilation: Any, conditioning: jax.Array, weights: Params, margin: int
+) -> tuple[jax.Array, jax.Array]:
+    # By themselves: tanh and sigmoid are then the end of a product each, not one more pass. The
+    # barrier holds what the first leaves to the few bytes of its dtype.
+    wide = conditioning.dtype
+    seen = _seen_by_taps(h, dilation, margin, _taps(h, weights))
+    filtered, gate = (
+        matmul(seen, conv, h.dtype, wide)
+        + matmul(conditioning.astype(h.dtype), cond, h.dtype, wide).reshape(*h.shape[:2], -1)
+        + bias[None, None].astype(wide)
+        for conv, cond, bias in zip(*map(weights.get, ("in", "cond", "bias")), strict=True)
+    )
+    filtered = jax.lax.optimization_barrier(jnp.tanh(filtered).astype(h.dtype))
+    return filtered, jax.nn.sigmoid(gate).astype(h.dtype)
+
+
+_low_precision_gated = jax.custom_vjp(_gated, nondiff_argnums=(4,))
+
+
+def _low_precision_gated_fwd(h, dilation, conditioning, weights, margin):
+    filtered, gate = _halves_of_gate(h, dilation, conditioning, weights, margin)
+    return filtered * gate, (h, dilation, conditioning, weights, filtered, gate)
+
+
+def _low_precision_gated_bwd(margin, saved, g):
+    # Autodiff alone would keep the taps' inputs and float32 gates, multiply by half and half, and
+    # add the taps' shares up shifted. A convolution's slope is itself one, with the taps reversed.
+    h, dilation, conditioning, weights, filtered, gate = saved
+    narrow, wide, taps = h.dtype, conditioning.dtype, _taps(h, weights)
+    g, t, s = (v.astype(wide) for v in (g, filtered, gate))
+    slopes = (g * s * (1 - t * t)).astype(narrow), (g * t * s * (1 - s)).astype(narrow)
+
+    def seen(v: jax.Array) -> jax.Array:
+        return _seen_by_taps(v, dilation, margin, taps)
+
+    def reversed_taps(conv: jax.Array) -> jax.Array:
+        by_tap = conv.reshape(taps, h.shape[-1], -1)[::-1]
+        return by_tap.transpose(0, 2, 1).reshape(-1, h.shape[-1])
+
+    back = jnp.concatenate([reversed_taps(conv) for conv in weights["in"]])
+    dh = matmul(jnp.concatenate([*map(seen, slopes)], axis=-1), back, narrow, wide)
+    of_rows = [slope.reshape(*conditioning.shape[:2], -1) for slope in slopes]
+    back = jnp.concatenate([cond.T for cond in weights["cond"]])
+    d_conditioning = matmul(jnp.concatenate(of_rows, axis=-1), back, narrow, wide)
+
+    def of_kernel(x: jax.Array, slope: jax.Array) -> jax.Array:
+        precision = EXACT if narrow == wide else None
+        return jnp.einsum(
+            "...i,...o->io", x, slope, preferred_element_type=wide, precision=precision
+        ).astype(narrow)
+
+    d_weights = {
+        "in": tuple(of_kernel(seen(h), slope) for slope in slopes),
+        "cond": tuple(of_kernel(conditioning.astype(narrow), slope) for slope in of_rows),
+        "bias": tuple(
+            slope.astype(wide).sum(axis=(0, 1)).astype(bias.dtype)
+            for slope, bias in zip(slopes, weights["bias"], strict=True)
+        ),
+    }
+    return dh.astype(narrow), None, d_conditioning, d_weights
+
+
+_low_precision_gated.defvjp(_low_precision_gated_fwd, _low_precision_gated_bwd)
+
+
+def _taps(h: jax.Array, weights: Params) -> int:
+    return weights["in"][0].shape[0] // h.shape[-1]
+
+
+def _seen_by_taps(h: jax.Array, dilation: Any, margin: int, taps: int) -> jax.Array:
+    """`[B, N, C] -> [B, N, taps * C]`: h as each tap sees it, zeros beyond the ends."""
+    padded = jnp.pad(h, ((0, 0), (margin, margin), (0, 0)))
+    starts = [margin + (k - taps // 2) * dilation for k in range(taps)]
+    seen = [jax.lax.dynamic_slice_in_dim(padded, at, h.shape[1], 1) for at in starts]
+    return jnp.concatenate(seen, axis=-1)
 
 
 def _with_bias(start: Params, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -207,17 +281,19 @@ def _weights(params: Params, i: int, dtype: Any) -> dict[str, jax.Array]:
     end, channels = params["end"]["kernel"][0], params["start"]["kernel"].shape[-1]
     skips = len(end)
     residual = both["kernel"].shape[-1] > skips
-    kernels = {
-        "in": _halves(conv["kernel"], channels),
-        "cond": _halves(cond["kernel"], channels),
-        "res": both["kernel"][0, :, :-skips] if residual else jnp.zeros((channels, channels)),
-        "end": exact(both["kernel"][0, :, -skips:], end),
+    res, res_bias = both["kernel"][0, :, :-skips], both["bias"][:-skips]
+    if not residual:
+        res, res_bias = jnp.zeros((channels, channels)), jnp.zeros(channels)
+    return {
+        "gate": {
+            "in": _halves(conv["kernel"].astype(dtype), channels),
+            "cond": _halves(cond["kernel"].astype(dtype), channels),
+            "bias": tuple(jnp.split(conv["bias"] + cond["bias"], 2)),
+        },
+        "res": res.astype(dtype),
+        "res_bias": res_bias.astype(end.dtype),
+        "end": exact(both["kernel"][0, :, -skips:], end).astype(dtype),
     }
-    biases = {
-        "bias": tuple(jnp.split(conv["bias"] + cond["bias"], 2)),
-        "res_bias": both["bias"][:-skips] if residual else jnp.zeros(channels, end.dtype),
-    }
-    return {**jax.tree.map(lambda kernel: kernel.astype(dtype), kernels), **biases}
 
 
 def _halves(kernel: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
