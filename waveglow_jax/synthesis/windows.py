@@ -298,6 +298,12 @@ class ReversePass:
             self._colour_program  # noqa: B018 - compiled when first asked for
         return time.monotonic() - began
 
+    def memory_bytes(self, window: int, batch: int, dtype: str) -> int:
+        """Of the program for such windows, which has been compiled, with its arguments."""
+        memory = self._programs[window, batch, dtype].memory_analysis()
+        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        return sum(sizes) + memory.output_size_in_bytes
+
     def blocks(
         self, mels: Iterable[np.ndarray], plan: Plan, sigma: float, seed: int, dtype: str
     ) -> Iterator[tuple[int, np.ndarray]]:
