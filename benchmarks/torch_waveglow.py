@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
 from waveglow_jax.config import Config
 
@@ -161,15 +161,14 @@ def with_weight_norm(model: TorchWaveGlow) -> TorchWaveGlow:
     for wn in model.wns:
         for conv in (wn.start, wn.cond, *wn.in_layers, *wn.res_skip):
             parametrizations.weight_norm(conv)
-            assert parametrize.is_parametrized(conv)
     return model
 
 
 class Trainer:
     """Plain training steps: the likelihood's loss, its gradients, Adam."""
 
-    def __init__(self, model: TorchWaveGlow, dtype: torch.dtype = torch.float32):
-        self.model, self.dtype = with_weight_norm(model), dtype
+    def __init__(self, model: TorchWaveGlow):
+        self.model = with_weight_norm(model)
         train = model.config.train
         self.sigma = train.sigma
         self.optimizer = torch.optim.Adam(model.parameters(), train.learning_rate)
@@ -177,10 +176,16 @@ class Trainer:
     def step(self, audio: torch.Tensor, mel: torch.Tensor) -> float:
         """audio `[B, T]`, mel `[B, M, F]` -> the loss before the step."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            z, log_det = self.model(audio, mel)
-        z = z.float()
-        loss = (z.square().sum() / (2 * self.sigma**2) - log_det.sum()) / z.numel()
+        loss = self._loss(audio, mel)
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
+
+    @torch.no_grad()
+    def loss_of(self, audio: torch.Tensor, mel: torch.Tensor) -> float:
+        """The loss, without a step."""
+        return float(self._loss(audio, mel))
+
+    def _loss(self, audio: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+        z, log_det = self.model(audio, mel)
+        return (z.square().sum() / (2 * self.sigma**2) - log_det.sum()) / z.numel()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from waveglow_jax import __version__
+from waveglow_jax.cli.benchmark import benchmark_arguments, run_benchmark
 from waveglow_jax.cli.data import mel_arguments, prepare_arguments, run_mel, run_prepare
 from waveglow_jax.cli.doctor import doctor_arguments, run_doctor
 from waveglow_jax.cli.evaluation import (
@@ -55,6 +56,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "convert": (convert_arguments, run_convert),
     "inspect": (inspect_arguments, run_inspect),
     "export": (export_arguments, run_export),
+    "benchmark": (benchmark_arguments, run_benchmark),
     "preflight": (preflight_arguments, run_preflight),
     "invertibility": (invertibility_arguments, run_invertibility),
     "likelihood": (likelihood_arguments, run_likelihood),
@@ -91,7 +93,7 @@ def run_single(command: str, argv: Sequence[str] | None = None) -> int:
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv, parser)
     arguments = parser.parse_args(plain)
-    if overrides and arguments.command not in ("train", "preflight"):
+    if overrides and arguments.command not in ("train", "preflight", "benchmark"):
         parser.error(f"unrecognized arguments: --{min(overrides)}")
     arguments.overrides = overrides
     _, run = COMMANDS[arguments.command]

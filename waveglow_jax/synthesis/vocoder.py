@@ -181,6 +181,11 @@ class Voice:
         """Compiles what the plan needs; returns the seconds it took, 0 if it had been."""
         return self._reverse.compile(plan.window, plan.batch, dtype)
 
+    def memory_bytes(self, plan: Plan, dtype: str = "float32") -> int:
+        """What the compiled program takes while it runs: weights, activations and results."""
+        self.compile(plan, dtype)
+        return self._reverse.memory_bytes(plan.window, plan.batch, dtype)
+
     def compile_stream(self, chunk_frames: int | None = None, dtype: str = "float32") -> float:
         """As `compile`, for a stream."""
         return self.compile(self.stream_plan(chunk_frames), dtype)

@@ -144,8 +144,11 @@ class Plan:
 
 
 CPU_CALL_FRAMES, ACCELERATOR_CALL_FRAMES = 512, 16384
-"""The most frames a device has at once, unless the context alone is a quarter of that: beyond, a
-CPU's caches no longer hold them (half as fast from 640 on, for the bundled voice)."""
+"""The most frames a device has at once: beyond, a CPU's caches no longer hold them (half as fast
+from 640 on, for the bundled voice)."""
+CONTEXTS = 14
+"""Where the context alone is a quarter of that, so many times the context instead: such a model is
+large, its products outweigh what caches spare, and little must be computed twice."""
 MOST_FRAMES = 1 << 22
 """Of a window and batch that are given: more would be a slip of the finger."""
 CPU_CALL_COST, ACCELERATOR_CALL_COST = 16, 2048
@@ -180,7 +183,8 @@ def choose(
     most = CPU_CALL_FRAMES if on_cpu else ACCELERATOR_CALL_FRAMES
     call = CPU_CALL_COST if on_cpu else ACCELERATOR_CALL_COST
     longest, both = max(lengths, default=1), context.left + context.right
-    most = max(most, 4 * both)
+    if 4 * both > most:
+        most = CONTEXTS * both
 
     @cache
     def windows_of(size: int) -> int:
@@ -191,7 +195,7 @@ def choose(
         in_time = calls * (call + rows // _spread(rows, devices) * size)
         return in_time + WORK_COST * calls * rows * size, size * rows
 
-    sizes = [window] if window else _sizes(longest, both, most)
+    sizes = [window] if window else [*_sizes(longest, both, most), *_shares(longest, both, most)]
     options = {
         (size, rows): cost(size, rows)
         for size in sizes
@@ -217,6 +221,12 @@ def _sizes(longest: int, both: int, most: int) -> list[int]:
     while sizes[-1] < most:
         sizes.append(size_at_least(sizes[-1] + 1))
     return [size for size in sizes if size >= longest or size > both]
+
+
+def _shares(longest: int, both: int, most: int) -> list[int]:
+    """Windows that a few of cover the longest utterance with nothing left over, to 16 frames."""
+    sizes = (-(-(longest + (n - 1) * both) // n // 16) * 16 for n in range(2, 9))
+    return [size for size in sizes if max(both, SMALLEST_SIZE) < size <= most]
 
 
 def _batches(size: int, most: int, n_devices: int) -> list[int]:
@@ -297,6 +307,12 @@ class ReversePass:
         if self.config.waveglow.mel_whitening:
             self._colour_program  # noqa: B018 - compiled when first asked for
         return time.monotonic() - began
+
+    def memory_bytes(self, window: int, batch: int, dtype: str) -> int:
+        """Of the program for such windows, which has been compiled, with its arguments."""
+        memory = self._programs[window, batch, dtype].memory_analysis()
+        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        return sum(sizes) + memory.output_size_in_bytes
 
     def blocks(
         self, mels: Iterable[np.ndarray], plan: Plan, sigma: float, seed: int, dtype: str

@@ -1,0 +1,91 @@
+"""benchmark: how fast the machine at hand runs a model."""
+
+import argparse
+import json
+from pathlib import Path
+
+from waveglow_jax.cli.arguments import count
+from waveglow_jax.config import DTYPES, load_config
+from waveglow_jax.errors import UserError
+
+
+def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    """How fast this machine runs a model: compile and run time, samples/s, memory, precision."""
+    parser.add_argument(
+        "weights", nargs="?", metavar="WEIGHTS", help="(default: the bundled voice)"
+    )
+    parser.add_argument(
+        "--config", metavar="CONFIG.json", help="random weights of that shape instead"
+    )
+    parser.add_argument("--task", choices=("reverse", "train", "loader"), default="reverse")
+    parser.add_argument(
+        "--seconds", type=_seconds, nargs="+", default=[5.0, 60.0], help="of audio (default: 5 60)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, nargs="+", help="(default: all; training has no float16)"
+    )
+    parser.add_argument(
+        "--batch", type=count, default=2, help="clips of a training step (default: 2)"
+    )
+    parser.add_argument("--data", metavar="DIR_OR_LIST", help="recordings, for --task loader")
+    parser.add_argument("--repeats", type=count, default=5, metavar="N", help="rounds (default: 5)")
+    parser.add_argument(
+        "--against", choices=("torch",), help="a plain eager PyTorch model of the same weights"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run_benchmark(arguments: argparse.Namespace) -> int:
+    if arguments.weights and arguments.config:
+        raise UserError("give WEIGHTS or --config, not both")
+    if arguments.task == "loader" and not arguments.data:
+        raise UserError("--task loader reads recordings: give --data DIR_OR_LIST")
+    if arguments.task == "train" and "float16" in (arguments.dtype or ()):
+        raise UserError("--dtype float16: training is in float32 or bfloat16")
+    if arguments.overrides and not arguments.config:
+        raise UserError(f"--{min(arguments.overrides)} sets a field of a config: give --config")
+    from waveglow_jax.lab import benchmark
+
+    torch = arguments.against == "torch"
+    if arguments.task == "reverse":
+        found = benchmark.benchmark_reverse(
+            _voice(arguments),
+            arguments.seconds,
+            arguments.dtype or DTYPES,
+            arguments.repeats,
+            torch,
+        )
+    elif arguments.task == "train":
+        dtypes = arguments.dtype or ("float32", "bfloat16")
+        found = benchmark.benchmark_training(
+            _config(arguments), arguments.batch, dtypes, arguments.repeats, torch
+        )
+    else:
+        found = benchmark.benchmark_loader(_config(arguments), arguments.data, arguments.repeats)
+    print(json.dumps(benchmark.as_json(found)) if arguments.json else benchmark.as_text(found))
+    return 0
+
+
+def _voice(arguments: argparse.Namespace):
+    if arguments.config:
+        from waveglow_jax.lab.benchmark import random_voice
+
+        return random_voice(_config(arguments))
+    from waveglow_jax.synthesis.vocoder import load
+
+    return load(arguments.weights)
+
+
+def _config(arguments: argparse.Namespace):
+    if arguments.config:
+        return load_config(Path(arguments.config), arguments.overrides)
+    from waveglow_jax.weights.release import read_weights
+
+    return read_weights(arguments.weights).config
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0, at most 3600")
+    return value
