@@ -16,6 +16,7 @@ EVAL = [
 HUB = ["huggingface_hub>=1"]
 WANDB = ["wandb>=0.19"]
 EXPORT = ["flatbuffers>=24"]
+ONNX = ["jax2onnx>=0.17,<0.18", "onnxruntime>=1.20"]
 
 setup(
     name="waveglow-jax",
@@ -53,13 +54,14 @@ setup(
         "hub": HUB,
         "wandb": WANDB,
         "export": EXPORT,
+        "onnx": ONNX,
         "eval": EVAL,
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "tpu-preflight": ["jax[tpu]>=0.10,<0.11"],
         "gpu-preflight": ["jax[cuda12]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "test": TEST,
-        "dev": [*TEST, *HUB, *EXPORT, "playwright>=1.50", "ruff>=0.14"],
+        "dev": [*TEST, *HUB, *EXPORT, *ONNX, "playwright>=1.50", "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["waveglow-jax=waveglow_jax.cli:main"]},
 )

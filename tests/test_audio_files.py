@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import pickle
 import stat
@@ -447,6 +448,28 @@ def test_mel_files_cut_short_are_refused(tmp_path, mel, suffix, share):
     path.write_bytes(content[: int(len(content) * share)])
     with refused(path):
         read_mel(path, 80)
+
+
+def test_what_unpacks_to_far_more_than_a_mel_is_refused(tmp_path):
+    """Its promise alone: nothing is unpacked."""
+    header = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (80, 300_000)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    packing = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", **packing) as archive:
+        archive.writestr("mel.npy", header.getvalue() + bytes(80 * 300_000 * 4))
+    with refused("a.npz", "unpacks to 96000128 bytes"):
+        read_mel(tmp_path / "a.npz", 80)
+
+
+def test_bfloat16_mels(tmp_path):
+    values = np.linspace(-11, 2, 160, dtype=np.float32).reshape(80, 2)
+    upper = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    entry = {"dtype": "BF16", "shape": [80, 2], "data_offsets": [0, 320]}
+    header = json.dumps({"mel": entry}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + upper)
+    np.testing.assert_allclose(read_mel(path, 80), values.T, rtol=2**-7)
 
 
 def test_a_single_number_is_no_mel(tmp_path):

@@ -527,6 +527,37 @@ def test_window_too_small_for_its_context(run, tmp_path, weights):
     one_error(err, "--window", "3", "4")
 
 
+def test_what_no_machine_has_the_memory_for(run, tmp_path, weights, monkeypatch):
+    mel_file(tmp_path / "a.npy")
+    command = ("synthesize", tmp_path / "a.npy", "-w", weights)
+    for option, number in (("--window", 10**11), ("--batch", 10**30), ("--chunk", 10**11)):
+        where = ["--stream"] if option == "--chunk" else ["-o", tmp_path / "out"]
+        code, lines, err = run(*command, *where, option, number)
+        assert code == 1 and not lines
+        one_error(err, option, str(number), "4194304")
+    import jax
+
+    for error in (MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB")):
+
+        def full(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(vocoder.Voice, "compile", full)
+        code, _, err = run(*command, "-o", tmp_path / "out")
+        assert code == 1
+        one_error(err, "memory", "--window")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_an_empty_name_is_a_wrong_argument(run, tmp_path, weights, place):
+    mel_file(tmp_path / "a.npy")
+    arguments = [str(tmp_path / "a.npy"), "-o", str(tmp_path / "out"), "-w", weights]
+    arguments[place] = ""
+    code, _, err = run("synthesize", *arguments)
+    assert code == 2 and "an empty name" in err[-1]
+
+
 def test_interrupt_is_one_line(run, tmp_path, weights, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -10,6 +10,8 @@ from test_vocoder import lively_params, some_mel, tiny_config
 import waveglow_jax as wg
 from waveglow_jax.cli import main
 from waveglow_jax.config import config_from_dict, config_to_dict
+from waveglow_jax.errors import UserError
+from waveglow_jax.synthesis import onnx_export
 
 pytest.importorskip("flatbuffers")
 
@@ -54,6 +56,44 @@ def test_any_batch_and_length_without_this_package(tmp_path, kind):
         for i, audio in enumerate(ours):
             scale = np.abs(audio).max()
             np.testing.assert_allclose(theirs[str(i)], audio, atol=1e-4 * scale)
+
+
+# Cosine sums for its FFT cost the prediction a digit.
+@pytest.mark.parametrize(("kind", "tolerance"), [("sample", 1e-5), ("predicting", 1e-4)])
+def test_onnx_of_any_batch_and_length(tmp_path, kind, tolerance):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    config = predicting() if kind == "predicting" else tiny_config(kind)
+    params, group = lively_params(config), config.waveglow.n_group
+    onnx_export.write_onnx(tmp_path / "voice.onnx", config, params)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(tmp_path / "voice.onnx", options)
+    for batch, frames in ((2, 5), (1, 3)):
+        z = np.random.default_rng(0).normal(size=(batch, frames * 256 // group, group))
+        mel = np.stack([some_mel(frames, seed) for seed in range(batch)])
+        (theirs,) = session.run(None, {"z": z.astype(np.float32), "mel": mel})
+        ours = np.asarray(wg.inverse(params, config, z.astype(np.float32), mel)[0])
+        assert theirs.shape == ours.shape == (batch, frames * 256)
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.abs(ours).max())
+
+
+def test_what_onnx_cannot_hold(tmp_path, capsys):
+    config = tiny_config()
+    wg.save(tmp_path / "voice", config, lively_params(config))
+    command = ["export", str(tmp_path / "voice"), "-o", str(tmp_path / "a.onnx")]
+    assert main(command) == 1
+    assert "mel_whitening has no order" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--dtype", "bfloat16"])
+    assert stopped.value.code == 2
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_onnx_library_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"waveglow-jax\[onnx\]"):
+        onnx_export.write_onnx(tmp_path / "a.onnx", tiny_config("sample"), {})
 
 
 def test_bad_arguments(tmp_path, capsys):

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -352,6 +353,34 @@ def test_written_for_the_original_and_read_back(tmp_path):
         assert state.keys() == wanted.keys()
         for name, array in wanted.items():
             np.testing.assert_array_equal(ours.array(state[name]), array)
+
+
+def test_what_is_written_speaks_in_pytorch(tmp_path):
+    """A model of PyTorch's own convolutions gives the original's numbers with it."""
+    torch = pytest.importorskip("torch")
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+    from torch_waveglow import TorchWaveGlow
+
+    weights = read_weights(DATA / "module_generation1_legacy.pt")
+    nvidia.write_original(tmp_path / "a.pt", weights.config, weights.params)
+    state = torch.load(tmp_path / "a.pt", weights_only=True)["state_dict"]
+    renamed = {}
+    for name, tensor in state.items():
+        if name.endswith("weight_v"):
+            norm = torch.linalg.vector_norm(tensor, dim=(1, 2), keepdim=True)
+            name, tensor = name[:-2], tensor * state[name[:-1] + "g"] / norm
+        name = name.replace("WN.", "wns.").replace("cond_layer", "cond")
+        name = name.replace("res_skip_layers", "res_skip")
+        if name.startswith("convinv"):
+            name, tensor = f"convs.{name.split('.')[1]}", tensor[:, :, 0]
+        if not name.endswith("weight_g"):
+            renamed[name] = tensor
+    model = TorchWaveGlow(weights.config)
+    model.load_state_dict(renamed)
+    values = expected("expected.npz")
+    with torch.no_grad():
+        z, _ = model(torch.from_numpy(values["audio"]), torch.from_numpy(values["mel"]))
+    close(z.numpy(), values["z"].transpose(0, 2, 1), 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,13 @@
 import argparse
 
 
+def given(text: str) -> str:
+    """A path or a name. An empty one comes of a variable that is not set, and would be a folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return text
+
+
 def sigma(text: str) -> float:
     value = float(text)
     if not 0 <= value < 100:
@@ -41,6 +48,7 @@ def seed(text: str) -> int:
 def source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
+        type=given,
         metavar="WEIGHTS",
         help="published checkpoint (.pt, .nemo, .safetensors ...), release folder, training run, "
         "or OWNER/NAME on the Hugging Face hub",

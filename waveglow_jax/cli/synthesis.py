@@ -26,7 +26,7 @@ from waveglow_jax.audio.files import (
     replacing,
     write_wav_blocks,
 )
-from waveglow_jax.cli.arguments import count, seed, sigma, strength
+from waveglow_jax.cli.arguments import count, given, seed, sigma, strength
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import TERMINATED, exit_code, fail, target_of, tell
 from waveglow_jax.config import Config
@@ -38,12 +38,13 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs",
         nargs="+",
+        type=given,
         metavar="INPUT",
         help="recordings or mels (.npy, .npz, .pt, .safetensors): files, folders, globs, a list "
         "file (.txt), or - for a list on stdin",
     )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("-o", "--output", metavar="DIR", help="one .wav each")
+    where.add_argument("-o", "--output", type=given, metavar="DIR", help="one .wav each")
     where.add_argument(
         "--stream",
         action="store_true",
@@ -53,6 +54,7 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-w",
         "--weights",
+        type=given,
         help="release folder, training run, published checkpoint, or OWNER/NAME on the Hugging "
         "Face hub (default: the bundled voice)",
     )
@@ -107,7 +109,25 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
         arguments.sigma = voice.config.train.synthesis_sigma
     # An unfinished file goes then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    return (_synthesize_stream if arguments.stream else _synthesize_files)(items, arguments, voice)
+    with _memory_told():
+        work = _synthesize_stream if arguments.stream else _synthesize_files
+        return work(items, arguments, voice)
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """What an accelerator or NumPy says when memory runs out, as one line."""
+    import jax
+
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        raise UserError(
+            "the memory is not enough for so much at once; take a smaller --window, --batch or "
+            "--chunk"
+        ) from None
 
 
 def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
@@ -204,7 +224,10 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
         raise UserError("--stream writes raw samples: pipe them, as to | aplay -f S16_LE -r 22050")
     data, chunk, denoise = voice.config.data, arguments.chunk, arguments.denoise
     began = time.monotonic()
-    voice.compile_stream(chunk, arguments.dtype)
+    try:
+        voice.compile_stream(chunk, arguments.dtype)
+    except ValueError as error:
+        raise UserError(f"--chunk: {error}") from None
     if denoise:
         voice.bias_spectrum  # noqa: B018 - computed when first asked for
     compile_seconds = time.monotonic() - began

@@ -109,17 +109,27 @@ def _inspect_run(run: Path, arguments: argparse.Namespace) -> int:
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
-    """The reverse pass as one file for jax.export, which needs nothing of this package."""
+    """The reverse pass as one file that needs nothing of this package: for jax.export, or ONNX."""
     source_arguments(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="ends in .onnx for ONNX"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="inside WN")
+    parser.set_defaults(refuse=parser.error)
 
 
 def run_export(arguments: argparse.Namespace) -> int:
+    to_onnx = Path(arguments.output).suffix.lower() == ".onnx"
+    if to_onnx and arguments.dtype != "float32":
+        arguments.refuse("ONNX files are written in float32")
     from waveglow_jax.synthesis.export import write_export
+    from waveglow_jax.synthesis.onnx_export import write_onnx
     from waveglow_jax.weights.release import read_weights
 
     weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
-    write_export(Path(arguments.output), weights.config, weights.params, arguments.dtype)
+    if to_onnx:
+        write_onnx(Path(arguments.output), weights.config, weights.params)
+    else:
+        write_export(Path(arguments.output), weights.config, weights.params, arguments.dtype)
     print(f"{arguments.output}: from {weights.kind}")
     return 0

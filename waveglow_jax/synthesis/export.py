@@ -30,23 +30,29 @@ def export(config: Config, params: Params, dtype: str = "float32") -> bytes:
     from jax import export as jax_export
 
     prepared = prepare_inverse(params)
-    glow, hop = config.waveglow, config.data.hop_length
-    batch, frames = jax_export.symbolic_shape("B, F")
 
     def reverse(z: jax.Array, mel: jax.Array) -> jax.Array:
         return inverse_prepared(prepared, config, z, mel, dtype=jnp.dtype(dtype))[0]
 
-    shapes = (
-        jax.ShapeDtypeStruct((batch, frames * (hop // glow.n_group), glow.n_group), jnp.float32),
-        jax.ShapeDtypeStruct((batch, frames, glow.n_mel_channels), jnp.float32),
-    )
-    exported = jax_export.export(jax.jit(reverse), platforms=PLATFORMS)(*shapes)
+    exported = jax_export.export(jax.jit(reverse), platforms=PLATFORMS)(*input_shapes(config))
     try:
         return bytes(exported.serialize())
     except ImportError:
         raise UserError(
             "jax.export needs the library flatbuffers: pip install 'waveglow-jax[export]'"
         ) from None
+
+
+def input_shapes(config: Config) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """z `[B, F * hop / G, G]` and mel `[B, F, M]`, B and F free."""
+    from jax import export as jax_export
+
+    glow, hop = config.waveglow, config.data.hop_length
+    batch, frames = jax_export.symbolic_shape("B, F")
+    return (
+        jax.ShapeDtypeStruct((batch, frames * (hop // glow.n_group), glow.n_group), jnp.float32),
+        jax.ShapeDtypeStruct((batch, frames, glow.n_mel_channels), jnp.float32),
+    )
 
 
 def write_export(path: Path, config: Config, params: Params, dtype: str = "float32") -> None:

@@ -19,7 +19,7 @@ from waveglow_jax.config import DTYPES, Config
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import Params, check_shapes, forward
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
-from waveglow_jax.synthesis.windows import Plan, ReversePass, size_at_least
+from waveglow_jax.synthesis.windows import MOST_FRAMES, Plan, ReversePass, size_at_least
 from waveglow_jax.weights.release import read_weights
 
 BIAS_FRAMES = 88
@@ -149,12 +149,12 @@ class Voice:
         return denoised_blocks(audio, self.bias_spectrum, denoise) if denoise else audio
 
     def chunk_frames(self, chosen: int | None = None) -> int:
-        """The frames of a stream's blocks. Raises ValueError if those chosen are below 1."""
+        """The frames of a stream's blocks. Raises ValueError if those chosen cannot be."""
         if chosen is None:
             context = self._reverse.context
             return max(32, context.left + context.right)
-        if chosen < 1:
-            raise ValueError(f"chunk_frames {chosen} must be at least 1")
+        if not 1 <= chosen <= MOST_FRAMES:
+            raise ValueError(f"chunk_frames {chosen} must be from 1 to {MOST_FRAMES}")
         return chosen
 
     def latency_frames(self, chunk_frames: int | None = None, denoise: float = 0.0) -> int:

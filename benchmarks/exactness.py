@@ -1,0 +1,96 @@
+"""Windows, batches, streams and devices against the bare inverse: the largest difference of each.
+
+    python benchmarks/exactness.py [--frames 1 2 31 97 500 3000] [--kinds voice published ...]
+
+For lively random weights of five configs (both whitenings, conditioning at both rates, alternating
+halves) and for the bundled voice: one run of `wg.inverse`, nothing cut and nothing padded, against
+windows of the size that is chosen and of a small one, the middle of a batch of three, a stream of
+chunks of 77 frames from blocks of any size, and 2 and 8 devices (of one CPU). In float32, in parts
+of the largest sample.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from test_vocoder import some_mel  # noqa: E402
+from test_windows import KINDS, config_of, irregular, params_of  # noqa: E402
+
+import waveglow_jax as wg  # noqa: E402
+from waveglow_jax.audio.files import read_audio  # noqa: E402
+from waveglow_jax.flow.waveglow import latent_noise  # noqa: E402
+
+SIGMA, SEED = 0.8, 5
+RECORDINGS = ROOT / "waveglow_jax/assets/voice/recordings"
+
+
+def voices(kind: str) -> dict[int, wg.Voice]:
+    """By the number of devices."""
+    config, params = (
+        (wg.load().config, wg.load().params)
+        if kind == "voice"
+        else (config_of(kind), params_of(kind))
+    )
+    return {n: wg.Voice(config, params, tuple(jax.devices()[:n])) for n in (1, 2, 8)}
+
+
+def mel_of(kind: str, frames: int, voice: wg.Voice) -> np.ndarray:
+    if kind != "voice":
+        return some_mel(frames)
+    spoken = [voice.mel(read_audio(path, 22050)) for path in sorted(RECORDINGS.glob("*.wav"))]
+    return np.resize(np.concatenate(spoken), (frames, spoken[0].shape[1]))
+
+
+def ways(voices: dict[int, wg.Voice], mel: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    voice = voices[1]
+    context = voice.plan([1]).context
+    small = context.left + context.right + 17
+    yield "chosen windows", voice.synthesize(mel, SIGMA, SEED)
+    yield "small windows", voice.synthesize(mel, SIGMA, SEED, window=small, batch=4)
+    yield "in a batch", voice.synthesize([mel[:3], mel, mel[:7]], SIGMA, SEED)[1]
+    yield "streamed", np.concatenate(list(voice.stream(irregular(mel), 77, SIGMA, SEED)))
+    for n in (2, 8):
+        yield f"{n} devices", voices[n].synthesize(mel, SIGMA, SEED, window=small, batch=8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 31, 97, 500, 3000])
+    parser.add_argument("--kinds", nargs="+", default=["voice", *KINDS])
+    arguments = parser.parse_args()
+    inverse = jax.jit(wg.inverse, static_argnums=1)
+    header, worst = False, 0.0
+    for kind in arguments.kinds:
+        by_devices = voices(kind)
+        voice = by_devices[1]
+        for frames in arguments.frames:
+            mel = mel_of(kind, frames, voice)
+            z = SIGMA * latent_noise(SEED, voice.config, frames)[None]
+            bare = np.asarray(inverse(voice.params, voice.config, z, mel[None])[0][0])
+            peak = np.abs(bare).max()
+            found = {way: np.abs(ours - bare).max() / peak for way, ours in ways(by_devices, mel)}
+            if not header:
+                print("| voice | frames | peak |", " | ".join(found), "|")
+                print("| --- " * (len(found) + 3) + "|")
+                header = True
+            cells = " | ".join(f"{error:.1e}" for error in found.values())
+            print(f"| {kind} | {frames} | {peak:.3g} | {cells} |", flush=True)
+            worst = max(worst, *found.values())
+    print(f"\nThe largest: {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()
