@@ -12,14 +12,16 @@ from pathlib import Path
 
 from waveglow_jax.audio.files import write_text
 from waveglow_jax.cli import main as command
+from waveglow_jax.weights.release import BUNDLED_VOICE
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 MODELS = {
     "voice": [],
     "nvidia256": [
+        str(BUNDLED_VOICE / "recordings" / "ru_0773.wav"),
         *("--random", str(ROOT / "configs" / "nvidia256.json")),
-        *("--seconds", "0.2", "--close-samples", "1024"),
+        *("--seconds", "0.1", "--close-samples", "1024"),
     ],
 }
 REST = "### How the layers stretch"

@@ -46,7 +46,7 @@ from waveglow_jax.lab.precisions import (
 
 HOP, SAMPLES = 16, 32
 CONFIG = small(n_flows=2, conditioning="group", mel_whitening={"block": 16, "floor": 0.02})
-CHOSEN = [FLOAT64, FLOAT32, BY_NAME["bfloat16 in WN"], BY_NAME["TF32 products"]]
+CHOSEN = [FLOAT64, FLOAT32, BY_NAME["bfloat16 in WN"]]
 
 
 def params_of(config, seed=0):
@@ -223,7 +223,7 @@ def test_errors_keep_below_their_bounds(report):
                 assert all(e <= 1.1 * b + 1e-12 for e, b in zip(errors, bounds, strict=True))
     by_name = {depth.precision: depth for depth in report.depths}
     assert by_name["float64"].back[0] < 1e-12 < by_name["float32"].back[0] < 1e-4
-    assert by_name["float32"].back[0] < by_name["TF32 products"].back[0]
+    assert by_name["float32"].forward[-1] < by_name["bfloat16 in WN"].forward[-1]
 
 
 def test_the_jacobians_log_det(report):
@@ -311,11 +311,12 @@ def test_the_loudest_piece_and_its_past():
 
 
 def test_random_weights_are_alive_and_seeded():
-    first, same, other = (random_params(CONFIG, seed) for seed in (0, 0, 1))
-    for a, b, c in zip(*map(jax.tree.leaves, (first, same, other)), strict=True):
+    first, other = (random_params(CONFIG, seed) for seed in (0, 1))
+    for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True):
         assert a.dtype == np.float32
-        np.testing.assert_array_equal(a, b)
-        assert np.any(a != c)
+        assert np.any(a != b)
+    same = random_params(CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, first, same)
     one = signal()
     with jax.enable_x64(True):
         layers = layers_at(first, CONFIG, one, FLOAT64)

@@ -230,7 +230,7 @@ def analyse(
         whole_inverse=whole[1],
         log_dets=log_dets,
         jacobian=checked,
-        stress=stress(params, config, signals, stressed),
+        stress=stress(params, config, close, signals[1:], stressed),
     )
 
 
@@ -298,7 +298,7 @@ def random_params(config: Config, seed: int = 0) -> Params:
     0.1 n, and WN's last layer, which starts at zero, n / sqrt(skip channels); n standard normal.
     """
     rng = np.random.default_rng(seed)
-    start = init(jax.random.key(seed), config)
+    start = jax.jit(init, static_argnums=1)(jax.random.key(seed), config)
 
     def leaf(path: Any, value: Any) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -564,10 +564,14 @@ def jacobian_check(params: Params, config: Config, signal: Signal) -> JacobianCh
 
 
 def stress(
-    params: Params, config: Config, signals: Sequence[Signal], precisions: Sequence[Precision]
+    params: Params,
+    config: Config,
+    signal: Signal,
+    others: Sequence[Signal],
+    precisions: Sequence[Precision],
 ) -> list[Stress]:
-    """Round trips of what no recording asks for, with the first signal as the matter of it all."""
-    signal = signals[0]
+    """Round trips of what no recording asks for, made of one signal; others: whose mels it is also
+    put under."""
     n = len(signal.audio)
     found = []
     for precision in precisions:
@@ -585,8 +589,9 @@ def stress(
             error = error_of(again, z, precision.significand)
             found.append(Stress(f"noise of sigma {sigma:g}", "latent", precision.name, error))
         found += [trip(name, audio) for name, audio in stress_signals(signal.audio).items()]
-        for other in signals[1:]:
-            foreign = layers_at(params, config, signal, precision, mel=other.mel)
+        for other in others:
+            mel = other.mel[: len(signal.mel)]
+            foreign = layers_at(params, config, signal, precision, mel=mel)
             name = f"the mel of another signal ({other.name})"
             found.append(trip(name, signal.audio, layers=foreign))
         for condition in CONDITIONS:

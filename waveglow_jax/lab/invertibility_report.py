@@ -222,7 +222,11 @@ def _stress(report: Report) -> list[str]:
     head = ["", "way"]
     for precision in precisions:
         head += [f"{precision}: max", "SNR, dB"]
-    return ["### Under stress", "", *_table(head, rows)]
+    about = (
+        f"{report.close_samples:,} samples. Noise is z; the others stand in the place of "
+        "the recording, or the recording itself where the mel or a weight is another."
+    )
+    return ["### Under stress", "", about, "", *_table(head, rows)]
 
 
 # ------------------------------------------------------------------------------ the figure
