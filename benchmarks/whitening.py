@@ -60,10 +60,10 @@ FLOORS = (1e-5, 1e-4, 1e-3, 2e-3, 1e-2)
 FORMS = {
     "block 16": (16, 0),
     "block 64": (64, 0),
-    "block 256": (256, 0),
     "order 64": (64, 64),
     "order 128": (64, 128),
     "order 256": (64, 256),
+    "block 256": (256, 0),
 }
 
 
@@ -97,7 +97,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def config_of(whitening: dict[str, Any] | None, corpus: Path) -> Config:
-    """A fifteenth of the bundled voice's size, otherwise its recipe."""
+    """A sixth of the bundled voice's parameters, otherwise its recipe."""
     return config_from_dict(
         {
             "waveglow_config": {
