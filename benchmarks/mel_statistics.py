@@ -26,7 +26,7 @@ SPREAD = (0.005, 0.5, 0.995)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("train")
-    parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--every", type=int, default=10)
     arguments = parser.parse_args()
     own = own_convention(load_config(BUNDLED_VOICE / "config.json"))
     paths = [each.path for each in find_inputs([arguments.train], AUDIO_SUFFIXES)]
