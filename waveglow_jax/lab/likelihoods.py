@@ -26,7 +26,7 @@ from waveglow_jax.flow.waveglow import conditioner_of, conditioning_of
 from waveglow_jax.flow.wavenet import Params, weight_norm
 from waveglow_jax.synthesis.windows import context_of, size_at_least
 
-KEPT_FRAMES = 256
+KEPT_FRAMES = 1024
 """Of a window, less its context: longer recordings are computed in several."""
 SAMPLE_BITS = 16
 

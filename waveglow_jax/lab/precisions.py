@@ -119,13 +119,12 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any], precision: Precisio
     for equation in jaxpr.eqns:
         given = [read(variable) for variable in equation.invars]
         inner = equation.params.get("call_jaxpr", equation.params.get("jaxpr"))
-        if (
-            isinstance(inner, ClosedJaxpr)
-            and len(inner.jaxpr.invars) == len(given)
-            and (equation.primitive.name not in ("scan", "while", "cond"))
-        ):
+        name = equation.primitive.name
+        if name == "cond":  # of a branch a platform too
+            results = _one_branch(equation.params["branches"], given, precision)
+        elif isinstance(inner, ClosedJaxpr) and name != "scan":
             results = _evaluate(inner, given, precision)
-        elif equation.primitive.name == "dot_general" and precision.operands:
+        elif name == "dot_general" and precision.operands:
             results = [_product(*given, equation.params, precision)]
         else:
             results = equation.primitive.bind(*given, **equation.params)
@@ -133,6 +132,17 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any], precision: Precisio
         results = [_result(result, precision) for result in results]
         values.update(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
+
+
+def _one_branch(
+    branches: Sequence[ClosedJaxpr], given: Sequence[Any], precision: Precision
+) -> list[Any]:
+    index, *operands = given
+
+    def evaluated(branch: ClosedJaxpr) -> Callable[..., list[Any]]:
+        return lambda *operands: _evaluate(branch, operands, precision)
+
+    return jax.lax.switch(index, [evaluated(branch) for branch in branches], *operands)
 
 
 def _result(x: Any, precision: Precision) -> Any:
