@@ -36,7 +36,7 @@ def test_the_reverse_pass_beside_torch():
     assert set(exact.times_torch) == {"float32", "bfloat16"}
     assert exact.times_real_time == pytest.approx(exact.samples_per_second / 22050)
     assert exact.fastest <= exact.seconds <= exact.slowest
-    assert exact.memory_bytes > 4 * (80 * 2) * 16 * 2 * 8  # one conditioning layer, upsampler inside
+    assert exact.memory_bytes > 4 * (80 * 2) * 16 * 2 * 8  # a conditioning layer
     header, *rows = [line for line in as_text(found).splitlines() if line.startswith("|")]
     assert len(rows) == 1 + len(found.rows)
     assert {row.count("|") for row in rows} == {header.count("|")}
