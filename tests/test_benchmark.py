@@ -36,7 +36,7 @@ def test_the_reverse_pass_beside_torch():
     assert set(exact.times_torch) == {"float32", "bfloat16"}
     assert exact.times_real_time == pytest.approx(exact.samples_per_second / 22050)
     assert exact.fastest <= exact.seconds <= exact.slowest
-    assert exact.memory_bytes > 4 * 80 * 80 * 512
+    assert exact.memory_bytes > 4 * (80 * 2) * 16 * 2 * 8  # a conditioning layer
     header, *rows = [line for line in as_text(found).splitlines() if line.startswith("|")]
     assert len(rows) == 1 + len(found.rows)
     assert {row.count("|") for row in rows} == {header.count("|")}
@@ -66,10 +66,10 @@ def test_the_torch_model_is_the_same_in_both_directions():
     with torch.no_grad():
         z, log_det = model(audio, mel)
     back = model.ready_for_synthesis(torch.float32).inverse(z, mel)
-    assert np.abs(back - audio).max() < 1e-5
+    assert np.abs(back.numpy() - audio.numpy()).max() < 1e-5
     ours = voice.encode(audio.numpy(), mel.numpy().transpose(0, 2, 1))[0]
     assert np.abs(ours - z.numpy()).max() < 1e-4 * np.abs(ours).max()
-    assert np.isfinite(log_det).all()
+    assert torch.isfinite(log_det).all()
 
 
 def test_another_model_is_no_comparison():
