@@ -37,7 +37,7 @@ setup(
         "jax>=0.10,<0.11",
         "flax>=0.12,<0.13",
         "optax>=0.2.8",
-        "orbax-checkpoint>=0.12.4,<0.13",
+        "orbax-checkpoint>=0.11.36,<0.13",  # the oldest is what jax2onnx allows
         "grain>=0.2.18,<0.3",
         "numpy>=2",
         "absl-py>=2",
@@ -61,7 +61,7 @@ setup(
         "gpu-preflight": ["jax[cuda12]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "test": TEST,
-        "dev": [*TEST, *HUB, *EXPORT, *ONNX, "playwright>=1.50", "ruff>=0.14"],
+        "dev": [*TEST, *HUB, *EXPORT, "playwright>=1.50", "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["waveglow-jax=waveglow_jax.cli:main"]},
 )
