@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         folder.chmod(0o555)
         try:
             if me == 0:
-                for parent in [tmp_path, *tmp_path.parents][:3]:
+                for parent in [tmp_path, *tmp_path.parents][:5]:
                     parent.chmod(parent.stat().st_mode | 0o055)
                 os.seteuid(65534)
             with pytest.raises(NotSavedError, match=r"step 2 not saved \(.*ermission denied"):
@@ -384,7 +384,8 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(recordings, tmp_path, mon
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_again_and_again_the_curve_is_the_same(tmp_path, kills):
     command = [sys.executable, ROOT / "benchmarks/chaos.py", "--kills", str(kills)]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    # Compiled without much ado: the same to the bit is the same to the bit.
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
         [*command, "--work", tmp_path], env=environment, capture_output=True, text=True
     )

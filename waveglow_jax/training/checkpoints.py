@@ -5,6 +5,7 @@ Only the run's first process comes here: the state is the same in all of them.
 
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
             write_manifest(Path(self._manager.directory) / str(step))
         except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
-            self._remove_unfinished(step)
+            with suppress(OSError):  # what cannot be removed now goes at the next start
+                self._remove_unfinished(step)
             raise NotSavedError(
                 f"{self._manager.directory}: checkpoint of step {step} not saved "
                 f"({_last_clause(error)}); free some space"
@@ -127,6 +129,8 @@ class Checkpoints:
             raise UserError(f"{self._manager.directory}: checkpoint of step {step} was refused")
 
     def _remove_unfinished(self, step: int) -> None:
+        # The writers that failed beside the first one would tell so by a traceback each.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         folder = Path(self._manager.directory)
         unfinished = [*folder.glob("*.orbax-checkpoint-tmp*")]
         if (folder / str(step)).exists() and not (folder / str(step) / MANIFEST).exists():
@@ -134,8 +138,6 @@ class Checkpoints:
         for left in unfinished:
             shutil.rmtree(left, ignore_errors=True)
         self._manager.reload()
-        # The writers that failed beside the first one would tell so by a traceback each.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
     def restore(self, step: int) -> tuple[TrainState, Progress]:
         """State (NumPy) and progress of a step, to the bit.

@@ -64,7 +64,7 @@ def parallel_train_step(
         state, metrics = train_step(state, batch, config, total_steps, AXIS)
         return state, {**metrics, **notes}
 
-    return jax.pmap(
+    parallel = jax.pmap(
         step,
         AXIS,
         in_axes=(None, 0),
@@ -72,19 +72,29 @@ def parallel_train_step(
         donate_argnums=0,
         devices=devices,
     )
+    return _in_turn(parallel, devices)
 
 
 def parallel_validation_step(
     config: Config, devices: Sequence[jax.Device]
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """`validation_step` over the devices."""
-    return jax.pmap(
+    parallel = jax.pmap(
         lambda params, batch: validation_step(params, batch, config, AXIS),
         AXIS,
         in_axes=(None, 0),
         out_axes=None,
         devices=devices,
     )
+    return _in_turn(parallel, devices)
+
+
+def _in_turn(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
+    """On several CPU devices one call at a time: they share few threads, and two calls under way
+    at once can wait for each other's threads for ever."""
+    if len(devices) == 1 or devices[0].platform != "cpu":
+        return step
+    return lambda *arguments: jax.block_until_ready(step(*arguments))
 
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
