@@ -375,7 +375,7 @@ def as_text(result: Preflight) -> str:
         f"{verdict}: {result.needed_bytes / mib:,.0f} of {result.memory_bytes / mib:,.0f} MiB a "
         f"chip (arguments {result.argument_bytes / mib:,.0f}, temporary "
         f"{result.temporary_bytes / mib:,.0f}, new outputs {result.output_bytes / mib:,.0f})",
-        f"{result.flops / 1e12:.3f} TFLOP a chip; {result.collective_count} collectives of "
+        f"{result.flops / 1e12:.3g} TFLOP a chip; {result.collective_count} collectives of "
         f"{result.collective_bytes / mib:,.1f} MiB together",
     ]
     if result.estimated_seconds is None:
