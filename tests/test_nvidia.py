@@ -481,6 +481,14 @@ def test_inspect_names_what_looks_wrong(tmp_path, tensors):
         assert any(sentence.startswith(words) for sentence in told), (words, told)
 
 
+def test_inspect_of_a_singular_w_is_json(tmp_path, tensors, capsys):
+    write_torch(tmp_path / "a.pt", {**tensors, "convinv.1.conv.weight": np.ones((8, 8, 1), "f4")})
+    code, out, _ = run(capsys, "inspect", tmp_path / "a.pt", "--json")
+    assert code == 0
+    conditions = json.loads(out, parse_constant=pytest.fail)["condition_numbers"]
+    assert conditions[1] > 1e12
+
+
 def test_bad_weights_on_the_command_line(tmp_path, capsys):
     (tmp_path / "bad.pt").write_bytes(b"PK\x03\x04 cut")
     for command in (

@@ -40,7 +40,9 @@ def determinants_and_conditions(flows: list[dict[str, Any]]) -> tuple[list[float
     """|det W| and the condition number of each flow's 1x1 convolution, in float64."""
     convs = [np.asarray(flow["conv"], np.float64) for flow in flows]
     determinants = [float(abs(np.linalg.det(w))) for w in convs]
-    return determinants, [float(np.linalg.cond(w)) for w in convs]
+    # JSON has no infinity, which a singular W's condition number is.
+    largest = np.finfo(np.float64).max
+    return determinants, [float(min(np.linalg.cond(w), largest)) for w in convs]
 
 
 def suspicious_matrices(determinants: Sequence[float], conditions: Sequence[float]) -> list[str]:
