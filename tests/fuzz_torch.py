@@ -1,4 +1,4 @@
-"""Mutants of a checkpoint, and what reading them does: `python tests/fuzz_torch.py [COUNT]`.
+"""Mutants of checkpoints, and what reading them does: `python tests/fuzz_torch.py [N [FILE...]]`.
 
 Byte flips, truncation, opcode splices and size lies, most of them aimed at the parts that are not
 tensors; half of a zip's inside its pickle, with the checksum made right again, so that they come as
@@ -119,7 +119,8 @@ def main() -> None:
     from golden import CHECKPOINTS
 
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    for path in CHECKPOINTS:
+    names = sys.argv[2:]
+    for path in [path for path in CHECKPOINTS if not names or path.name in names]:
         with tempfile.TemporaryDirectory() as folder:
             outcome = fuzz(path, count, Path(folder))
         endings = ", ".join(f"{n} {ending}" for ending, n in sorted(outcome.endings.items()))

@@ -25,7 +25,7 @@ from waveglow_jax.flow.waveglow import conditioning_of, flow_forward, forward_wa
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches
-from waveglow_jax.training.figures import exit_channels, peak_memory, validation_figures
+from waveglow_jax.training.figures import peak_memory, validation_figures
 from waveglow_jax.training.history import read_history, window_means
 from waveglow_jax.training.inspection import report_run
 from waveglow_jax.training.monitor import Monitor
@@ -105,9 +105,9 @@ def test_validation_figures_are_those_of_the_clips_one_by_one(recordings):  # no
 
 
 def test_exits_of_the_published_shape():
-    assert exit_channels(Config().waveglow) == [slice(0, 2), slice(2, 4), slice(4, 8)]
+    assert Config().waveglow.exits() == [slice(0, 2), slice(2, 4), slice(4, 8)]
     none = dataclasses.replace(Config().waveglow, n_early_size=0)
-    assert exit_channels(none) == [slice(0, 8)]
+    assert none.exits() == [slice(0, 8)]
 
 
 def test_peak_memory_is_what_the_kernel_says():

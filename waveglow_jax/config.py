@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -103,6 +104,13 @@ class WaveGlowConfig:
     def channels(self, flow: int) -> int:
         """Channels that this flow works on."""
         return self.n_group - self.n_early_size * sum(map(self.leaves_before, range(flow + 1)))
+
+    def exits(self) -> list[slice]:
+        """z's channels by when they leave, in their order: before each flow that some leave
+        before, then those that go all the way."""
+        left = [self.n_group - self.channels(k) for k in range(self.n_flows)]
+        borders = sorted({0, *left, self.n_group})
+        return [slice(a, b) for a, b in pairwise(borders)]
 
     def halves_swapped(self, flow: int) -> bool:
         """Whether the second half conditions the first in this flow."""

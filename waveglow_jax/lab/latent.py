@@ -80,15 +80,6 @@ def round_trip(audio: np.ndarray, again: np.ndarray) -> RoundTrip:
 # ------------------------------------------------------------------------------ parts of z
 
 
-def leaving_groups(config: Config) -> list[slice]:
-    """The channels of z that leave together, first to leave first; the last went all the way."""
-    glow, edges = config.waveglow, [0]
-    for flow in range(glow.n_flows):
-        if glow.leaves_before(flow):
-            edges.append(edges[-1] + glow.n_early_size)
-    return [slice(a, b) for a, b in zip(edges, [*edges[1:], glow.n_group], strict=True)]
-
-
 def chosen_part(
     config: Config,
     n_steps: int,
@@ -99,7 +90,7 @@ def chosen_part(
 
     Raises ValueError for a group that is not there, or a time that chooses nothing.
     """
-    of_groups = leaving_groups(config)
+    of_groups = config.waveglow.exits()
     for group in groups or ():
         if not 0 <= group < len(of_groups):
             raise ValueError(f"group {group}: there are groups 0 to {len(of_groups) - 1}")

@@ -113,13 +113,10 @@ def noisy(audio: np.ndarray, std: float, hop: int) -> np.ndarray:
 
 def leaving_groups(config: Config) -> dict[str, slice]:
     """z's channels by when they leave the flow, in their order."""
-    glow, first, groups = config.waveglow, 0, {}
-    for flow in range(glow.n_flows):
-        if glow.leaves_before(flow) and glow.n_early_size:
-            groups[f"before flow {flow}"] = slice(first, first + glow.n_early_size)
-            first += glow.n_early_size
-    groups["at the end"] = slice(first, glow.n_group)
-    return groups
+    glow = config.waveglow
+    flows = [k for k in range(glow.n_flows) if glow.leaves_before(k) and glow.n_early_size]
+    names = [*(f"before flow {k}" for k in flows), "at the end"]
+    return dict(zip(names, glow.exits(), strict=True))
 
 
 def _by_frame(of_steps: np.ndarray, config: Config) -> np.ndarray:

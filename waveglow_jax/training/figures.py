@@ -1,6 +1,5 @@
 """How well the flow fits, from the sums of `validation_step` and the weights themselves."""
 
-import itertools
 import resource
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from waveglow_jax.config import Config, WaveGlowConfig
+from waveglow_jax.config import Config
 from waveglow_jax.flow.likelihood import loss_constant
 from waveglow_jax.flow.waveglow import Params
 from waveglow_jax.weights.inspection import determinants_and_conditions
@@ -33,7 +32,7 @@ def validation_figures(
     mean, square = (total[name] / total["weight"] for name in ("z", "z_squared"))
     whole, *exits = (
         (float(mean[channels].mean()), float(square[channels].mean()))
-        for channels in (slice(None), *exit_channels(config.waveglow))
+        for channels in (slice(None), *config.waveglow.exits())
     )
     determinants, conditions = determinants_and_conditions(params["flows"])
     return {
@@ -47,14 +46,6 @@ def validation_figures(
         "determinants": determinants,
         "condition_numbers": conditions,
     }
-
-
-def exit_channels(glow: WaveGlowConfig) -> list[slice]:
-    """Which of z's channels leave together: before each flow that some leave before, then the
-    rest."""
-    ends = [glow.n_group - glow.channels(k) for k in range(glow.n_flows) if glow.leaves_before(k)]
-    borders = [0, *ends, glow.n_group]
-    return [slice(a, b) for a, b in itertools.pairwise(borders) if a < b]
 
 
 def _deviation(mean: float, square: float) -> float:
