@@ -425,6 +425,8 @@ def test_every_product_of_the_networks_is_in_low_precision(dtype):
         program = both_ways(config, dtype)[direction].lower(params, x, mel).as_text()
         products = [line.split(": (")[1] for line in program.splitlines() if "dot_general" in line]
         short = {"bfloat16": "xbf16>", "float16": "xf16>"}[dtype]
+        # Weights folded into each other, once a call, are no work of the networks.
+        products = [line for line in products if f"-> tensor<{BATCH}x" in line]
         rounded = [operands.split(" ->")[0].count(short) for operands in products]
         flows = config.waveglow.n_flows
         # The flow's own 1x1 convolutions, and nothing else, stay in float32.

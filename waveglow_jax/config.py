@@ -366,7 +366,10 @@ def config_to_dict(config: Config) -> dict[str, Any]:
         "description": config.description,
         "waveglow_config": dataclasses.asdict(config.waveglow),
         "data_config": dataclasses.asdict(config.data),
-        "train_config": dataclasses.asdict(config.train),
+        "train_config": {
+            **dataclasses.asdict(config.train),
+            "synthesis_sigmas": list(config.train.synthesis_sigmas),
+        },
     }
 
 
