@@ -107,7 +107,10 @@ def _start_from(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from waveglow_jax.weights.release import read_weights
 
     found = read_weights(arguments.init_from, with_moments=not arguments.fresh_optimizer)
-    lines = [f"starts from {arguments.init_from}: {found.kind}", *found.notes]
+    lines = [
+        f"starts from {arguments.init_from}: {found.kind} (a run that is under way keeps its own)",
+        *found.notes,
+    ]
     if found.moments is not None:
         lines.append(f"Adam goes on after its {found.moments.count:,} steps there")
     print("\n".join(lines), file=sys.stderr)
