@@ -42,6 +42,7 @@ def test_the_reverse_pass_beside_torch():
     assert {row.count("|") for row in rows} == {header.count("|")}
 
 
+@pytest.mark.slow
 def test_the_training_step_as_json(capsys):
     argv = ["benchmark", "--config", "configs/tiny.json", "--task", "train", "--repeats", "1"]
     argv += ["--dtype", "float32", "--waveglow.n_flows", "1", "--data.segment_length", "256"]
