@@ -86,26 +86,43 @@ def forward(
     each WN anew in the backward pass, so that memory does not grow with depth.
     Raises ValueError for shapes that do not fit.
     """
-    check_shapes(config, audio.shape, mel.shape)
-    log_det = jnp.zeros(audio.shape[:1], audio.dtype)
-    if config.waveglow.mel_whitening:
-        audio, log_det = _whiten(audio, mel, config, past, mask)
-    x = squeeze(audio, config.waveglow.n_group)
+    y, whitening_log_det = whiten(audio, mel, config, past=past, mask=mask)
+    z, log_det, _ = forward_whitened(
+        params, config, y, mel, mask=mask, dtype=dtype, checkpoint_flows=checkpoint_flows
+    )
+    return z, whitening_log_det + log_det
+
+
+def forward_whitened(
+    params: Params,
+    config: Config,
+    y: jax.Array,
+    mel: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    dtype: Any = jnp.float32,
+    checkpoint_flows: bool = False,
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """`forward` from `whiten`'s audio on: `(z, log_det, log_s of each flow [B, N, C / 2])`."""
+    check_shapes(config, y.shape, mel.shape)
+    x = squeeze(y, config.waveglow.n_group)
     conditioning = conditioning_of(params, config, mel, x.shape[1], dtype)
     step = flow_forward
     if checkpoint_flows:
         step = jax.checkpoint(flow_forward, static_argnums=(1, 4, 6))
-    left = []
+    log_det = jnp.zeros(y.shape[:1], y.dtype)
+    left, scales = [], []
     for k, flow_params in enumerate(params["flows"]):
         if config.waveglow.leaves_before(k):
             early = config.waveglow.n_early_size
             left.append(x[:, :, :early])
             x = x[:, :, early:]
-        x, conv_log_det, coupling_log_det = step(
+        x, conv_log_det, coupling_log_det, log_s = step(
             flow_params, config, x, conditioning, dtype, mask, config.waveglow.halves_swapped(k)
         )
         log_det = log_det + conv_log_det + coupling_log_det
-    return jnp.concatenate([*left, x], axis=-1), log_det
+        scales.append(log_s)
+    return jnp.concatenate([*left, x], axis=-1), log_det, tuple(scales)
 
 
 def flow_forward(
@@ -116,51 +133,20 @@ def flow_forward(
     dtype: Any,
     mask: jax.Array | None = None,
     swapped: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One flow, `[B, N, C]` to the same: `(y, log_det of the 1x1 convolution, of the coupling)`."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One flow, `[B, N, C]` to the same: `(y, log_det of the 1x1 convolution, of the coupling, the
+    coupling's log_s [B, N, C / 2])`."""
     x, conv_log_det = invertible_conv_forward(flow_params["conv"], x, mask)
     wn_params = weight_norm(flow_params["wn"])
     conditioner = conditioner_of(wn_params, config, conditioning, mask, dtype)
-    x, coupling_log_det = coupling_forward(conditioner, x, mask, swapped)
-    return x, conv_log_det, coupling_log_det
+    told = []
 
+    def telling(half: jax.Array) -> tuple[jax.Array, jax.Array]:
+        told.append(conditioner(half))
+        return told[0]
 
-def forward_watched(
-    params: Params,
-    config: Config,
-    audio: jax.Array,
-    mel: jax.Array,
-    *,
-    past: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`forward` in the parameters' dtype, and what its couplings do: `(z, log_det, [flows])`, the
-    last the largest |log_s| of each flow over the whole batch."""
-    check_shapes(config, audio.shape, mel.shape)
-    log_det = jnp.zeros(audio.shape[:1], audio.dtype)
-    if config.waveglow.mel_whitening:
-        audio, log_det = _whiten(audio, mel, config, past, None)
-    x = squeeze(audio, config.waveglow.n_group)
-    conditioning = conditioning_of(params, config, mel, x.shape[1], audio.dtype)
-    left, largest = [], []
-    for k, flow in enumerate(params["flows"]):
-        if config.waveglow.leaves_before(k):
-            early = config.waveglow.n_early_size
-            left.append(x[:, :, :early])
-            x = x[:, :, early:]
-        x, conv_log_det = invertible_conv_forward(flow["conv"], x)
-        conditioner = conditioner_of(
-            weight_norm(flow["wn"]), config, conditioning, None, audio.dtype
-        )
-        swapped = config.waveglow.halves_swapped(k)
-        first, second = jnp.split(x, 2, axis=-1)
-        shift, log_s = conditioner(second if swapped else first)
-        # The coupling is handed what was computed just now: its conditioner may be any function.
-        x, coupling_log_det = coupling_forward(
-            lambda _, told=(shift, log_s): told, x, swapped=swapped
-        )
-        log_det = log_det + conv_log_det + coupling_log_det
-        largest.append(jnp.abs(log_s).max())
-    return jnp.concatenate([*left, x], axis=-1), log_det, jnp.stack(largest)
+    x, coupling_log_det = coupling_forward(telling, x, mask, swapped)
+    return x, conv_log_det, coupling_log_det, told[0][1]
 
 
 def prepare_inverse(params: Params) -> Params:
@@ -229,11 +215,9 @@ def inverse_prepared(
     With a mask, the samples inside it and log_det are those of the unpadded run, if the padding
     repeats the mel's last frame; samples outside mean nothing.
     """
-    audio, log_det = inverse_whitened(prepared, config, z, mel, mask=mask, dtype=dtype)
-    if config.waveglow.mel_whitening:
-        audio, whitening_log_det = colour(audio, mel, config, mask=mask)
-        log_det = log_det + whitening_log_det
-    return audio, log_det
+    y, log_det = inverse_whitened(prepared, config, z, mel, mask=mask, dtype=dtype)
+    audio, whitening_log_det = colour(y, mel, config, mask=mask)
+    return audio, log_det + whitening_log_det
 
 
 def inverse_whitened(
@@ -269,13 +253,21 @@ def inverse_whitened(
     return unsqueeze(x), log_det
 
 
-def _whiten(
+def whiten(
     audio: jax.Array,
     mel: jax.Array,
     config: Config,
-    past: jax.Array | None,
-    mask: jax.Array | None,
+    *,
+    past: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
+    """Audio `[B, T]` to whitened audio, and log_det; a config without whitening leaves it as it is.
+
+    past and mask as for `forward`. Raises ValueError for shapes that do not fit.
+    """
+    check_shapes(config, audio.shape, mel.shape)
+    if not config.waveglow.mel_whitening:
+        return audio, jnp.zeros(audio.shape[:1], audio.dtype)
     blocks = _block_mask(mask, config)
     if config.waveglow.mel_whitening.order:
         predictor = predictor_of_mel(mel, config, audio.shape[1])
@@ -291,11 +283,13 @@ def colour(
     past: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Whitened audio `[B, T]` to audio: the whitening's inverse, and its log_det.
+    """`whiten`'s inverse, `[B, T]` to the same, and its log_det.
 
     A signal may be coloured piece after piece, each with the mel frame that follows it: a whitening
     that predicts then wants the `order` samples of audio before the piece as `past` `[B, order]`.
     """
+    if not config.waveglow.mel_whitening:
+        return y, jnp.zeros(y.shape[:1], y.dtype)
     blocks = _block_mask(mask, config)
     if config.waveglow.mel_whitening.order:
         return prediction_inverse(predictor_of_mel(mel, config, y.shape[1]), y, past, blocks)

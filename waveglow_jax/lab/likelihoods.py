@@ -6,24 +6,17 @@ Arrays: audio `[T]`; mel `[F, M]`; z `[N, G]`; F = T // hop whole frames, N = F 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from waveglow_jax.config import Config, DataConfig
-from waveglow_jax.flow.bijections import (
-    coupling_forward,
-    invertible_conv_forward,
-    squeeze,
-    whitening_factors,
-    whitening_forward,
-)
+from waveglow_jax.flow.bijections import squeeze, whitening_factors, whitening_forward
 from waveglow_jax.flow.likelihood import loss_constant
 from waveglow_jax.flow.prediction import prediction_forward, predictor_of_mel
-from waveglow_jax.flow.waveglow import conditioner_of, conditioning_of
-from waveglow_jax.flow.wavenet import Params, weight_norm
+from waveglow_jax.flow.waveglow import forward_whitened
+from waveglow_jax.flow.wavenet import Params
 from waveglow_jax.synthesis.windows import context_of, size_at_least
 
 KEPT_FRAMES = 1024
@@ -183,40 +176,14 @@ def _encode_locally(
     mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """As `waveglow_jax.forward`, but each step's share of log_det: z `[1, N, G]`, `[1, N]`."""
-    glow = config.waveglow
-    group = glow.n_group
-    local = jnp.zeros(mask.shape, audio.dtype)
-    if glow.mel_whitening:
+    of_steps = jnp.zeros(mask.shape, audio.dtype)
+    if config.waveglow.mel_whitening:
         audio, of_samples = _whiten_locally(audio, mel, past, config)
-        local = squeeze(of_samples, group).sum(axis=-1)
-    x = squeeze(audio, group)
-    conditioning = conditioning_of(params, config, mel, x.shape[1], audio.dtype)
-    left = []
-    for k, flow in enumerate(params["flows"]):
-        if glow.leaves_before(k):
-            left.append(x[..., : glow.n_early_size])
-            x = x[..., glow.n_early_size :]
-        x, _ = invertible_conv_forward(flow["conv"], x)
-        wn = weight_norm(flow["wn"])
-        told: list[jax.Array] = []
-        x, _ = coupling_forward(
-            _telling(conditioner_of(wn, config, conditioning, mask, audio.dtype), told),
-            x,
-            swapped=glow.halves_swapped(k),
-        )
-        local = local + told[0].sum(axis=-1) + jnp.linalg.slogdet(flow["conv"])[1]
-    return jnp.concatenate([*left, x], axis=-1), local
-
-
-def _telling(conditioner: Any, told: list[jax.Array]) -> Any:
-    """The same conditioner, which also puts its log_s into the list."""
-
-    def telling(half: jax.Array) -> tuple[jax.Array, jax.Array]:
-        shift, log_s = conditioner(half)
-        told.append(log_s)
-        return shift, log_s
-
-    return telling
+        of_steps = squeeze(of_samples, config.waveglow.n_group).sum(axis=-1)
+    z, _, log_s = forward_whitened(params, config, audio, mel, mask=mask)
+    for flow, of_flow in zip(params["flows"], log_s, strict=True):
+        of_steps = of_steps + of_flow.sum(axis=-1) + jnp.linalg.slogdet(flow["conv"])[1]
+    return z, of_steps
 
 
 def _whiten_locally(

@@ -16,7 +16,7 @@ from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import Config, TrainConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.likelihood import log_likelihood, loss
-from waveglow_jax.flow.waveglow import Params, forward, forward_watched, init
+from waveglow_jax.flow.waveglow import Params, forward, forward_whitened, init, whiten
 from waveglow_jax.weights.nvidia import Moments
 
 
@@ -188,7 +188,10 @@ def validation_step(
     The clips get the noise of training's start, the same at every call, so that figures compare.
     """
     audio, past, mel = _clips(batch, config, jnp.zeros((), jnp.int32), config.train.noise_std)
-    z, log_det, max_log_s = forward_watched(params, config, audio, mel, past=past)
+    y, whitening_log_det = whiten(audio, mel, config, past=past)
+    z, log_det, log_s = forward_whitened(params, config, y, mel)
+    log_det = whitening_log_det + log_det
+    max_log_s = jnp.stack([jnp.abs(of_flow).max() for of_flow in log_s])
     weight = batch["weight"]
     shares = weight[:, None, None] / z.shape[1]
     sums = {
