@@ -261,7 +261,6 @@ def test_a_run_goes_on_past_what_breaks(recordings, tmp_path, monkeypatch, capsy
         loop.train(config, str(tmp_path / "in"), tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_killed_worker_is_an_error_in_seconds(recordings, after):  # noqa: F811
     config = tiny_config(num_workers=2)
@@ -309,7 +308,6 @@ def test_a_signal_while_the_data_is_waited_for():
             feed.next(stop, 0.0)
 
 
-@pytest.mark.slow
 def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, monkeypatch):  # noqa: F811
     """One run, stopped in each of them; in the end it is the run that nobody stopped."""
     config = tiny_config(steps=6, ema_decay=0.9, synthesis_clips=0)
@@ -384,8 +382,7 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(recordings, tmp_path, mon
     np.testing.assert_allclose(list(moved.values()), list(whole.values()), rtol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 30])
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_again_and_again_the_curve_is_the_same(tmp_path, kills):
     command = [sys.executable, ROOT / "benchmarks/chaos.py", "--kills", str(kills)]
     # Compiled without much ado: the same to the bit is the same to the bit.

@@ -70,7 +70,6 @@ def ended(run: Path, started) -> list[int]:
     return codes
 
 
-@pytest.mark.slow
 def test_two_processes_stop_at_one_step_and_one_goes_on(recordings, tmp_path):  # noqa: F811
     """The signal goes to the process that writes nothing; the run is that of one process."""
     (tmp_path / "config.json").write_text(
