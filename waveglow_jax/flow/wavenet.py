@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from waveglow_jax.config import Config
@@ -65,7 +64,7 @@ class WN(nn.Module):
             conditioning,
             mask,
             cpu=partial(_layer_after_layer, dtype=self.dtype),
-            default=partial(_layers_in_a_loop, dtype=self.dtype),
+            default=partial(_halves_apart, dtype=self.dtype),
         )
 
     def _layers(self, n_in: int, n_conditioning: int) -> Params:
@@ -136,65 +135,53 @@ def _layer_after_layer(
     return out
 
 
-def _layers_in_a_loop(
+def _halves_apart(
     params: Params, x: jax.Array, conditioning: jax.Array, mask: jax.Array | None, dtype: Any
 ) -> jax.Array:
-    """What accelerators run: after the first layer, straight from WN's inputs, every layer is a
-    turn of one loop, its dilation a number beside its weights: one body is compiled for them all.
-
-    Between the products, which sum in x's own dtype, activations and weights rest in `dtype`.
-    """
+    """What accelerators run: filter and gate are a product each, so that tanh and sigmoid end a
+    product. Activations and weights rest in `dtype` between the products, which sum in x's own."""
     wide = x.dtype
     narrow = min(jnp.dtype(dtype), wide, key=lambda d: d.itemsize)
-    taps, depth = params["in_layer_0"]["kernel"].shape[0], _depth(params)
+    depth = _depth(params)
     gated = _gated if narrow == wide else _low_precision_gated
 
     def product(h: jax.Array, kernel: jax.Array) -> jax.Array:
         return matmul(h, kernel, narrow, wide)
 
-    def layer(
-        h: jax.Array, out: jax.Array, seen: jax.Array, dilation: Any, margin: int, weights: Params
-    ) -> tuple[jax.Array, jax.Array]:
-        activated = gated(seen, dilation, conditioning, weights["gate"], margin)
-        residual = product(activated, weights["res"]) + weights["res_bias"][None, None].astype(wide)
-        out = out + product(activated, weights["end"])
-        return _keep(h + residual, mask).astype(narrow), out
-
-    def turn(carry: Any, of_layer: Any) -> Any:
-        (h, out), (weights, dilation) = carry, of_layer
-        return layer(h, out, h, dilation, 2 ** (depth - 1) * (taps // 2), weights), None
-
     inputs, widen = _with_bias(params["start"], x, mask)
-    first, *others = (_weights(params, i, narrow) for i in range(depth))
-    from_inputs = exact(widen[None], params["in_layer_0"]["kernel"]).astype(narrow)
-    first["gate"]["in"] = _halves(from_inputs, widen.shape[1])
     h, out = product(inputs, widen), _end_bias(params)[None, None].astype(wide)
-    carry = layer(h, out, inputs.astype(narrow), 1, taps // 2, first)
-    if others:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *others)
-        carry, _ = jax.lax.scan(turn, carry, (stacked, 2 ** np.arange(1, depth)))
-    return carry[1]
+    for i in range(depth):
+        weights = _weights(params, i, narrow)
+        if i == 0:
+            from_inputs = exact(widen[None], params["in_layer_0"]["kernel"]).astype(narrow)
+            weights["gate"]["in"] = _halves(from_inputs, widen.shape[1])
+        seen = h if i else inputs.astype(narrow)
+        activated = gated(seen, conditioning, weights["gate"], 2**i)
+        if i < depth - 1:
+            residual = product(activated, weights["res"])
+            residual = residual + weights["res_bias"][None, None].astype(wide)
+            h = _keep(h + residual, mask).astype(narrow)
+        out = out + product(activated, weights["end"])
+    return out
 
 
-def _gated(
-    h: jax.Array, dilation: Any, conditioning: jax.Array, weights: Params, margin: int
-) -> jax.Array:
+def _gated(h: jax.Array, conditioning: jax.Array, weights: Params, dilation: int) -> jax.Array:
     """tanh * sigmoid of a dilated convolution of h and a 1x1 one of the conditioning.
 
-    h `[B, N, C_in]`, conditioning `[B, N / phases, D]` -> `[B, N, C]` in h's dtype; the dilation
-    may be traced, and reaches at most `margin`. Sums, tanh and sigmoid in conditioning's dtype.
+    h `[B, N, C_in]`, conditioning `[B, N / phases, D]` -> `[B, N, C]` in h's dtype. Sums, tanh and
+    sigmoid in conditioning's dtype.
     """
-    filtered, gate = _halves_of_gate(h, dilation, conditioning, weights, margin)
+    filtered, gate = _halves_of_gate(h, conditioning, weights, dilation)
     return filtered * gate
 
 
 def _halves_of_gate(
-    h: jax.Array, dilation: Any, conditioning: jax.Array, weights: Params, margin: int
+    h: jax.Array, conditioning: jax.Array, weights: Params, dilation: int
 ) -> tuple[jax.Array, jax.Array]:
     # By themselves: tanh and sigmoid are then the end of a product each, not one more pass. The
     # barrier holds what the first leaves to the few bytes of its dtype.
     wide = conditioning.dtype
-    seen = _seen_by_taps(h, dilation, margin, _taps(h, weights))
+    seen = _seen_by_taps(h, dilation, _taps(h, weights))
     filtered, gate = (
         matmul(seen, conv, h.dtype, wide)
         + matmul(conditioning.astype(h.dtype), cond, h.dtype, wide).reshape(*h.shape[:2], -1)
@@ -205,31 +192,34 @@ def _halves_of_gate(
     return filtered, jax.nn.sigmoid(gate).astype(h.dtype)
 
 
-_low_precision_gated = jax.custom_vjp(_gated, nondiff_argnums=(4,))
+_low_precision_gated = jax.custom_vjp(_gated, nondiff_argnums=(3,))
 
 
-def _low_precision_gated_fwd(h, dilation, conditioning, weights, margin):
-    filtered, gate = _halves_of_gate(h, dilation, conditioning, weights, margin)
-    return filtered * gate, (h, dilation, conditioning, weights, filtered, gate)
+def _low_precision_gated_fwd(h, conditioning, weights, dilation):
+    filtered, gate = _halves_of_gate(h, conditioning, weights, dilation)
+    return filtered * gate, (h, conditioning, weights, filtered, gate)
 
 
-def _low_precision_gated_bwd(margin, saved, g):
+def _low_precision_gated_bwd(dilation, saved, g):
     # Autodiff alone would keep the taps' inputs and float32 gates, multiply by half and half, and
     # add the taps' shares up shifted. A convolution's slope is itself one, with the taps reversed.
-    h, dilation, conditioning, weights, filtered, gate = saved
+    h, conditioning, weights, filtered, gate = saved
     narrow, wide, taps = h.dtype, conditioning.dtype, _taps(h, weights)
     g, t, s = (v.astype(wide) for v in (g, filtered, gate))
     slopes = (g * s * (1 - t * t)).astype(narrow), (g * t * s * (1 - s)).astype(narrow)
 
     def seen(v: jax.Array) -> jax.Array:
-        return _seen_by_taps(v, dilation, margin, taps)
+        return _seen_by_taps(v, dilation, taps)
 
     def reversed_taps(conv: jax.Array) -> jax.Array:
         by_tap = conv.reshape(taps, h.shape[-1], -1)[::-1]
         return by_tap.transpose(0, 2, 1).reshape(-1, h.shape[-1])
 
-    back = jnp.concatenate([reversed_taps(conv) for conv in weights["in"]])
-    dh = matmul(jnp.concatenate([*map(seen, slopes)], axis=-1), back, narrow, wide)
+    # A product a half: all six taps' inputs side by side would be laid out in memory first.
+    dh = sum(
+        matmul(seen(slope), reversed_taps(conv), narrow, wide)
+        for slope, conv in zip(slopes, weights["in"], strict=True)
+    )
     of_rows = [slope.reshape(*conditioning.shape[:2], -1) for slope in slopes]
     back = jnp.concatenate([cond.T for cond in weights["cond"]])
     d_conditioning = matmul(jnp.concatenate(of_rows, axis=-1), back, narrow, wide)
@@ -248,7 +238,7 @@ def _low_precision_gated_bwd(margin, saved, g):
             for slope, bias in zip(slopes, weights["bias"], strict=True)
         ),
     }
-    return dh.astype(narrow), None, d_conditioning, d_weights
+    return dh.astype(narrow), d_conditioning, d_weights
 
 
 _low_precision_gated.defvjp(_low_precision_gated_fwd, _low_precision_gated_bwd)
@@ -258,12 +248,11 @@ def _taps(h: jax.Array, weights: Params) -> int:
     return weights["in"][0].shape[0] // h.shape[-1]
 
 
-def _seen_by_taps(h: jax.Array, dilation: Any, margin: int, taps: int) -> jax.Array:
+def _seen_by_taps(h: jax.Array, dilation: int, taps: int) -> jax.Array:
     """`[B, N, C] -> [B, N, taps * C]`: h as each tap sees it, zeros beyond the ends."""
-    padded = jnp.pad(h, ((0, 0), (margin, margin), (0, 0)))
-    starts = [margin + (k - taps // 2) * dilation for k in range(taps)]
-    seen = [jax.lax.dynamic_slice_in_dim(padded, at, h.shape[1], 1) for at in starts]
-    return jnp.concatenate(seen, axis=-1)
+    reach, n = dilation * (taps // 2), h.shape[1]
+    padded = jnp.pad(h, ((0, 0), (reach, reach), (0, 0)))
+    return jnp.concatenate([padded[:, k * dilation : k * dilation + n] for k in range(taps)], -1)
 
 
 def _with_bias(start: Params, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -275,23 +264,19 @@ def _with_bias(start: Params, x: jax.Array, mask: jax.Array | None) -> tuple[jax
 
 
 def _weights(params: Params, i: int, dtype: Any) -> dict[str, jax.Array]:
-    """Those of layer i: the gate's halves apart, skip and end as one, and for the residual of the
-    last layer nothing. Kernels in `dtype`."""
+    """Those of layer i: the gate's halves apart, skip and end as one; the last layer's residual is
+    empty. Kernels in `dtype`."""
     conv, cond, both = (params[f"{name}_layer_{i}"] for name in ("in", "cond", "res_skip"))
     end, channels = params["end"]["kernel"][0], params["start"]["kernel"].shape[-1]
     skips = len(end)
-    residual = both["kernel"].shape[-1] > skips
-    res, res_bias = both["kernel"][0, :, :-skips], both["bias"][:-skips]
-    if not residual:
-        res, res_bias = jnp.zeros((channels, channels)), jnp.zeros(channels)
     return {
         "gate": {
             "in": _halves(conv["kernel"].astype(dtype), channels),
             "cond": _halves(cond["kernel"].astype(dtype), channels),
             "bias": tuple(jnp.split(conv["bias"] + cond["bias"], 2)),
         },
-        "res": res.astype(dtype),
-        "res_bias": res_bias.astype(end.dtype),
+        "res": both["kernel"][0, :, :-skips].astype(dtype),
+        "res_bias": both["bias"][:-skips],
         "end": exact(both["kernel"][0, :, -skips:], end).astype(dtype),
     }
 

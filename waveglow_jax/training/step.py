@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from waveglow_jax.audio.mel import log_mel_of_padded
@@ -43,9 +44,10 @@ class TrainState:
 
 
 def optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Global-norm clipping, if any, and Adam; the learning rate is applied by the step."""
+    """Global-norm clipping, if any, and Adam, for all parameters as one vector (`flat`); the
+    learning rate is applied by the step."""
     clip = [optax.clip_by_global_norm(train.gradient_clip)] if train.gradient_clip else []
-    return optax.flatten(optax.chain(*clip, optax.scale_by_adam()))
+    return optax.chain(*clip, optax.scale_by_adam())
 
 
 def init_state(
@@ -61,9 +63,11 @@ def init_state(
         params = init(jax.random.key(train.seed), config)
     _check_shapes(params, config)
     params = jax.tree.map(jnp.array, params)  # a copy: the first step takes the state's memory
-    adam = optimizer(train).init(params)
+    adam = optimizer(train).init(flat(params))
     if moments is not None:
-        mean, square = (_flat(m, config) for m in (moments.mean, moments.square))
+        for tree in (moments.mean, moments.square):
+            _check_shapes(tree, config)
+        mean, square = flat(moments.mean), flat(moments.square)
         count = jnp.asarray(moments.count, jnp.int32)
         adam = optax.tree.set(adam, count=count, mu=mean, nu=square)
     return TrainState(
@@ -77,10 +81,18 @@ def init_state(
     )
 
 
-def _flat(tree: Params, config: Config) -> jax.Array:
-    """As the optimizer keeps a tree of the parameters' shapes."""
-    _check_shapes(tree, config)
+def flat(tree: Params) -> jax.Array:
+    """All leaves one after another, as the optimizer sees and keeps them: one fusion, not
+    hundreds."""
     return jnp.concatenate([jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+def _like(tree: Params, vector: jax.Array) -> Params:
+    """`flat`'s inverse, given a tree of the same shapes."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = jnp.split(vector, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
 
 
 def _check_shapes(params: Params, config: Config) -> None:
@@ -112,13 +124,13 @@ def train_step(
     train = config.train
     noise = schedule(train, total_steps, state.step).noise
     value, gradients = _value_and_gradients(state.params, batch, config, state.step, noise)
-    value, gradients = jax.lax.pmean((value, gradients), axis)
-    gradient_norm = optax.tree.norm(gradients)
+    value, gradients = jax.lax.pmean((value, flat(gradients)), axis)
+    gradient_norm = jnp.linalg.norm(gradients)
     good = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
 
     rate = schedule(train, total_steps, state.step).learning_rate * state.learning_rate_scale
     updates, new_optimizer = optimizer(train).update(gradients, state.optimizer)
-    new_params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    new_params = jax.tree.map(lambda p, u: p - rate * u, state.params, _like(state.params, updates))
     decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
     new_ema = state.ema and jax.tree.map(
         lambda e, p: decay * e + (1 - decay) * p, state.ema, new_params
@@ -138,7 +150,7 @@ def train_step(
     metrics = {
         "loss": value,
         "gradient_norm": gradient_norm,
-        "update_norm": jnp.where(good, rate * optax.tree.norm(updates), 0.0),
+        "update_norm": jnp.where(good, rate * jnp.linalg.norm(updates), 0.0),
         "parameter_norm": optax.tree.norm(state.params),
         "learning_rate": rate,
         "skipped": state.skipped,
