@@ -11,8 +11,8 @@ from waveglow_jax.flow.wavenet import (
     WN,
     Upsampler,
     _gated,
-    _layer_after_layer,
     _halves_apart,
+    _layer_after_layer,
     _low_precision_gated,
     conditioning_channels,
     matmul,
@@ -139,9 +139,7 @@ def test_the_accelerators_form_is_the_loops(sizes):
 
         ours, out = both_ways(_halves_apart)
         theirs, _ = both_ways(_layer_after_layer)
-        bare = jax.jit(_halves_apart, static_argnums=4)(
-            params, x, conditioning, None, "float64"
-        )
+        bare = jax.jit(_halves_apart, static_argnums=4)(params, x, conditioning, None, "float64")
     for i, n in enumerate(lengths):
         brute = brute_wn(params, x[i, :n], conditioning[i, :n], layers, channels, skips)
         np.testing.assert_allclose(out[i, :n], brute, rtol=0, atol=1e-12 * np.abs(brute).max())

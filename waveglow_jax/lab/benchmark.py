@@ -249,10 +249,11 @@ def benchmark_loader(config: Config, data: str, repeats: int) -> Benchmark:
     """
     batches = training_batches(scan_corpus(data, config).training, config)
     a_batch = config.train.batch_size * config.data.segment_length
-    began = time.monotonic()
-    for _ in range(4):  # what was read ahead would flatter the first round
-        next(batches)
-    rounds = max(4, round(4 / max(1e-3, time.monotonic() - began)))
+    next(batches)
+    began, rounds = time.monotonic(), 0
+    while time.monotonic() - began < 1 or rounds < 4:
+        next(batches)  # what was read ahead meanwhile would flatter the first round
+        rounds += 1
 
     def run() -> None:
         for _ in range(rounds):
