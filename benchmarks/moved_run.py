@@ -115,7 +115,8 @@ def _draw(
             for axes in (above, below):
                 axes.axvline(last + 0.5, color="0.5", lw=0.8, ls="--")
     above.set_ylabel("training loss")
-    above.legend(frameon=False)
+    above.margins(y=0.15)
+    above.legend(frameon=False, ncols=4, loc="upper center", fontsize=8)
     above.set_title("One run, stopped and moved twice, over one that stayed")
     below.set_ylabel("difference\n(1e-9: none)")
     below.set_ylim(5e-10, 1e-3)
