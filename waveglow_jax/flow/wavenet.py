@@ -169,8 +169,9 @@ def _halves_apart(
 def _not_before(h: jax.Array, conditioning: jax.Array) -> jax.Array:
     """The conditioning as it is, but only once h is there.
 
-    Nothing in it depends on the layers before: left alone, XLA computes every layer's share of it at
-    the start and keeps them all. It drops a barrier on CPUs, so a number decides that is never two.
+    Nothing in it depends on the layers before: left alone, XLA computes every layer's share of it
+    at the start and keeps them all. On CPUs it drops a barrier; so one number decides, that cannot
+    be above and below zero.
     """
     one = h[:1, :1, :1]
     return jnp.where((one > 0) & (one < 0), 0, conditioning)
