@@ -262,9 +262,13 @@ def _taps(h: jax.Array, weights: Params) -> int:
 
 def _seen_by_taps(h: jax.Array, dilation: int, taps: int) -> jax.Array:
     """`[B, N, C] -> [B, N, taps * C]`: h as each tap sees it, zeros beyond the ends."""
+    return jnp.concatenate(_shifted(h, dilation, taps), axis=-1)
+
+
+def _shifted(h: jax.Array, dilation: int, taps: int) -> list[jax.Array]:
     reach, n = dilation * (taps // 2), h.shape[1]
     padded = jnp.pad(h, ((0, 0), (reach, reach), (0, 0)))
-    return jnp.concatenate([padded[:, k * dilation : k * dilation + n] for k in range(taps)], -1)
+    return [padded[:, k * dilation : k * dilation + n] for k in range(taps)]
 
 
 def _with_bias(start: Params, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -320,9 +324,7 @@ def dilated_conv(x: jax.Array, kernel: jax.Array, dilation: int, dtype: Any) -> 
     which is the same but on CPUs ten times as slow.
     """
     taps, channels, features = kernel.shape
-    reach, n = dilation * (taps // 2), x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
-    seen = jnp.stack([padded[:, k * dilation : k * dilation + n] for k in range(taps)], axis=2)
+    seen = jnp.stack(_shifted(x, dilation, taps), axis=2)
     seen = seen.reshape(*x.shape[:2], taps * channels)
     return matmul(seen, kernel.reshape(taps * channels, features), dtype)
 

@@ -10,8 +10,8 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import Config, TrainConfig
@@ -44,8 +44,8 @@ class TrainState:
 
 
 def optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Global-norm clipping, if any, and Adam, for all parameters as one vector (`flat`); the
-    learning rate is applied by the step."""
+    """Global-norm clipping, if any, and Adam, for all parameters as one vector
+    (`ravel_pytree`): one fusion, not hundreds. The learning rate is applied by the step."""
     clip = [optax.clip_by_global_norm(train.gradient_clip)] if train.gradient_clip else []
     return optax.chain(*clip, optax.scale_by_adam())
 
@@ -63,11 +63,11 @@ def init_state(
         params = init(jax.random.key(train.seed), config)
     _check_shapes(params, config)
     params = jax.tree.map(jnp.array, params)  # a copy: the first step takes the state's memory
-    adam = optimizer(train).init(flat(params))
+    adam = optimizer(train).init(ravel_pytree(params)[0])
     if moments is not None:
         for tree in (moments.mean, moments.square):
             _check_shapes(tree, config)
-        mean, square = flat(moments.mean), flat(moments.square)
+        mean, square = (ravel_pytree(tree)[0] for tree in (moments.mean, moments.square))
         count = jnp.asarray(moments.count, jnp.int32)
         adam = optax.tree.set(adam, count=count, mu=mean, nu=square)
     return TrainState(
@@ -79,20 +79,6 @@ def init_state(
         skipped=jnp.zeros((), jnp.int32),
         bad_in_a_row=jnp.zeros((), jnp.int32),
     )
-
-
-def flat(tree: Params) -> jax.Array:
-    """All leaves one after another, as the optimizer sees and keeps them: one fusion, not
-    hundreds."""
-    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
-
-
-def _like(tree: Params, vector: jax.Array) -> Params:
-    """`flat`'s inverse, given a tree of the same shapes."""
-    leaves, structure = jax.tree.flatten(tree)
-    parts = jnp.split(vector, np.cumsum([leaf.size for leaf in leaves])[:-1])
-    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    return jax.tree.unflatten(structure, shaped)
 
 
 def _check_shapes(params: Params, config: Config) -> None:
@@ -124,13 +110,14 @@ def train_step(
     train = config.train
     noise = schedule(train, total_steps, state.step).noise
     value, gradients = _value_and_gradients(state.params, batch, config, state.step, noise)
-    value, gradients = jax.lax.pmean((value, flat(gradients)), axis)
+    gradients, as_tree = ravel_pytree(gradients)
+    value, gradients = jax.lax.pmean((value, gradients), axis)
     gradient_norm = jnp.linalg.norm(gradients)
     good = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
 
     rate = schedule(train, total_steps, state.step).learning_rate * state.learning_rate_scale
     updates, new_optimizer = optimizer(train).update(gradients, state.optimizer)
-    new_params = jax.tree.map(lambda p, u: p - rate * u, state.params, _like(state.params, updates))
+    new_params = jax.tree.map(lambda p, u: p - rate * u, state.params, as_tree(updates))
     decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
     new_ema = state.ema and jax.tree.map(
         lambda e, p: decay * e + (1 - decay) * p, state.ema, new_params
