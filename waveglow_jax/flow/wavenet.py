@@ -17,6 +17,9 @@ from waveglow_jax.flow.bijections import EXACT
 
 Params = Mapping[str, Any]
 
+SUBLANES = 8
+"""Rows of a TPU's tile."""
+
 
 def torch_like_init() -> nn.initializers.Initializer:
     """Uniform within 1 / sqrt(fan_in): how the original's convolutions start."""
@@ -63,8 +66,8 @@ class WN(nn.Module):
             x,
             conditioning,
             mask,
-            cpu=partial(_layer_after_layer, dtype=self.dtype),
-            default=partial(_halves_apart, dtype=self.dtype),
+            cpu=partial(_wn, dtype=self.dtype, cpu=True),
+            default=partial(_wn, dtype=self.dtype, cpu=False),
         )
 
     def _layers(self, n_in: int, n_conditioning: int) -> Params:
@@ -109,199 +112,271 @@ def _keep(h: jax.Array, mask: jax.Array | None) -> jax.Array:
     return h if mask is None else jnp.where(mask[:, :, None] > 0, h, 0)
 
 
-def _layer_after_layer(
-    params: Params, x: jax.Array, conditioning: jax.Array, mask: jax.Array | None, dtype: Any
+def _wn(
+    params: Params,
+    x: jax.Array,
+    conditioning: jax.Array,
+    mask: jax.Array | None,
+    dtype: Any,
+    cpu: bool,
 ) -> jax.Array:
-    """What CPUs run: one layer after another, the first dilated one straight from WN's inputs."""
-    start, end = params["start"], params["end"]
-    channels, skips = start["kernel"].shape[-1], end["kernel"].shape[-2]
-    inputs, widen = _with_bias(start, x, mask)
-    h, out = matmul(inputs, widen, dtype), end["bias"][None, None].astype(x.dtype)
-    for i in range(_depth(params)):
-        conv, cond, both = (params[f"{name}_layer_{i}"] for name in ("in", "cond", "res_skip"))
-        kernel = conv["kernel"] if i else exact(widen[None], conv["kernel"])
-        gates = dilated_conv(h if i else inputs, kernel, 2**i, dtype)
-        seen = _not_before(h, conditioning)
-        gates = gates + matmul(seen, cond["kernel"][0], dtype).reshape(gates.shape)
-        gates = gates + (conv["bias"] + cond["bias"])[None, None].astype(x.dtype)
-        filtered, gate = jnp.split(gates, 2, axis=-1)
-        activated = jnp.tanh(filtered) * jax.nn.sigmoid(gate)
-        if i < _depth(params) - 1:
-            residual = matmul(activated, both["kernel"][0, :, :channels], dtype)
-            bias = both["bias"][None, None, :channels].astype(x.dtype)
-            h = _keep(h + residual + bias, mask)
-        skip = exact(both["kernel"][0, :, -skips:], end["kernel"][0])
-        out = out + matmul(activated, skip, dtype)
-        out = out + exact(both["bias"][None, None, -skips:], end["kernel"]).astype(x.dtype)
-    return out
-
-
-def _halves_apart(
-    params: Params, x: jax.Array, conditioning: jax.Array, mask: jax.Array | None, dtype: Any
-) -> jax.Array:
-    """What accelerators run: filter and gate are a product each, so that tanh and sigmoid end a
-    product. Activations and weights rest in `dtype` between the products, which sum in x's own."""
     wide = x.dtype
     narrow = min(jnp.dtype(dtype), wide, key=lambda d: d.itemsize)
-    depth = _depth(params)
-    gated = _gated if narrow == wide else _low_precision_gated
-
-    def product(h: jax.Array, kernel: jax.Array) -> jax.Array:
-        return matmul(h, kernel, narrow, wide)
-
-    inputs, widen = _with_bias(params["start"], x, mask)
-    h, out = product(inputs, widen), _end_bias(params)[None, None].astype(wide)
-    for i in range(depth):
-        weights = _weights(params, i, narrow)
-        if i == 0:
-            from_inputs = exact(widen[None], params["in_layer_0"]["kernel"]).astype(narrow)
-            weights["gate"]["in"] = _halves(from_inputs, widen.shape[1])
-        seen = h if i else inputs.astype(narrow)
-        activated = gated(seen, conditioning, weights["gate"], 2**i)
-        if i < depth - 1:
-            residual = product(activated, weights["res"])
-            residual = residual + weights["res_bias"][None, None].astype(wide)
-            h = _keep(h + residual, mask).astype(narrow)
-        out = out + product(activated, weights["end"])
-    return out
+    inputs, weights = _with_bias(x, mask), _weights(params, wide, cpu)
+    layers = _layers if narrow == wide else _low_precision_layers
+    out = layers(weights, inputs, conditioning, mask, narrow, cpu)
+    return out + _end_bias(params)[None, None].astype(wide)
 
 
-def _not_before(h: jax.Array, conditioning: jax.Array) -> jax.Array:
-    """The conditioning as it is, but only once h is there.
-
-    Nothing in it depends on the layers before: left alone, XLA computes every layer's share of it
-    at the start and keeps them all. On CPUs it drops a barrier; so one number decides, that cannot
-    be above and below zero.
-    """
-    one = h[:1, :1, :1]
-    return jnp.where((one > 0) & (one < 0), 0, conditioning)
-
-
-def _gated(h: jax.Array, conditioning: jax.Array, weights: Params, dilation: int) -> jax.Array:
-    """tanh * sigmoid of a dilated convolution of h and a 1x1 one of the conditioning.
-
-    h `[B, N, C_in]`, conditioning `[B, N / phases, D]` -> `[B, N, C]` in h's dtype. Sums, tanh and
-    sigmoid in conditioning's dtype.
-    """
-    filtered, gate = _halves_of_gate(h, conditioning, weights, dilation)
-    return filtered * gate
+def _layers(
+    weights: Params,
+    inputs: jax.Array,
+    conditioning: jax.Array,
+    mask: jax.Array | None,
+    narrow: Any,
+    cpu: bool,
+) -> jax.Array:
+    """`[B, N, n_out]` without its bias; inputs `[B, N, C_in + 1]`. Operands of products and what
+    rests between them in `narrow`; sums, tanh and sigmoid in inputs' dtype."""
+    return _layer_after_layer(weights, inputs, conditioning, mask, narrow, cpu)[0]
 
 
-def _halves_of_gate(
-    h: jax.Array, conditioning: jax.Array, weights: Params, dilation: int
+def _layer_after_layer(
+    weights: Params,
+    inputs: jax.Array,
+    conditioning: jax.Array,
+    mask: jax.Array | None,
+    narrow: Any,
+    cpu: bool,
+) -> tuple[jax.Array, list[tuple[jax.Array, ...]]]:
+    """`_layers`, and what its slope needs of each: what the taps see, tanh and sigmoid."""
+    wide = inputs.dtype
+    h, out, kept = matmul(inputs, weights["widen"], narrow, wide), 0, []
+    for i, layer in enumerate(weights["layers"]):
+        conditions = conditioning, layer["cond"]
+        if cpu:
+            conditions = _not_before(h, *conditions)
+        seen = (h if i else inputs).astype(narrow)
+        filtered, gate = _gate(seen, *conditions, layer, 2**i, cpu)
+        kept.append(tuple(v.astype(narrow) for v in (seen, filtered, gate)))
+        activated = filtered * gate
+        if "res" in layer:
+            residual = matmul(activated, layer["res"], narrow, wide)
+            h = _keep(h + residual + layer["res_bias"][None, None].astype(wide), mask)
+            # Between their products accelerators wait for memory: half the bytes, half the wait.
+            h = h if cpu else h.astype(narrow)
+        out = out + matmul(activated, layer["end"], narrow, wide)
+    return out, kept
+
+
+def _gate(
+    seen: jax.Array,
+    conditioning: jax.Array,
+    cond: tuple[jax.Array, ...],
+    layer: Params,
+    dilation: int,
+    cpu: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    # By themselves: tanh and sigmoid are then the end of a product each, not one more pass. The
-    # barrier holds what the first leaves to the few bytes of its dtype.
-    wide = conditioning.dtype
-    seen = _seen_by_taps(h, dilation, _taps(h, weights))
-    filtered, gate = (
-        matmul(seen, conv, h.dtype, wide)
-        + matmul(conditioning.astype(h.dtype), cond, h.dtype, wide).reshape(*h.shape[:2], -1)
+    """tanh and sigmoid, each `[B, N, C]`, of a dilated convolution of what is seen and a 1x1 one of
+    the conditioning."""
+    narrow, wide = seen.dtype, conditioning.dtype
+    by_taps = _side_by_side(_shifted(seen, dilation, _taps(seen, layer)), cpu)
+    sums = [
+        matmul(by_taps, of_taps, narrow, wide)
+        + matmul(conditioning, of_conditioning, narrow, wide).reshape(*seen.shape[:2], -1)
         + bias[None, None].astype(wide)
-        for conv, cond, bias in zip(*map(weights.get, ("in", "cond", "bias")), strict=True)
+        for of_taps, of_conditioning, bias in zip(layer["in"], cond, layer["bias"], strict=True)
+    ]
+    if cpu:
+        filtered, gate = jnp.split(sums[0], 2, axis=-1)
+        return jnp.tanh(filtered), jax.nn.sigmoid(gate)
+    # Each ends a product. The barrier holds what the first leaves to the few bytes of its dtype.
+    filtered = jax.lax.optimization_barrier(jnp.tanh(sums[0]).astype(narrow))
+    return filtered, jax.nn.sigmoid(sums[1]).astype(narrow)
+
+
+def _low_precision_fwd(weights, inputs, conditioning, mask, narrow, cpu):
+    out, kept = _layer_after_layer(weights, inputs, conditioning, mask, narrow, cpu)
+    rounded = jax.tree.map(lambda w: w.astype(narrow) if w.ndim > 1 else w, weights)
+    return out, (rounded, inputs, conditioning, mask, kept)
+
+
+def _low_precision_bwd(narrow, cpu, saved, g):
+    # Autodiff alone would keep float32 gates and the taps' inputs, multiply float32 slopes, add the
+    # taps' shares up shifted, and each layer's slope of the conditioning to those before it.
+    weights, inputs, conditioning, mask, kept = saved
+    wide, g, dh = inputs.dtype, g.astype(narrow), None
+    few = not cpu and len(inputs) < SUBLANES
+    d_layers, slopes = [], []
+    for i, (layer, (seen, filtered, gate)) in reversed(
+        list(enumerate(zip(weights["layers"], kept, strict=True)))
+    ):
+        activated = filtered * gate
+        d_layer = {"end": _of_kernel(activated, g, wide)}
+        d_activated = matmul(g, _transposed(layer["end"]), narrow, wide)
+        if "res" in layer:
+            d_activated = d_activated + matmul(dh, _transposed(layer["res"]), narrow, wide)
+            d_layer["res"] = _of_kernel(activated, dh, wide)
+            d_layer["res_bias"] = dh.astype(wide).sum(axis=(0, 1))
+        t, s = filtered.astype(wide), gate.astype(wide)
+        of_halves = [
+            (d_activated * s * (1 - t * t)).astype(narrow),
+            (d_activated * t * s * (1 - s)).astype(narrow),
+        ]
+        if cpu:
+            of_halves = [_side_by_side(of_halves, cpu)]
+        d_seen = 0
+        d_layer["in"] = ()
+        for slope, kernel in zip(of_halves, layer["in"], strict=True):
+            d_of_seen, d_kernel = _back_through_taps(seen, slope, kernel, 2**i, wide, cpu)
+            d_seen = d_seen + d_of_seen
+            d_layer["in"] += (d_kernel,)
+        d_layer["bias"] = tuple(slope.astype(wide).sum(axis=(0, 1)) for slope in of_halves)
+        if i:
+            dh = _keep(d_seen if dh is None else dh + d_seen, mask).astype(narrow)
+        d_layers.insert(0, d_layer)
+        slopes.insert(0, [slope.reshape(*conditioning.shape[:2], -1) for slope in of_halves])
+
+    d_inputs, d_widen = d_seen, jnp.zeros_like(weights["widen"], wide)
+    if dh is not None:
+        d_inputs = d_inputs + matmul(dh, _transposed(weights["widen"]), narrow, wide)
+        d_widen = _of_kernel(inputs.astype(narrow), dh, wide)
+    d_conditioning = 0
+    for layers in [range(i, i + 1) for i in range(len(kept))] if few else [range(len(kept))]:
+        # One product for all layers: the sum over them is its own. For few clips, one a layer: the
+        # slopes of all would be copied beside each other.
+        of_layers = [slope for i in layers for slope in slopes[i]]
+        conds = [cond for i in layers for cond in weights["layers"][i]["cond"]]
+        of_layers = _side_by_side(of_layers, cpu)
+        back = jnp.concatenate([cond.T for cond in conds])
+        d_conditioning = d_conditioning + matmul(of_layers, back, narrow, wide)
+        d_conds = _of_kernel(conditioning.astype(narrow), of_layers, wide)
+        d_conds = jnp.split(d_conds, len(conds), axis=-1)
+        for i in layers:
+            d_layers[i]["cond"] = tuple(d_conds.pop(0) for _ in slopes[i])
+    return {"widen": d_widen, "layers": d_layers}, d_inputs, d_conditioning, None
+
+
+_low_precision_layers = jax.custom_vjp(_layers, nondiff_argnums=(4, 5))
+_low_precision_layers.defvjp(_low_precision_fwd, _low_precision_bwd)
+
+
+def _back_through_taps(
+    seen: jax.Array, slope: jax.Array, kernel: jax.Array, dilation: int, wide: Any, cpu: bool
+) -> tuple[jax.Array, jax.Array]:
+    """A dilated convolution's slopes of what it saw `[B, N, C_in]` and of its kernel
+    `[taps * C_in, C]`, from that of its result `[B, N, C]`."""
+    taps = kernel.shape[0] // seen.shape[-1]
+    # The first is itself a convolution, with the taps reversed.
+    by_tap = kernel.reshape(taps, -1, slope.shape[-1])[::-1].transpose(0, 2, 1)
+    if cpu or len(seen) < SUBLANES:
+        shifted = _side_by_side(_shifted(slope, dilation, taps), cpu)
+        d_seen = matmul(shifted, by_tap.reshape(-1, by_tap.shape[-1]), slope.dtype, wide)
+        d_kernel = _of_kernel(seen, shifted, wide).reshape(seen.shape[-1], taps, -1)
+        return d_seen, d_kernel[:, ::-1].transpose(1, 0, 2).reshape(kernel.shape)
+    # TPUs lay so many clips beside each other, and then copy no shifted slope.
+    d_seen = jax.lax.conv_general_dilated(
+        slope,
+        by_tap,
+        window_strides=(1,),
+        padding=((dilation * (taps // 2),) * 2,),
+        rhs_dilation=(dilation,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        preferred_element_type=wide,
     )
-    filtered = jax.lax.optimization_barrier(jnp.tanh(filtered).astype(h.dtype))
-    return filtered, jax.nn.sigmoid(gate).astype(h.dtype)
+    d_kernel = [_of_kernel(shifted, slope, wide) for shifted in _shifted(seen, dilation, taps)]
+    return d_seen, jnp.concatenate(d_kernel)
 
 
-_low_precision_gated = jax.custom_vjp(_gated, nondiff_argnums=(3,))
+def _not_before(
+    h: jax.Array, conditioning: jax.Array, cond: tuple[jax.Array, ...]
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The conditioning and its kernels as they are, but only once h is there.
+
+    Nothing in their product depends on the layers before: left alone, XLA computes every layer's
+    share of it at the start and keeps them all. On CPUs it drops a barrier; so one number decides,
+    that cannot be above and below zero, about the smaller of the two.
+    """
+    never = (h[0, 0, 0] > 0) & (h[0, 0, 0] < 0)
+    if conditioning.size < cond[0].size:
+        return jnp.where(never, 0, conditioning), cond
+    return conditioning, tuple(jnp.where(never, 0, kernel) for kernel in cond)
 
 
-def _low_precision_gated_fwd(h, conditioning, weights, dilation):
-    filtered, gate = _halves_of_gate(h, conditioning, weights, dilation)
-    return filtered * gate, (h, conditioning, weights, filtered, gate)
+def _of_kernel(x: jax.Array, slope: jax.Array, wide: Any) -> jax.Array:
+    """`[C_in, C_out]`: the slope of the kernel in x `[B, N, C_in]` @ kernel."""
+    return jnp.einsum("bni,bno->io", x, slope, preferred_element_type=wide)
 
 
-def _low_precision_gated_bwd(dilation, saved, g):
-    # Autodiff alone would keep the taps' inputs and float32 gates, multiply by half and half, and
-    # add the taps' shares up shifted. A convolution's slope is itself one, with the taps reversed.
-    h, conditioning, weights, filtered, gate = saved
-    narrow, wide, taps = h.dtype, conditioning.dtype, _taps(h, weights)
-    g, t, s = (v.astype(wide) for v in (g, filtered, gate))
-    slopes = (g * s * (1 - t * t)).astype(narrow), (g * t * s * (1 - s)).astype(narrow)
-
-    def seen(v: jax.Array) -> jax.Array:
-        return _seen_by_taps(v, dilation, taps)
-
-    def reversed_taps(conv: jax.Array) -> jax.Array:
-        by_tap = conv.reshape(taps, h.shape[-1], -1)[::-1]
-        return by_tap.transpose(0, 2, 1).reshape(-1, h.shape[-1])
-
-    # A product a half: all six taps' inputs side by side would be laid out in memory first.
-    dh = sum(
-        matmul(seen(slope), reversed_taps(conv), narrow, wide)
-        for slope, conv in zip(slopes, weights["in"], strict=True)
-    )
-    of_rows = [slope.reshape(*conditioning.shape[:2], -1) for slope in slopes]
-    back = jnp.concatenate([cond.T for cond in weights["cond"]])
-    d_conditioning = matmul(jnp.concatenate(of_rows, axis=-1), back, narrow, wide)
-
-    def of_kernel(x: jax.Array, slope: jax.Array) -> jax.Array:
-        precision = EXACT if narrow == wide else None
-        return jnp.einsum(
-            "...i,...o->io", x, slope, preferred_element_type=wide, precision=precision
-        ).astype(narrow)
-
-    d_weights = {
-        "in": tuple(of_kernel(seen(h), slope) for slope in slopes),
-        "cond": tuple(of_kernel(conditioning.astype(narrow), slope) for slope in of_rows),
-        "bias": tuple(
-            slope.astype(wide).sum(axis=(0, 1)).astype(bias.dtype)
-            for slope, bias in zip(slopes, weights["bias"], strict=True)
-        ),
-    }
-    return dh.astype(narrow), d_conditioning, d_weights
-
-
-_low_precision_gated.defvjp(_low_precision_gated_fwd, _low_precision_gated_bwd)
-
-
-def _taps(h: jax.Array, weights: Params) -> int:
-    return weights["in"][0].shape[0] // h.shape[-1]
-
-
-def _seen_by_taps(h: jax.Array, dilation: int, taps: int) -> jax.Array:
-    """`[B, N, C] -> [B, N, taps * C]`: h as each tap sees it, zeros beyond the ends."""
-    return jnp.concatenate(_shifted(h, dilation, taps), axis=-1)
+def _taps(seen: jax.Array, layer: Params) -> int:
+    return layer["in"][0].shape[0] // seen.shape[-1]
 
 
 def _shifted(h: jax.Array, dilation: int, taps: int) -> list[jax.Array]:
+    """h `[B, N, C]` as each tap sees it, zeros beyond the ends."""
     reach, n = dilation * (taps // 2), h.shape[1]
     padded = jnp.pad(h, ((0, 0), (reach, reach), (0, 0)))
     return [padded[:, k * dilation : k * dilation + n] for k in range(taps)]
 
 
-def _with_bias(start: Params, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """`[B, N, C_in + 1]` and `[C_in + 1, C]`: a constant 1 beside the inputs, absent beyond the
-    ends, carries the first layer's bias."""
-    inputs = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+def _side_by_side(parts: list[jax.Array], cpu: bool) -> jax.Array:
+    """Arrays of one width concatenated along the channels."""
+    if not cpu:
+        return jnp.concatenate(parts, axis=-1)
+    stacked = _stacked_as_bits if parts[0].dtype.itemsize == 2 else _stacked
+    return stacked(parts).reshape(*parts[0].shape[:-1], -1)
+
+
+def _stacked(parts: list[jax.Array]) -> jax.Array:
+    # Before a reshape the same as concatenated, but on CPUs ten times as fast.
+    return jnp.stack(parts, axis=-2)
+
+
+@jax.custom_jvp
+def _stacked_as_bits(parts: list[jax.Array]) -> jax.Array:
+    # XLA on CPUs would take 16-bit floats to float32 and back, at twenty times the cost.
+    bits = _stacked([jax.lax.bitcast_convert_type(part, jnp.uint16) for part in parts])
+    return jax.lax.bitcast_convert_type(bits, parts[0].dtype)
+
+
+_stacked_as_bits.defjvp(lambda parts, slopes: (_stacked_as_bits(*parts), _stacked(*slopes)))
+
+
+def _with_bias(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`[B, N, C_in + 1]`: a constant 1 beside the inputs, absent beyond the ends, carries the first
+    layer's bias."""
+    return _keep(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1), mask)
+
+
+def _weights(params: Params, dtype: Any, cpu: bool) -> Params:
+    """`widen` `[C_in + 1, C]`, and of each layer the gate's (one for filter and gate on CPUs, else
+    one each), `res` where it is not the last, and skip and end as one."""
+    start, end = params["start"], params["end"]["kernel"][0]
     widen = jnp.concatenate([start["kernel"][0], start["bias"][None]])
-    return _keep(inputs, mask), widen.astype(x.dtype)
+    channels, skips = widen.shape[-1], len(end)
 
+    def columns(kernel: jax.Array) -> tuple[jax.Array, ...]:
+        seen = kernel.shape[0] * kernel.shape[1]
+        if cpu:
+            return (kernel.reshape(seen, -1).astype(dtype),)
+        halves = jnp.split(kernel.reshape(seen, -1, 2 * channels), 2, axis=-1)
+        return tuple(half.reshape(seen, -1).astype(dtype) for half in halves)
 
-def _weights(params: Params, i: int, dtype: Any) -> dict[str, jax.Array]:
-    """Those of layer i: the gate's halves apart, skip and end as one; the last layer's residual is
-    empty. Kernels in `dtype`."""
-    conv, cond, both = (params[f"{name}_layer_{i}"] for name in ("in", "cond", "res_skip"))
-    end, channels = params["end"]["kernel"][0], params["start"]["kernel"].shape[-1]
-    skips = len(end)
-    return {
-        "gate": {
-            "in": _halves(conv["kernel"].astype(dtype), channels),
-            "cond": _halves(cond["kernel"].astype(dtype), channels),
-            "bias": tuple(jnp.split(conv["bias"] + cond["bias"], 2)),
-        },
-        "res": both["kernel"][0, :, :-skips].astype(dtype),
-        "res_bias": both["bias"][:-skips],
-        "end": exact(both["kernel"][0, :, -skips:], end).astype(dtype),
-    }
+    def of_layer(i: int) -> Params:
+        conv, cond, both = (params[f"{name}_layer_{i}"] for name in ("in", "cond", "res_skip"))
+        bias = conv["bias"] + cond["bias"]
+        layer = {
+            "in": columns(conv["kernel"] if i else exact(widen[None], conv["kernel"])),
+            "cond": columns(cond["kernel"]),
+            "bias": (bias,) if cpu else tuple(jnp.split(bias, 2)),
+            "end": exact(both["kernel"][0, :, -skips:], end).astype(dtype),
+        }
+        if i < _depth(params) - 1:
+            layer["res"] = both["kernel"][0, :, :channels].astype(dtype)
+            layer["res_bias"] = both["bias"][:channels]
+        return layer
 
-
-def _halves(kernel: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
-    """Filter and gate apart: `[taps, C_in, phases * 2 C]` -> twice `[taps * C_in, phases * C]`."""
-    seen = kernel.shape[0] * kernel.shape[1]
-    of_phases = kernel.reshape(seen, -1, 2 * channels)
-    return tuple(half.reshape(seen, -1) for half in jnp.split(of_phases, 2, axis=-1))
+    return {"widen": widen.astype(dtype), "layers": [of_layer(i) for i in range(_depth(params))]}
 
 
 def _end_bias(params: Params) -> jax.Array:
@@ -315,18 +390,6 @@ def _end_bias(params: Params) -> jax.Array:
 
 def _depth(params: Params) -> int:
     return sum(name.startswith("in_layer_") for name in params)
-
-
-def dilated_conv(x: jax.Array, kernel: jax.Array, dilation: int, dtype: Any) -> jax.Array:
-    """`[B, N, C_in]`, kernel `[taps, C_in, C_out]` -> `[B, N, C_out]`, zeros beyond the ends.
-
-    One product with the taps' inputs side by side: stacked, not concatenated along the channels,
-    which is the same but on CPUs ten times as slow.
-    """
-    taps, channels, features = kernel.shape
-    seen = jnp.stack(_shifted(x, dilation, taps), axis=2)
-    seen = seen.reshape(*x.shape[:2], taps * channels)
-    return matmul(seen, kernel.reshape(taps * channels, features), dtype)
 
 
 def exact(a: jax.Array, b: jax.Array) -> jax.Array:
