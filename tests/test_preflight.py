@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.preflight import _devices, instructions, product_flops
+from waveglow_jax.lab.preflight import CHIPS, _compiled, _devices, instructions, product_flops
 
 ROOT = Path(__file__).parent.parent
 TEXT = """HloModule jit_f, is_scheduled=true
@@ -94,6 +94,25 @@ def test_bad_topologies_are_one_line():
     assert "v5e:2x4" in line
 
 
+def test_what_the_compiler_finds_too_large_is_one_line():
+    class TooLarge:
+        def __call__(self, x):
+            return x
+
+        def lower(self, x):
+            return self
+
+        def compile(self):
+            text = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, 34.51G exceeds 15.75G.\n\n more"
+            raise jax.errors.JaxRuntimeError(text)
+
+    with pytest.raises(UserError) as error:
+        _compiled(TooLarge(), (jnp.zeros(1),), CHIPS["v5e"], [], "v5e:2x4", "train", 24, 384_000)
+    line = str(error.value)
+    assert "batch 24" in line and "34.51G exceeds 15.75G" in line and "--batch" in line
+    assert "\n" not in line and "more" not in line
+
+
 @pytest.mark.parametrize(
     ("library", "topology", "extra"),
     [("libtpu", "v5e:2x4", "tpu-preflight"), ("jax_cuda12_plugin", "h100:8", "gpu-preflight")],
@@ -131,3 +150,13 @@ def test_with_the_compiler(library, topology, task):
         assert found["estimated_seconds"] is None and found["share_of_peak"] is None
     else:
         assert found["estimated_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_small_step_takes_little_memory():
+    """The optimizer's vector, shaped as a 1x1 convolution's W, would be padded to 32 times that."""
+    pytest.importorskip("libtpu")
+    done = run("--config", "configs/tiny.json", "--batch", "8", "--json", "--topology", "v5e:2x4")
+    found = json.loads(done.stdout)
+    # Adam's two moments and the parameters: three vectors.
+    assert found["temporary_bytes"] < 8 * found["argument_bytes"] / 3

@@ -139,9 +139,11 @@ def test_the_accelerators_form_is_the_loops(sizes):
             gradient = jax.grad(total, (0, 1, 2), has_aux=True)
             return jax.jit(gradient)(params, x, conditioning)
 
-        ours, out = both_ways(partial(_wn, cpu=False))
-        theirs, _ = both_ways(partial(_wn, cpu=True))
-        bare = jax.jit(partial(_wn, mask=None, dtype="float64", cpu=False))(params, x, conditioning)
+        ours, out = both_ways(partial(_wn, backend="tpu"))
+        theirs, _ = both_ways(partial(_wn, backend="cpu"))
+        bare = jax.jit(partial(_wn, mask=None, dtype="float64", backend="tpu"))(
+            params, x, conditioning
+        )
     for i, n in enumerate(lengths):
         brute = brute_wn(params, x[i, :n], conditioning[i, :n], layers, channels, skips)
         np.testing.assert_allclose(out[i, :n], brute, rtol=0, atol=1e-12 * np.abs(brute).max())
@@ -151,13 +153,13 @@ def test_the_accelerators_form_is_the_loops(sizes):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))
 
 
-@pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "accelerators"])
+@pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize(
     ("layers", "batch", "phases", "masked"),
     # Few clips and many go separate ways; with one layer there is no residual at all.
     [(3, 2, 1, True), (3, 9, 1, False), (2, 9, 1, True), (2, 2, 4, False), (1, 2, 1, False)],
 )
-def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, cpu):
+def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
     """In float64, where neither rounds."""
     rng = np.random.default_rng(16)
     n_steps = 12
@@ -168,11 +170,11 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, cpu):
     with jax.enable_x64(True):
         network = WN(N_OUT, layers, 4, 5, 3, jnp.float64, phases)
         shapes = shapes_of(network, (1, phases, N_IN), (1, 1, N_COND))
-        weights = _weights(lively(shapes, 17), jnp.float64, cpu)
+        weights = _weights(lively(shapes, 17), jnp.float64, backend)
 
         def of(form):
             def total(weights, x, conditioning):
-                out = form(weights, x, conditioning, mask, jnp.dtype("float64"), cpu)
+                out = form(weights, x, conditioning, mask, jnp.dtype("float64"), backend)
                 return jnp.sum(out * slope)
 
             return jax.jit(jax.grad(total, (0, 1, 2)))(weights, x, conditioning)
@@ -183,11 +185,11 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, cpu):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))
 
 
-@pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "accelerators"])
+@pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize(
     ("of_parameters", "batch"), [("float32", 2), ("float32", 9), ("bfloat16", 2)]
 )
-def test_slopes_in_bfloat16_are_near(of_parameters, batch, cpu):
+def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
     """By hand, and by autodiff where the parameters are bfloat16 themselves."""
     rng = np.random.default_rng(18)
     x, conditioning = rng.normal(size=(batch, 40, N_IN)), rng.normal(size=(batch, 40, N_COND))
@@ -200,7 +202,7 @@ def test_slopes_in_bfloat16_are_near(of_parameters, batch, cpu):
 
         def total(params, x, conditioning):
             return jnp.sum(
-                _wn(params, x, conditioning, None, dtype, cpu) * jnp.asarray(slope, kind)
+                _wn(params, x, conditioning, None, dtype, backend) * jnp.asarray(slope, kind)
             )
 
         return jax.jit(jax.grad(total, (0, 1, 2)))(*inputs)
@@ -222,10 +224,10 @@ def test_the_accelerators_form_rounds_no_more_than_its_dtype(dtype):
     with jax.enable_x64(True):
         _, params = network_and_params(*sizes)
         params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
-        exact = np.asarray(_wn(params, x, conditioning, None, jnp.float64, cpu=False))
+        exact = np.asarray(_wn(params, x, conditioning, None, jnp.float64, backend="tpu"))
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, x, conditioning))
-    for cpu in (False, True):
-        out = _wn(*narrow, None, jnp.dtype(dtype), cpu)
+    for backend in ("tpu", "cpu"):
+        out = _wn(*narrow, None, jnp.dtype(dtype), backend)
         assert out.dtype == np.float32
         error = np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2) / np.mean(exact**2))
         assert error < (1e-6 if dtype == "float32" else 1e-2)

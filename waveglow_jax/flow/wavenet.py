@@ -57,8 +57,7 @@ class WN(nn.Module):
         (`with_upsampler`); otherwise each has its own.
 
         With a mask, steps outside are zero wherever a convolution sees them, just as it sees zeros
-        beyond the ends of an unpadded signal. The one place where backends go separate ways, each
-        in the form that it is fastest in; the results differ by rounding alone.
+        beyond the ends of an unpadded signal. Backends differ by rounding alone.
         """
         params = self._layers(x.shape[-1], conditioning.shape[-1])
         return jax.lax.platform_dependent(
@@ -66,8 +65,9 @@ class WN(nn.Module):
             x,
             conditioning,
             mask,
-            cpu=partial(_wn, dtype=self.dtype, cpu=True),
-            default=partial(_wn, dtype=self.dtype, cpu=False),
+            cpu=partial(_wn, dtype=self.dtype, backend="cpu"),
+            tpu=partial(_wn, dtype=self.dtype, backend="tpu"),
+            default=partial(_wn, dtype=self.dtype, backend="gpu"),
         )
 
     def _layers(self, n_in: int, n_conditioning: int) -> Params:
@@ -118,13 +118,19 @@ def _wn(
     conditioning: jax.Array,
     mask: jax.Array | None,
     dtype: Any,
-    cpu: bool,
+    backend: str,
 ) -> jax.Array:
+    """WN from its plain parameters, as "cpu", "gpu" or "tpu" are fastest with it.
+
+    CPUs have one product for filter and gate, and h in x's dtype. Accelerators have a product each,
+    so that tanh and sigmoid end a product, and `dtype` between products; TPUs have convolutions of
+    their own in the backward pass from `SUBLANES` clips on (docs/tpu.md).
+    """
     wide = x.dtype
     narrow = min(jnp.dtype(dtype), wide, key=lambda d: d.itemsize)
-    inputs, weights = _with_bias(x, mask), _weights(params, wide, cpu)
+    inputs, weights = _with_bias(x, mask), _weights(params, wide, backend)
     layers = _layers if narrow == wide else _low_precision_layers
-    out = layers(weights, inputs, conditioning, mask, narrow, cpu)
+    out = layers(weights, inputs, conditioning, mask, narrow, backend)
     return out + _end_bias(params)[None, None].astype(wide)
 
 
@@ -134,11 +140,11 @@ def _layers(
     conditioning: jax.Array,
     mask: jax.Array | None,
     narrow: Any,
-    cpu: bool,
+    backend: str,
 ) -> jax.Array:
     """`[B, N, n_out]` without its bias; inputs `[B, N, C_in + 1]`. Operands of products and what
     rests between them in `narrow`; sums, tanh and sigmoid in inputs' dtype."""
-    return _layer_after_layer(weights, inputs, conditioning, mask, narrow, cpu)[0]
+    return _layer_after_layer(weights, inputs, conditioning, mask, narrow, backend)[0]
 
 
 def _layer_after_layer(
@@ -147,24 +153,24 @@ def _layer_after_layer(
     conditioning: jax.Array,
     mask: jax.Array | None,
     narrow: Any,
-    cpu: bool,
+    backend: str,
 ) -> tuple[jax.Array, list[tuple[jax.Array, ...]]]:
     """`_layers`, and what its slope needs of each: what the taps see, tanh and sigmoid."""
     wide = inputs.dtype
     h, out, kept = matmul(inputs, weights["widen"], narrow, wide), 0, []
     for i, layer in enumerate(weights["layers"]):
         conditions = conditioning, layer["cond"]
-        if cpu:
+        if backend == "cpu":
             conditions = _not_before(h, *conditions)
         seen = (h if i else inputs).astype(narrow)
-        filtered, gate = _gate(seen, *conditions, layer, 2**i, cpu)
+        filtered, gate = _gate(seen, *conditions, layer, 2**i, backend)
         kept.append(tuple(v.astype(narrow) for v in (seen, filtered, gate)))
         activated = filtered * gate
         if "res" in layer:
             residual = matmul(activated, layer["res"], narrow, wide)
             h = _keep(h + residual + layer["res_bias"][None, None].astype(wide), mask)
             # Between their products accelerators wait for memory: half the bytes, half the wait.
-            h = h if cpu else h.astype(narrow)
+            h = h if backend == "cpu" else h.astype(narrow)
         out = out + matmul(activated, layer["end"], narrow, wide)
     return out, kept
 
@@ -175,19 +181,19 @@ def _gate(
     cond: tuple[jax.Array, ...],
     layer: Params,
     dilation: int,
-    cpu: bool,
+    backend: str,
 ) -> tuple[jax.Array, jax.Array]:
     """tanh and sigmoid, each `[B, N, C]`, of a dilated convolution of what is seen and a 1x1 one of
     the conditioning."""
     narrow, wide = seen.dtype, conditioning.dtype
-    by_taps = _side_by_side(_shifted(seen, dilation, _taps(seen, layer)), cpu)
+    by_taps = _side_by_side(_shifted(seen, dilation, _taps(seen, layer)), backend)
     sums = [
         matmul(by_taps, of_taps, narrow, wide)
         + matmul(conditioning, of_conditioning, narrow, wide).reshape(*seen.shape[:2], -1)
         + bias[None, None].astype(wide)
         for of_taps, of_conditioning, bias in zip(layer["in"], cond, layer["bias"], strict=True)
     ]
-    if cpu:
+    if backend == "cpu":
         filtered, gate = jnp.split(sums[0], 2, axis=-1)
         return jnp.tanh(filtered), jax.nn.sigmoid(gate)
     # Each ends a product. The barrier holds what the first leaves to the few bytes of its dtype.
@@ -195,18 +201,18 @@ def _gate(
     return filtered, jax.nn.sigmoid(sums[1]).astype(narrow)
 
 
-def _low_precision_fwd(weights, inputs, conditioning, mask, narrow, cpu):
-    out, kept = _layer_after_layer(weights, inputs, conditioning, mask, narrow, cpu)
+def _low_precision_fwd(weights, inputs, conditioning, mask, narrow, backend):
+    out, kept = _layer_after_layer(weights, inputs, conditioning, mask, narrow, backend)
     rounded = jax.tree.map(lambda w: w.astype(narrow) if w.ndim > 1 else w, weights)
     return out, (rounded, inputs, conditioning, mask, kept)
 
 
-def _low_precision_bwd(narrow, cpu, saved, g):
+def _low_precision_bwd(narrow, backend, saved, g):
     # Autodiff alone would keep float32 gates and the taps' inputs, multiply float32 slopes, add the
     # taps' shares up shifted, and each layer's slope of the conditioning to those before it.
     weights, inputs, conditioning, mask, kept = saved
     wide, g, dh = inputs.dtype, g.astype(narrow), None
-    few = not cpu and len(inputs) < SUBLANES
+    few = backend == "gpu" or (backend == "tpu" and len(inputs) < SUBLANES)
     d_layers, slopes = [], []
     for i, (layer, (seen, filtered, gate)) in reversed(
         list(enumerate(zip(weights["layers"], kept, strict=True)))
@@ -223,12 +229,12 @@ def _low_precision_bwd(narrow, cpu, saved, g):
             (d_activated * s * (1 - t * t)).astype(narrow),
             (d_activated * t * s * (1 - s)).astype(narrow),
         ]
-        if cpu:
-            of_halves = [_side_by_side(of_halves, cpu)]
+        if backend == "cpu":
+            of_halves = [_side_by_side(of_halves, backend)]
         d_seen = 0
         d_layer["in"] = ()
         for slope, kernel in zip(of_halves, layer["in"], strict=True):
-            d_of_seen, d_kernel = _back_through_taps(seen, slope, kernel, 2**i, wide, cpu)
+            d_of_seen, d_kernel = _back_through_taps(seen, slope, kernel, 2**i, wide, backend)
             d_seen = d_seen + d_of_seen
             d_layer["in"] += (d_kernel,)
         d_layer["bias"] = tuple(slope.astype(wide).sum(axis=(0, 1)) for slope in of_halves)
@@ -247,7 +253,7 @@ def _low_precision_bwd(narrow, cpu, saved, g):
         # slopes of all would be copied beside each other.
         of_layers = [slope for i in layers for slope in slopes[i]]
         conds = [cond for i in layers for cond in weights["layers"][i]["cond"]]
-        of_layers = _side_by_side(of_layers, cpu)
+        of_layers = _side_by_side(of_layers, backend)
         back = jnp.concatenate([cond.T for cond in conds])
         d_conditioning = d_conditioning + matmul(of_layers, back, narrow, wide)
         d_conds = _of_kernel(conditioning.astype(narrow), of_layers, wide)
@@ -262,15 +268,15 @@ _low_precision_layers.defvjp(_low_precision_fwd, _low_precision_bwd)
 
 
 def _back_through_taps(
-    seen: jax.Array, slope: jax.Array, kernel: jax.Array, dilation: int, wide: Any, cpu: bool
+    seen: jax.Array, slope: jax.Array, kernel: jax.Array, dilation: int, wide: Any, backend: str
 ) -> tuple[jax.Array, jax.Array]:
     """A dilated convolution's slopes of what it saw `[B, N, C_in]` and of its kernel
     `[taps * C_in, C]`, from that of its result `[B, N, C]`."""
     taps = kernel.shape[0] // seen.shape[-1]
     # The first is itself a convolution, with the taps reversed.
     by_tap = kernel.reshape(taps, -1, slope.shape[-1])[::-1].transpose(0, 2, 1)
-    if cpu or len(seen) < SUBLANES:
-        shifted = _side_by_side(_shifted(slope, dilation, taps), cpu)
+    if backend != "tpu" or len(seen) < SUBLANES:
+        shifted = _side_by_side(_shifted(slope, dilation, taps), backend)
         d_seen = matmul(shifted, by_tap.reshape(-1, by_tap.shape[-1]), slope.dtype, wide)
         d_kernel = _of_kernel(seen, shifted, wide).reshape(seen.shape[-1], taps, -1)
         return d_seen, d_kernel[:, ::-1].transpose(1, 0, 2).reshape(kernel.shape)
@@ -319,9 +325,9 @@ def _shifted(h: jax.Array, dilation: int, taps: int) -> list[jax.Array]:
     return [padded[:, k * dilation : k * dilation + n] for k in range(taps)]
 
 
-def _side_by_side(parts: list[jax.Array], cpu: bool) -> jax.Array:
+def _side_by_side(parts: list[jax.Array], backend: str) -> jax.Array:
     """Arrays of one width concatenated along the channels."""
-    if not cpu:
+    if backend != "cpu":
         return jnp.concatenate(parts, axis=-1)
     stacked = _stacked_as_bits if parts[0].dtype.itemsize == 2 else _stacked
     return stacked(parts).reshape(*parts[0].shape[:-1], -1)
@@ -348,7 +354,7 @@ def _with_bias(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return _keep(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1), mask)
 
 
-def _weights(params: Params, dtype: Any, cpu: bool) -> Params:
+def _weights(params: Params, dtype: Any, backend: str) -> Params:
     """`widen` `[C_in + 1, C]`, and of each layer the gate's (one for filter and gate on CPUs, else
     one each), `res` where it is not the last, and skip and end as one."""
     start, end = params["start"], params["end"]["kernel"][0]
@@ -357,7 +363,7 @@ def _weights(params: Params, dtype: Any, cpu: bool) -> Params:
 
     def columns(kernel: jax.Array) -> tuple[jax.Array, ...]:
         seen = kernel.shape[0] * kernel.shape[1]
-        if cpu:
+        if backend == "cpu":
             return (kernel.reshape(seen, -1).astype(dtype),)
         halves = jnp.split(kernel.reshape(seen, -1, 2 * channels), 2, axis=-1)
         return tuple(half.reshape(seen, -1).astype(dtype) for half in halves)
@@ -368,7 +374,7 @@ def _weights(params: Params, dtype: Any, cpu: bool) -> Params:
         layer = {
             "in": columns(conv["kernel"] if i else exact(widen[None], conv["kernel"])),
             "cond": columns(cond["kernel"]),
-            "bias": (bias,) if cpu else tuple(jnp.split(bias, 2)),
+            "bias": (bias,) if backend == "cpu" else tuple(jnp.split(bias, 2)),
             "end": exact(both["kernel"][0, :, -skips:], end).astype(dtype),
         }
         if i < _depth(params) - 1:

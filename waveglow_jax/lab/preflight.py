@@ -226,7 +226,16 @@ def _compiled(
     flops = product_flops(jax.make_jaxpr(function)(*shapes), chip.platform)
     lowered = function.lower(*shapes)
     began, cpu = time.monotonic(), time.process_time()
-    compiled = lowered.compile()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = str(error).partition("RESOURCE_EXHAUSTED: ")[2].partition("\n")[0]
+        raise UserError(
+            f"batch {batch} does not fit {topology}, says the compiler: {why[:200].rstrip()} Try a "
+            "smaller --batch, --train.checkpoint_flows true or --train.gradient_accumulation 2"
+        ) from None
     compile_seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
     by_line: dict[str, list[float]] = defaultdict(list)

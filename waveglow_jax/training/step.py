@@ -5,6 +5,7 @@ side; index `[B]` its position in the batch of all devices; mel `[B, F, M]`, whe
 not to be taken.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import flax.struct
@@ -19,6 +20,9 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.flow.likelihood import log_likelihood, loss
 from waveglow_jax.flow.waveglow import Params, forward, forward_whitened, init, whiten
 from waveglow_jax.weights.nvidia import Moments
+
+LANES = 128
+"""Columns of a TPU's tile."""
 
 
 @flax.struct.dataclass
@@ -110,14 +114,16 @@ def train_step(
     train = config.train
     noise = schedule(train, total_steps, state.step).noise
     value, gradients = _value_and_gradients(state.params, batch, config, state.step, noise)
-    gradients, as_tree = ravel_pytree(gradients)
+    gradients, _ = ravel_pytree(gradients)
     value, gradients = jax.lax.pmean((value, gradients), axis)
     gradient_norm = jnp.linalg.norm(gradients)
     good = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
 
     rate = schedule(train, total_steps, state.step).learning_rate * state.learning_rate_scale
     updates, new_optimizer = optimizer(train).update(gradients, state.optimizer)
-    new_params = jax.tree.map(lambda p, u: p - rate * u, state.params, as_tree(updates))
+    new_params = jax.tree.map(
+        lambda p, u: p - rate * u, state.params, _as_tree(updates, state.params)
+    )
     decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
     new_ema = state.ema and jax.tree.map(
         lambda e, p: decay * e + (1 - decay) * p, state.ema, new_params
@@ -144,6 +150,22 @@ def train_step(
         "bad_in_a_row": state.bad_in_a_row,
     }
     return state, metrics
+
+
+def _as_tree(vector: jax.Array, like: Params) -> Params:
+    """`ravel_pytree`'s way back, to leaves shaped as those of `like`."""
+
+    def shaped(part: jax.Array, leaf: jax.Array) -> jax.Array:
+        if leaf.shape[-1] < LANES:
+            # Otherwise XLA shapes the whole vector before it cuts, `[size / 4, 4]` for a W: padded
+            # to a TPU's tiles that is 32 times the memory.
+            part = jax.lax.optimization_barrier(part)
+        return part.reshape(leaf.shape)
+
+    leaves, structure = jax.tree.flatten(like)
+    ends = list(accumulate(leaf.size for leaf in leaves))
+    parts = jnp.split(vector, ends[:-1])
+    return structure.unflatten(map(shaped, parts, leaves))
 
 
 def _value_and_gradients(
