@@ -157,7 +157,7 @@ def test_the_accelerators_form_is_the_loops(sizes):
 @pytest.mark.parametrize(
     ("layers", "batch", "phases", "masked"),
     # Few clips and many go separate ways; with one layer there is no residual at all.
-    [(3, 2, 1, True), (3, 9, 1, False), (2, 9, 1, True), (2, 2, 4, False), (1, 2, 1, False)],
+    [(2, 9, 1, True), (3, 2, 1, True), (2, 2, 4, False), (1, 2, 1, False)],
 )
 def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
     """In float64, where neither rounds."""
@@ -186,9 +186,7 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
-@pytest.mark.parametrize(
-    ("of_parameters", "batch"), [("float32", 2), ("float32", 9), ("bfloat16", 2)]
-)
+@pytest.mark.parametrize(("of_parameters", "batch"), [("float32", 9), ("bfloat16", 2)])
 def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
     """By hand, and by autodiff where the parameters are bfloat16 themselves."""
     rng = np.random.default_rng(18)

@@ -225,8 +225,10 @@ def test_given_window_and_batch():
 # ------------------------------------------------------------------------------ equality
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("window", "batch"), [(24, 3), (None, None)])
+@pytest.mark.parametrize(
+    ("kind", "window", "batch"),
+    [*((kind, 24, 3) for kind in KINDS), ("predicting", None, None), ("published", None, None)],
+)
 def test_in_windows_and_in_a_batch(kind, window, batch):
     lengths = [2, 97]
     if kind == "predicting":
