@@ -12,8 +12,8 @@ from waveglow_jax.config import config_from_dict
 from waveglow_jax.flow.wavenet import (
     WN,
     Upsampler,
-    _layers,
-    _low_precision_layers,
+    _low_precision_outputs,
+    _outputs,
     _weights,
     _wn,
     conditioning_channels,
@@ -179,7 +179,7 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
 
             return jax.jit(jax.grad(total, (0, 1, 2)))(weights, x, conditioning)
 
-        ours, theirs = of(_low_precision_layers), of(_layers)
+        ours, theirs = of(_low_precision_outputs), of(_outputs)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))

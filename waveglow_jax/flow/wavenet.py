@@ -129,22 +129,14 @@ def _wn(
     wide = x.dtype
     narrow = min(jnp.dtype(dtype), wide, key=lambda d: d.itemsize)
     inputs, weights = _with_bias(x, mask), _weights(params, wide, backend)
-    layers = _layers if narrow == wide else _low_precision_layers
-    out = layers(weights, inputs, conditioning, mask, narrow, backend)
+    outputs = _outputs if narrow == wide else _low_precision_outputs
+    out = outputs(weights, inputs, conditioning, mask, narrow, backend)
     return out + _end_bias(params)[None, None].astype(wide)
 
 
-def _layers(
-    weights: Params,
-    inputs: jax.Array,
-    conditioning: jax.Array,
-    mask: jax.Array | None,
-    narrow: Any,
-    backend: str,
-) -> jax.Array:
-    """`[B, N, n_out]` without its bias; inputs `[B, N, C_in + 1]`. Operands of products and what
-    rests between them in `narrow`; sums, tanh and sigmoid in inputs' dtype."""
-    return _layer_after_layer(weights, inputs, conditioning, mask, narrow, backend)[0]
+def _outputs(*arguments: Any) -> jax.Array:
+    """`[B, N, n_out]` without its bias, of `_layer_after_layer`'s arguments."""
+    return _layer_after_layer(*arguments)[0]
 
 
 def _layer_after_layer(
@@ -155,7 +147,12 @@ def _layer_after_layer(
     narrow: Any,
     backend: str,
 ) -> tuple[jax.Array, list[tuple[jax.Array, ...]]]:
-    """`_layers`, and what its slope needs of each: what the taps see, tanh and sigmoid."""
+    """The outputs without their bias, and what their slope needs of each layer: what the taps see,
+    tanh and sigmoid. inputs `[B, N, C_in + 1]`.
+
+    Operands of products and what rests between them in `narrow`; sums, tanh and sigmoid in inputs'
+    dtype.
+    """
     wide = inputs.dtype
     h, out, kept = matmul(inputs, weights["widen"], narrow, wide), 0, []
     for i, layer in enumerate(weights["layers"]):
@@ -186,7 +183,7 @@ def _gate(
     """tanh and sigmoid, each `[B, N, C]`, of a dilated convolution of what is seen and a 1x1 one of
     the conditioning."""
     narrow, wide = seen.dtype, conditioning.dtype
-    by_taps = _side_by_side(_shifted(seen, dilation, _taps(seen, layer)), backend)
+    by_taps = _side_by_side(_shifted(seen, dilation, _taps(layer["in"][0], seen)), backend)
     sums = [
         matmul(by_taps, of_taps, narrow, wide)
         + matmul(conditioning, of_conditioning, narrow, wide).reshape(*seen.shape[:2], -1)
@@ -212,7 +209,7 @@ def _low_precision_bwd(narrow, backend, saved, g):
     # taps' shares up shifted, and each layer's slope of the conditioning to those before it.
     weights, inputs, conditioning, mask, kept = saved
     wide, g, dh = inputs.dtype, g.astype(narrow), None
-    few = backend == "gpu" or (backend == "tpu" and len(inputs) < SUBLANES)
+    together = backend == "cpu" or _fills_tiles(inputs, backend)
     d_layers, slopes = [], []
     for i, (layer, (seen, filtered, gate)) in reversed(
         list(enumerate(zip(weights["layers"], kept, strict=True)))
@@ -231,12 +228,12 @@ def _low_precision_bwd(narrow, backend, saved, g):
         ]
         if backend == "cpu":
             of_halves = [_side_by_side(of_halves, backend)]
-        d_seen = 0
-        d_layer["in"] = ()
-        for slope, kernel in zip(of_halves, layer["in"], strict=True):
-            d_of_seen, d_kernel = _back_through_taps(seen, slope, kernel, 2**i, wide, backend)
-            d_seen = d_seen + d_of_seen
-            d_layer["in"] += (d_kernel,)
+        of_taps = [
+            _back_through_taps(seen, slope, kernel, 2**i, wide, backend)
+            for slope, kernel in zip(of_halves, layer["in"], strict=True)
+        ]
+        d_seen = sum(of_half for of_half, _ in of_taps)
+        d_layer["in"] = tuple(of_half for _, of_half in of_taps)
         d_layer["bias"] = tuple(slope.astype(wide).sum(axis=(0, 1)) for slope in of_halves)
         if i:
             dh = _keep(d_seen if dh is None else dh + d_seen, mask).astype(narrow)
@@ -248,9 +245,9 @@ def _low_precision_bwd(narrow, backend, saved, g):
         d_inputs = d_inputs + matmul(dh, _transposed(weights["widen"]), narrow, wide)
         d_widen = _of_kernel(inputs.astype(narrow), dh, wide)
     d_conditioning = 0
-    for layers in [range(i, i + 1) for i in range(len(kept))] if few else [range(len(kept))]:
-        # One product for all layers: the sum over them is its own. For few clips, one a layer: the
-        # slopes of all would be copied beside each other.
+    for layers in [range(len(kept))] if together else [[i] for i in range(len(kept))]:
+        # One product for all layers: the sum over them is its own. Elsewhere
+        # one a layer: the slopes of all would be copied beside each other.
         of_layers = [slope for i in layers for slope in slopes[i]]
         conds = [cond for i in layers for cond in weights["layers"][i]["cond"]]
         of_layers = _side_by_side(of_layers, backend)
@@ -263,8 +260,8 @@ def _low_precision_bwd(narrow, backend, saved, g):
     return {"widen": d_widen, "layers": d_layers}, d_inputs, d_conditioning, None
 
 
-_low_precision_layers = jax.custom_vjp(_layers, nondiff_argnums=(4, 5))
-_low_precision_layers.defvjp(_low_precision_fwd, _low_precision_bwd)
+_low_precision_outputs = jax.custom_vjp(_outputs, nondiff_argnums=(4, 5))
+_low_precision_outputs.defvjp(_low_precision_fwd, _low_precision_bwd)
 
 
 def _back_through_taps(
@@ -272,15 +269,14 @@ def _back_through_taps(
 ) -> tuple[jax.Array, jax.Array]:
     """A dilated convolution's slopes of what it saw `[B, N, C_in]` and of its kernel
     `[taps * C_in, C]`, from that of its result `[B, N, C]`."""
-    taps = kernel.shape[0] // seen.shape[-1]
+    taps = _taps(kernel, seen)
     # The first is itself a convolution, with the taps reversed.
     by_tap = kernel.reshape(taps, -1, slope.shape[-1])[::-1].transpose(0, 2, 1)
-    if backend != "tpu" or len(seen) < SUBLANES:
+    if not _fills_tiles(seen, backend):
         shifted = _side_by_side(_shifted(slope, dilation, taps), backend)
         d_seen = matmul(shifted, by_tap.reshape(-1, by_tap.shape[-1]), slope.dtype, wide)
         d_kernel = _of_kernel(seen, shifted, wide).reshape(seen.shape[-1], taps, -1)
         return d_seen, d_kernel[:, ::-1].transpose(1, 0, 2).reshape(kernel.shape)
-    # TPUs lay so many clips beside each other, and then copy no shifted slope.
     d_seen = jax.lax.conv_general_dilated(
         slope,
         by_tap,
@@ -310,12 +306,18 @@ def _not_before(
 
 
 def _of_kernel(x: jax.Array, slope: jax.Array, wide: Any) -> jax.Array:
-    """`[C_in, C_out]`: the slope of the kernel in x `[B, N, C_in]` @ kernel."""
-    return jnp.einsum("bni,bno->io", x, slope, preferred_element_type=wide)
+    """`[C_in, C_out]`: the slope of the kernel in x `[..., C_in]` @ kernel."""
+    return jnp.einsum("...i,...o->io", x, slope, preferred_element_type=wide)
 
 
-def _taps(seen: jax.Array, layer: Params) -> int:
-    return layer["in"][0].shape[0] // seen.shape[-1]
+def _fills_tiles(x: jax.Array, backend: str) -> bool:
+    """Whether there are clips enough for a TPU to lay beside each other: it then copies no shifted
+    slope."""
+    return backend == "tpu" and len(x) >= SUBLANES
+
+
+def _taps(kernel: jax.Array, seen: jax.Array) -> int:
+    return kernel.shape[0] // seen.shape[-1]
 
 
 def _shifted(h: jax.Array, dilation: int, taps: int) -> list[jax.Array]:
@@ -429,7 +431,7 @@ def _low_precision_matmul_bwd(dtype, result, saved, g):
     x, w, like_x, like_w = saved
     g = g.astype(dtype)
     dx = jnp.matmul(g, _transposed(w), preferred_element_type=result)
-    dw = jnp.einsum("...i,...o->io", x, g, preferred_element_type=result)
+    dw = _of_kernel(x, g, result)
     return dx.astype(like_x.dtype), dw.astype(like_w.dtype)
 
 
