@@ -227,7 +227,15 @@ def test_given_window_and_batch():
 
 @pytest.mark.parametrize(
     ("kind", "window", "batch"),
-    [*((kind, 24, 3) for kind in KINDS), ("predicting", None, None), ("published", None, None)],
+    [
+        *((kind, 24, 3) for kind in KINDS),
+        *((kind, None, None) for kind in ("predicting", "published")),
+        # The choice does not ask for the kind: here it is tried once more with the others.
+        *(
+            pytest.param(kind, None, None, marks=pytest.mark.slow)
+            for kind in ("block by block", "plain", "alternating")
+        ),
+    ],
 )
 def test_in_windows_and_in_a_batch(kind, window, batch):
     lengths = [2, 97]
