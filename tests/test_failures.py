@@ -224,7 +224,7 @@ def test_a_broken_recording_changes_nothing_but_its_own_clips(recordings, tmp_pa
 def test_a_run_goes_on_past_what_breaks(recordings, tmp_path, monkeypatch, capsys):  # noqa: F811
     """A recording that breaks after the start, and a save and figures that the disk refuses."""
     shutil.copytree(recordings, tmp_path / "in")
-    config = tiny_config(steps=8, on_save_failure="continue", synthesis_clips=0)
+    config = tiny_config(steps=8, on_save_failure="continue")
 
     def scan(*arguments):
         corpus = scan_corpus(*arguments)
@@ -310,7 +310,7 @@ def test_a_signal_while_the_data_is_waited_for():
 
 def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, monkeypatch):  # noqa: F811
     """One run, stopped in each of them; in the end it is the run that nobody stopped."""
-    config = tiny_config(steps=6, ema_decay=0.9, synthesis_clips=0)
+    config = tiny_config(steps=6, ema_decay=0.9)
 
     def run(name="stopped"):
         return loop.train(config, str(recordings), tmp_path / name)

@@ -104,7 +104,7 @@ def test_two_processes_stop_at_one_step_and_one_goes_on(recordings, tmp_path):  
 
 @pytest.mark.slow
 def test_losses_do_not_depend_on_processes_and_devices(recordings, tmp_path):  # noqa: F811
-    config = tiny_config(steps=8, synthesis_clips=0)
+    config = tiny_config(steps=8)
     (tmp_path / "config.json").write_text(config_to_json(config))
     found = {}
     for processes, devices in ((1, 8), (2, 4), (4, 2)):
@@ -124,7 +124,7 @@ def test_a_run_moves_between_numbers_of_processes(recordings, tmp_path):  # noqa
     layouts, run = ((1, 8), (1, 4), (1, 1), (2, 4)), tmp_path / "moved"
     for part, (processes, devices) in enumerate(layouts, 1):
         config = tmp_path / f"{part}.json"
-        config.write_text(config_to_json(tiny_config(steps=2 * part, synthesis_clips=0)))
+        config.write_text(config_to_json(tiny_config(steps=2 * part)))
         started = start(config, recordings, run, processes, devices)
         assert ended(run, started) == [0] * processes
     assert loop.train(tiny_config(steps=8), str(recordings), tmp_path / "still") == 0

@@ -62,7 +62,7 @@ def tiny_config(**train) -> Config:
                 "iters_per_validation": 4,
                 "iters_per_checkpoint": 4,
                 "keep_checkpoints": 2,
-                "synthesis_clips": 1,
+                "synthesis_clips": 0,
                 **train,
             },
         }

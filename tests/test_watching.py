@@ -125,7 +125,11 @@ def test_peak_memory_is_what_the_kernel_says():
 def run(recordings, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     config = tiny_config(
-        steps=12, iters_per_validation=12, iters_per_checkpoint=12, synthesis_sigmas=[0.5, 1]
+        steps=12,
+        iters_per_validation=12,
+        iters_per_checkpoint=12,
+        synthesis_clips=1,
+        synthesis_sigmas=[0.5, 1],
     )
     assert loop.train(config, str(recordings), folder) == 0
     return folder

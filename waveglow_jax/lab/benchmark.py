@@ -185,12 +185,13 @@ def benchmark_training(
 
     Raises UserError as `benchmark_reverse` does.
     """
+    torch = _torch(config) if against_torch else None
     train = dataclasses.replace(config.train, batch_size=batch, gradient_accumulation=1)
     config = dataclasses.replace(config, train=train)
     params = _lively(init(jax.random.key(train.seed), config))
     size = batch, config.data.segment_length + config.data.filter_length
     clips = 0.1 * np.random.default_rng(0).normal(size=size).astype(np.float32)
-    torch_step = _torch_training(params, config, clips) if against_torch else None
+    torch_step = _torch_training(params, config, clips, *torch) if torch else None
     peaks = measured_peaks()
     contenders = [_our_training(params, config, clips, dtype) for dtype in dtypes]
     if torch_step:
@@ -222,8 +223,9 @@ def _our_training(params: Params, config: Config, clips: np.ndarray, dtype: str)
     return Contender("ours", dtype, run, compiling, _bytes_of(step))
 
 
-def _torch_training(params: Params, config: Config, clips: np.ndarray) -> Contender:
-    torch, model_of = _torch(config)
+def _torch_training(
+    params: Params, config: Config, clips: np.ndarray, torch: Any, model_of: ModuleType
+) -> Contender:
     half = config.data.filter_length // 2
     audio = clips[:, half : half + config.data.segment_length]
     mel = np.asarray(jax.jit(log_mel_of_padded, static_argnums=1)(clips, config))
