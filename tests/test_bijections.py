@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.signal
+from compiling import quick_jit
 
 from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.flow.bijections import (
@@ -27,7 +28,7 @@ from waveglow_jax.flow.prediction import prediction_forward, prediction_inverse,
 
 BATCH = 2
 
-jitted_factors = jax.jit(whitening_factors, static_argnums=(1, 2))
+jitted_factors = quick_jit(whitening_factors, static_argnums=(1, 2))
 
 
 def whitening_config(block: int) -> Config:
@@ -229,7 +230,7 @@ def test_log_det_is_that_of_the_jacobian(name, direction):
     function, shape = (forward, x_shape) if direction == "forward" else (inverse, y_shape)
     with jax.enable_x64(True):
         params, x = as_dtype((params, random(shape, 2)), "float64")
-        jacobian = jax.jit(jax.jacrev(lambda x: function(params, x)[0].reshape(BATCH, -1)))(x)
+        jacobian = quick_jit(jax.jacrev(lambda x: function(params, x)[0].reshape(BATCH, -1)))(x)
         jacobian = np.asarray(jacobian).reshape(BATCH, x[0].size, BATCH, x[0].size)
         log_det = np.asarray(function(params, x)[1])
     for i in range(BATCH):
@@ -288,8 +289,8 @@ def test_vmap_of_grad_under_jit_is_a_loop(name):
         params = as_dtype(params, "float64")
         slope = jax.grad(lambda params, x: jnp.sum(forward(params, x)[0] ** 2), argnums=(0, 1))
         x = jnp.asarray(random((3, *x_shape), 21))
-        mapped = jax.jit(jax.vmap(slope, in_axes=(None, 0)))(params, x)
-        alone = jax.jit(slope)
+        mapped = quick_jit(jax.vmap(slope, in_axes=(None, 0)))(params, x)
+        alone = quick_jit(slope)
         for i in range(3):
             for ours, theirs in zip(
                 *map(jax.tree.leaves, (mapped, alone(params, x[i]))), strict=True
@@ -318,8 +319,8 @@ def test_extreme_scales_are_finite_or_honestly_infinite(direction, log_s, dtype)
 
     with jax.enable_x64(True):
         at = {"x": halves[None], "shift": np.zeros((1, 6, 1)), "log_s": np.full((1, 6, 1), log_s)}
-        theirs = jax.jit(slopes)(as_dtype(at, "float64"))
-        ours = jax.jit(slopes)(as_dtype(at, dtype))
+        theirs = quick_jit(slopes)(as_dtype(at, "float64"))
+        ours = quick_jit(slopes)(as_dtype(at, dtype))
     for found, exact in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
         found, exact = np.asarray(found, np.float64), np.asarray(exact)
         assert np.isfinite(exact).all()
@@ -351,7 +352,7 @@ def test_gradients_are_those_of_finite_differences(name, direction):
         # Brought to unit size, or sin turns too fast for a finite difference.
         size = np.max(np.abs(function(at["params"], at["x"])[0]))
 
-        @jax.jit
+        @quick_jit
         @jax.value_and_grad
         def objective(at):
             y, log_det = function(at["params"], at["x"])

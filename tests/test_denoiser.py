@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.signal
+from compiling import quick_jit
 from golden import expected
 from test_vocoder import HOP, close, lively_params, some_mel, tiny_config
 
@@ -103,7 +104,7 @@ def test_refusals(golden):
 
 def test_a_voices_bias_is_its_first_frame_of_the_zero_mel(voice):
     zeros = np.zeros((1, 88 * HOP // 16, 16), np.float32)
-    inverse = jax.jit(wg.inverse, static_argnums=1)
+    inverse = quick_jit(wg.inverse, static_argnums=1)
     audio, _ = inverse(voice.params, voice.config, zeros, np.zeros((1, 88, 80), np.float32))
     first = np.pad(np.asarray(audio[0], np.float64), (512, 0), mode="reflect")[:1024]
     first = np.abs(np.fft.rfft(scipy.signal.get_window("hann", 1024) * first))

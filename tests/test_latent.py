@@ -5,10 +5,10 @@ import json
 import math
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import soundfile
+from compiling import quick_jit
 from test_cli import below, one_error, recording, run  # noqa: F401 - a fixture
 from test_vocoder import lively_params, some_audio, some_mel, tiny_config, voice_of
 
@@ -51,7 +51,7 @@ def test_decoding_is_the_flow_s_inverse():
     voice, config = voice_of("group"), tiny_config()
     z = np.random.default_rng(0).normal(size=(21 * HOP // 16, 16)).astype(np.float32)
     mel = some_mel(21)
-    expected = jax.jit(inverse, static_argnums=1)(voice.params, config, z[None], mel[None])[0][0]
+    expected = quick_jit(inverse, static_argnums=1)(voice.params, config, z[None], mel[None])[0][0]
     np.testing.assert_allclose(latent.decode(voice, z, mel), expected, atol=2e-5)
 
 

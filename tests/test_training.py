@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import soundfile
+from compiling import quick_jit
 
 from waveglow_jax.audio.mel import log_mel, log_mel_of_padded
 from waveglow_jax.config import Config, config_from_dict
@@ -254,9 +255,9 @@ def test_first_step_is_adams(recordings):
 
     mel = log_mel_of_padded(batch["clips"], config)
     audio = jnp.asarray(batch["clips"][:, 512 : 512 + 2048])
-    gradient = jax.grad(lambda p: loss(*forward(p, config, audio, mel)))(state.params)
+    gradient = quick_jit(jax.grad(lambda p: loss(*forward(p, config, audio, mel))))(state.params)
     adam = optax.adam(1e-3)
-    updates, _ = adam.update(gradient, adam.init(state.params))
+    updates, _ = quick_jit(adam.update)(gradient, adam.init(state.params))
     expected = optax.apply_updates(state.params, updates)
     step = parallel_train_step(config, 9, jax.devices()[:1])
     ours, metrics = step(replicate(init_state(config), jax.devices()[:1]), split(batch, 1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import scipy.stats
+from compiling import quick_jit
 
 import waveglow_jax as wg
 from waveglow_jax.audio.mel import log_mel
@@ -96,7 +97,7 @@ def noise_of(kind: str, seed: int) -> np.ndarray:
     return np.asarray(latent_noise(seed, tiny_config(kind), 200))
 
 
-jitted_inverse = jax.jit(inverse, static_argnums=1)
+jitted_inverse = quick_jit(inverse, static_argnums=1)
 
 
 def close(ours, theirs, relative=1e-5):

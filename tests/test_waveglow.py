@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from compiling import quick_jit
 
 from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.flow.likelihood import log_likelihood, loss, loss_constant
@@ -20,9 +21,6 @@ from waveglow_jax.flow.waveglow import (
 )
 
 HOP, BINS, BATCH = 16, 5, 2
-
-# Compiling is what these tests spend their time on; the backend's polish doubles it.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def small(**waveglow) -> Config:

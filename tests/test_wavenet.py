@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from compiling import quick_jit
 
 from waveglow_jax.config import config_from_dict
 from waveglow_jax.flow.wavenet import (
@@ -92,7 +93,7 @@ def test_wn_is_the_loops(sizes):
         x, conditioning = rng.normal(size=(2, n_steps, N_IN)), rng.normal(size=(2, n_steps, N_COND))
         with jax.enable_x64(True):
             network, params = network_and_params(*sizes)
-            ours = jax.jit(network.apply)({"params": params}, x, conditioning)
+            ours = quick_jit(network.apply)({"params": params}, x, conditioning)
             assert ours.dtype == "float64"
         for i in range(2):
             theirs = brute_wn(params, x[i], conditioning[i], layers, channels, skips)
@@ -110,8 +111,8 @@ def test_a_masked_wn_is_the_unpadded_one(sizes):
     mask = np.arange(n_steps) < np.array(lengths)[:, None]
     with jax.enable_x64(True):
         network, params = network_and_params(*sizes)
-        ours = jax.jit(network.apply)({"params": params}, x, conditioning, mask)
-        bare = np.asarray(jax.jit(network.apply)({"params": params}, x, conditioning))
+        ours = quick_jit(network.apply)({"params": params}, x, conditioning, mask)
+        bare = np.asarray(quick_jit(network.apply)({"params": params}, x, conditioning))
     for i, n in enumerate(lengths):
         theirs = brute_wn(params, x[i, :n], conditioning[i, :n], layers, channels, skips)
         np.testing.assert_allclose(ours[i, :n], theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
@@ -137,11 +138,11 @@ def test_the_accelerators_form_is_the_loops(sizes):
                 return jnp.sum(out * slope), out
 
             gradient = jax.grad(total, (0, 1, 2), has_aux=True)
-            return jax.jit(gradient)(params, x, conditioning)
+            return quick_jit(gradient)(params, x, conditioning)
 
         ours, out = both_ways(partial(_wn, backend="tpu"))
         theirs, _ = both_ways(partial(_wn, backend="cpu"))
-        bare = jax.jit(partial(_wn, mask=None, dtype="float64", backend="tpu"))(
+        bare = quick_jit(partial(_wn, mask=None, dtype="float64", backend="tpu"))(
             params, x, conditioning
         )
     for i, n in enumerate(lengths):
@@ -177,7 +178,7 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
                 out = form(weights, x, conditioning, mask, jnp.dtype("float64"), backend)
                 return jnp.sum(out * slope)
 
-            return jax.jit(jax.grad(total, (0, 1, 2)))(weights, x, conditioning)
+            return quick_jit(jax.grad(total, (0, 1, 2)))(weights, x, conditioning)
 
         ours, theirs = of(_low_precision_outputs), of(_outputs)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
@@ -203,7 +204,7 @@ def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
                 _wn(params, x, conditioning, None, dtype, backend) * jnp.asarray(slope, kind)
             )
 
-        return jax.jit(jax.grad(total, (0, 1, 2)))(*inputs)
+        return quick_jit(jax.grad(total, (0, 1, 2)))(*inputs)
 
     exact, rounded = gradients("float32", "float32"), gradients(of_parameters, "bfloat16")
     errors = []
@@ -222,10 +223,12 @@ def test_the_accelerators_form_rounds_no_more_than_its_dtype(dtype):
     with jax.enable_x64(True):
         _, params = network_and_params(*sizes)
         params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
-        exact = np.asarray(_wn(params, x, conditioning, None, jnp.float64, backend="tpu"))
+        form = partial(_wn, mask=None, dtype=jnp.float64, backend="tpu")
+        exact = np.asarray(quick_jit(form)(params, x, conditioning))
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, x, conditioning))
     for backend in ("tpu", "cpu"):
-        out = _wn(*narrow, None, jnp.dtype(dtype), backend)
+        form = partial(_wn, mask=None, dtype=jnp.dtype(dtype), backend=backend)
+        out = quick_jit(form)(*narrow)
         assert out.dtype == np.float32
         error = np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2) / np.mean(exact**2))
         assert error < (1e-6 if dtype == "float32" else 1e-2)
@@ -237,7 +240,7 @@ def test_a_new_wn_is_zero():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(1, 5, N_IN)).astype(np.float32)
     conditioning = rng.normal(size=(1, 5, N_COND)).astype(np.float32)
-    out, params = jax.jit(network.init_with_output)(jax.random.key(0), x, conditioning)
+    out, params = quick_jit(network.init_with_output)(jax.random.key(0), x, conditioning)
     assert out.shape == (1, 5, N_OUT)
     assert not np.any(out)
     kernel = np.asarray(params["params"]["in_layer_0"]["kernel"])
@@ -340,7 +343,7 @@ def test_weight_norm_hears_only_the_direction_of_v():
 
         scaled = kernel_of(v * np.array([0.1, 1.0, 3.0, 20.0, 500.0]), g)
         np.testing.assert_allclose(scaled, kernel_of(v, g), rtol=1e-13)
-        gradient = jax.jit(jax.grad(lambda v, g: jnp.sum(kernel_of(v, g) * slope), (0, 1)))
+        gradient = quick_jit(jax.grad(lambda v, g: jnp.sum(kernel_of(v, g) * slope), (0, 1)))
         by_v, by_g = map(np.asarray, gradient(v, g))
     norm = np.sqrt((v**2).sum(axis=(0, 1)))
     direction = v / norm
@@ -380,7 +383,7 @@ def test_low_precision_products_sum_in_float32(dtype):
     w = rng.normal(size=(700, 24)).astype(np.float32)
     g = rng.normal(size=(2, 40, 24)).astype(np.float32)
 
-    @jax.jit
+    @quick_jit
     def both_ways(x, w, g):
         y, back = jax.vjp(lambda x, w: matmul(x, w, jnp.dtype(dtype)), x, w)
         return matmul(x, w, jnp.dtype(dtype)), y, *back(g)
