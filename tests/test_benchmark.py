@@ -21,8 +21,6 @@ from waveglow_jax.lab.benchmark import (
 )
 
 PUBLISHED_KIND = {"waveglow.conditioning": "sample", "waveglow.mel_whitening": None}
-
-
 TINY = ["--config", "configs/tiny.json"]
 
 
@@ -121,6 +119,7 @@ def test_flops_are_two_a_weight_and_step():
         (["--task", "train", "--dtype", "float16"], "float16"),
         (["--data.hop_length", "8"], "--config"),
         (["--task", "train", "--against", "torch", *TINY], "mel_whitening"),
+        (["--against", "torch", *TINY, "--waveglow.n_flows", "1"], "mel_whitening"),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(argv, named, capsys):

@@ -246,8 +246,8 @@ def _low_precision_bwd(narrow, backend, saved, g):
         d_widen = _of_kernel(inputs.astype(narrow), dh, wide)
     d_conditioning = 0
     for layers in [range(len(kept))] if together else [[i] for i in range(len(kept))]:
-        # One product for all layers: the sum over them is its own. Elsewhere
-        # one a layer: the slopes of all would be copied beside each other.
+        # One product for all layers: the sum over them is its own. Elsewhere one a layer: the
+        # slopes of all would be copied beside each other.
         of_layers = [slope for i in layers for slope in slopes[i]]
         conds = [cond for i in layers for cond in weights["layers"][i]["cond"]]
         of_layers = _side_by_side(of_layers, backend)
