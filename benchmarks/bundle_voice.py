@@ -39,7 +39,7 @@ def main() -> None:
     voice = wg.load()
     audio = read_audio(recordings / f"{DEMO[0]}.wav", config.data.sampling_rate)
     mel = voice.mel(audio)
-    sigma = config.train.synthesis_sigma
+    sigma = config.synthesis.sigma
     again = voice.mel(voice.synthesize(mel, sigma=sigma))
     titles = (f"{DEMO[0]}, the recording", f"its synthesis, sigma {sigma:g}")
     figure = mel_figure(list(zip(titles, (mel, again), strict=True)), config.data)

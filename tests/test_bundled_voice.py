@@ -79,7 +79,7 @@ def test_recordings():
 def test_it_speaks(voice):
     """Copy-synthesis: the mel of what comes out is that of what went in."""
     mel = voice.mel(read_audio(recordings()[0], RATE))[:256]
-    audio = voice.synthesize(mel, sigma=voice.config.train.synthesis_sigma)
+    audio = voice.synthesize(mel, sigma=voice.config.synthesis.sigma)
     assert audio.shape == (len(mel) * HOP,)
     assert np.isfinite(audio).all()
     assert 0.01 < np.sqrt(np.mean(audio**2)) < 0.5 and np.abs(audio).max() < 2

@@ -10,6 +10,7 @@ from waveglow_jax.config import (
     Config,
     DataConfig,
     MelWhitening,
+    SynthesisConfig,
     TrainConfig,
     WaveGlowConfig,
     WNConfig,
@@ -115,10 +116,10 @@ UNUSUAL = Config(
         keep_checkpoints=1,
         on_save_failure="continue",
         synthesis_clips=1,
-        synthesis_sigma=0.9,
         synthesis_sigmas=(0.5, 0.9),
         wandb_project="voices",
     ),
+    synthesis=SynthesisConfig(sigma=0.9, consistency=32),
     description="python train.py this.json",
 )
 
@@ -157,6 +158,7 @@ def test_round_trip(config, tmp_path):
         "waveglow_config",
         "data_config",
         "train_config",
+        "synthesis_config",
     }
 
 
@@ -205,7 +207,7 @@ def test_channels_and_who_leaves_when():
     assert config_from_dict({"data_config": {"segment_length": 16384}}).clip_frames == 65
 
 
-W, D, T = "waveglow_config", "data_config", "train_config"
+W, D, T, S = "waveglow_config", "data_config", "train_config", "synthesis_config"
 IMPOSSIBLE = [
     # What the file says, and what the message must name: the fields and both numbers.
     ({W: {"n_group": 6}}, ["n_group 6", "hop_length 256"]),
@@ -254,6 +256,15 @@ IMPOSSIBLE = [
     ({T: {"ema_decay": 1.0}}, ["ema_decay 1.0", "below 1"]),
     ({T: {"decay_start": 1.0}}, ["decay_start 1.0", "below 1"]),
     ({T: {"wn_dtype": "float16"}}, ["wn_dtype 'float16'", "'bfloat16'"]),
+    ({S: {"sigma": -0.1}}, ["synthesis_config.sigma -0.1", "at least 0"]),
+    ({S: {"sigma": float("inf")}}, ["synthesis_config.sigma inf", "at least 0"]),
+    ({T: {"synthesis_sigma": -1}}, ["synthesis_config.sigma -1.0", "at least 0"]),
+    ({S: {"consistency": -1}}, ["synthesis_config.consistency -1", "at least 0"]),
+    ({S: {"consistency": 10_001}}, ["synthesis_config.consistency 10001", "at most 10000"]),
+    (
+        {T: {"synthesis_sigma": 0.7}, S: {"sigma": 0.9}},
+        ["synthesis_config.sigma 0.9", "take train_config.synthesis_sigma out", "sigma 0.7"],
+    ),
 ]
 
 
@@ -277,6 +288,8 @@ def test_impossible_is_refused(raw, says):
         ({T: {"batchsize": 8}}, "train_config.batchsize is no.*train_config.batch_size"),
         ({"waveglow": {}}, "waveglow is no known field.*waveglow_config"),
         ({T: {"zzzz": 8}}, "train_config.zzzz is no known field"),
+        ({S: {"sigmas": 1}}, "synthesis_config.sigmas is no.*synthesis_config.sigma"),
+        ({"synthesis": {}}, "synthesis is no known field.*synthesis_config"),
     ],
 )
 def test_unknown_fields_are_named(raw, says):
@@ -296,6 +309,13 @@ def test_unknown_fields_are_named(raw, says):
         ({T: {"checkpoint_flows": 1}}, "checkpoint_flows is 1.*type bool"),
         ({T: {"synthesis_sigmas": 0.6}}, "synthesis_sigmas is 0.6.*list"),
         ({T: {"synthesis_sigmas": ["a"]}}, 'synthesis_sigmas\\[0\\] is "a".*type float'),
+        ({T: {"synthesis_sigma": "a"}}, 'train_config.synthesis_sigma is "a".*type float'),
+        ({T: {"synthesis_sigma": None}}, "train_config.synthesis_sigma is null.*type float"),
+        ({S: {"sigma": "a"}}, 'synthesis_config.sigma is "a".*type float'),
+        ({S: {"consistency": 1.5}}, "synthesis_config.consistency is 1.5.*type int"),
+        ({S: {"consistency": True}}, "synthesis_config.consistency is true.*type int"),
+        ({S: None}, "synthesis_config must be a JSON object"),
+        ({S: 1, T: {"synthesis_sigma": 1}}, "synthesis_config must be a JSON object"),
         ({W: {"WN_config": 3}}, "WN_config must be a JSON object"),
         ({W: {"mel_whitening": 64}}, "mel_whitening must be a JSON object"),
         ({W: []}, "waveglow_config must be a JSON object"),
@@ -337,6 +357,37 @@ def test_overrides():
     assert off.waveglow.mel_whitening is None
 
 
+def test_the_synthesis_sections_bounds_are_allowed():
+    for sigma, consistency in ((0.0, 0), (3.0, 10_000)):
+        config = config_from_dict({S: {"sigma": sigma, "consistency": consistency}})
+        assert config.synthesis == SynthesisConfig(sigma, consistency)
+
+
+def test_synthesis_sigma_of_older_files_is_read():
+    old = config_to_dict(UNUSUAL)
+    sigma = old.pop(S)["sigma"]
+    old[T]["synthesis_sigma"] = sigma
+    config = config_from_dict(old)
+    assert config == dataclasses.replace(UNUSUAL, synthesis=SynthesisConfig(sigma=sigma))
+    assert "synthesis_sigma" not in config_to_dict(config)[T]
+    both_alike = config_from_dict({T: {"synthesis_sigma": 1}, S: {"sigma": 1.0, "consistency": 2}})
+    assert both_alike.synthesis == SynthesisConfig(sigma=1.0, consistency=2)
+    assert config_from_dict({T: {"synthesis_sigma": 1}, S: {"consistency": 2}}) == both_alike
+
+
+@pytest.mark.parametrize("said", [{}, {T: {"synthesis_sigma": 0.5}}, {S: {"sigma": 0.5}}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("synthesis.sigma", "synthesis_config.sigma"),
+        *("train.synthesis_sigma", "train_config.synthesis_sigma"),
+    ],
+)
+def test_sigma_is_overridden_under_either_name(said, name):
+    config = config_from_dict(said, {name: 0.8, "synthesis.consistency": 32})
+    assert config.synthesis == SynthesisConfig(sigma=0.8, consistency=32)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
@@ -345,6 +396,8 @@ def test_overrides():
         ("trian.batch_size", 3, "trian_config is no known field.*train_config"),
         ("train.batch_size.x", 3, "--train.batch_size.x: batch_size has no fields"),
         ("waveglow.n_group", 6, "n_group 6 must divide"),
+        ("synthesis.consistency", "many", 'synthesis_config.consistency is "many".*type int'),
+        ("train.synthesis_sigma", "low", 'synthesis_config.sigma is "low".*type float'),
     ],
 )
 def test_impossible_overrides(name, value, says):

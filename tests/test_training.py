@@ -14,7 +14,7 @@ import soundfile
 from compiling import quick_jit
 
 from waveglow_jax.audio.mel import log_mel, log_mel_of_padded
-from waveglow_jax.config import Config, config_from_dict
+from waveglow_jax.config import Config, SynthesisConfig, config_from_dict, config_to_dict
 from waveglow_jax.errors import UserError
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints, Plateau, Progress
@@ -380,6 +380,21 @@ def test_a_run_of_another_config_is_refused(recordings, tmp_path):
         loop.train(other, str(recordings), tmp_path)
     with pytest.raises(UserError, match=r"does not fit the run's config\.json"):
         read_weights(tmp_path)
+
+
+def test_a_run_from_before_the_synthesis_section_is_resumed(recordings, tmp_path):
+    config = tiny_config(steps=1)
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(init_state(config).replace(step=jnp.asarray(1)), PROGRESS, -1.0)
+    old = config_to_dict(config)
+    del old["synthesis_config"]
+    old["train_config"]["synthesis_sigma"] = 0.9
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_weights(tmp_path).config.synthesis == SynthesisConfig(sigma=0.9)
+    # Nothing of the section is part of the training: another one is no other run.
+    changed = dataclasses.replace(config, synthesis=SynthesisConfig(sigma=0.8, consistency=32))
+    assert loop.train(changed, str(recordings), tmp_path) == 0
+    assert read_weights(tmp_path).config == changed
 
 
 def test_ten_non_finite_losses_in_a_row_stop_the_run(recordings, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from test_vocoder import lively_params
 import waveglow_jax as wg
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.cli import main
-from waveglow_jax.config import Config, config_from_dict, config_to_json
+from waveglow_jax.config import Config, SynthesisConfig, config_from_dict, config_to_json
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import conditioning_of, flow_forward, forward_whitened, whiten
 from waveglow_jax.training import loop
@@ -163,8 +163,16 @@ def test_tensorboard_has_the_figures_clips_and_pictures(run):
         assert tags[f"{name}/00"] == tags[f"{name}/01"] == [12], name
     # The clip of the first held-out recording, 3.wav by the corpus's split.
     name = next(tag for tag in tags if tag.startswith("mel/")).removeprefix("mel/")
-    for what in ("original", "sigma 0.5", "sigma 1"):
+    # The voice's own sigma, 0.6, is heard though synthesis_sigmas does not name it.
+    for what in ("original", "sigma 0.6", "sigma 0.5", "sigma 1"):
         assert any(tag.startswith(f"synthesis/{name}, {what}") for tag in tags), (what, list(tags))
+
+
+def test_the_voices_own_sigma_is_heard_first_and_each_once():
+    config = tiny_config(synthesis_sigmas=[0.6, 0.8, 1, 0.8])
+    assert loop._sigmas_to_hear(config) == (0.6, 0.8, 1.0)
+    own = dataclasses.replace(config, synthesis=SynthesisConfig(sigma=1.0))
+    assert loop._sigmas_to_hear(own) == (1.0, 0.6, 0.8)
 
 
 def test_every_step_tells_its_figures(run):

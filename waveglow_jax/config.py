@@ -1,9 +1,9 @@
 """Frozen hyper-parameters, and their JSON.
 
 A file has the sections of the original's `config.json` (`waveglow_config`, `data_config`,
-`train_config`); the original's own file loads unchanged. Every field is checked here, once, so
-that no other file has to: an unknown field is refused by its name, an impossible combination
-with both numbers in the message.
+`train_config`), and `synthesis_config`; the original's own file loads unchanged. Every field is
+checked here, once, so that no other file has to: an unknown field is refused by its name, an
+impossible combination with both numbers in the message.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from waveglow_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
+MAX_CONSISTENCY = 10_000
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ class TrainConfig:
     falls geometrically to `final_noise_std` (0: stays constant).
     `on_save_failure` "continue" trains on where "stop" stops: when the disk does not take a
     checkpoint in the middle of the run.
-    `synthesis_sigma` is the voice's own temperature, the default of `synthesize`; TensorBoard's
-    clips come at each of `synthesis_sigmas`. `wandb_project`: of Weights & Biases, told as well.
+    TensorBoard's clips come at the voice's own sigma (`SynthesisConfig`), then at each of
+    `synthesis_sigmas`. `wandb_project`: of Weights & Biases, told as well.
     For larger batches than fit:
     `gradient_accumulation` computes each device's share of the batch in so many parts, one after
     another, which changes nothing but rounding; `checkpoint_flows` keeps of each flow only its
@@ -220,7 +221,6 @@ class TrainConfig:
     keep_checkpoints: int = 3
     on_save_failure: str = "stop"
     synthesis_clips: int = 2
-    synthesis_sigma: float = 0.6
     synthesis_sigmas: tuple[float, ...] = (0.6, 0.8, 1.0)
     wandb_project: str = ""
 
@@ -246,7 +246,6 @@ class TrainConfig:
             "final_noise_std",
             "num_workers",
             "synthesis_clips",
-            "synthesis_sigma",
         ):
             _at_least(f"train_config.{name}", getattr(self, name), 0)
         for i, sigma in enumerate(self.synthesis_sigmas):
@@ -277,18 +276,40 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class SynthesisConfig:
+    """How the voice speaks where it is not told otherwise.
+
+    `sigma` is its own temperature. `consistency` counts the corrections of the sample towards its
+    mel (`synthesis/consistency.py`; 0: none).
+    """
+
+    sigma: float = 0.6
+    consistency: int = 0
+
+    def check(self) -> None:
+        for name in ("sigma", "consistency"):
+            _at_least(f"synthesis_config.{name}", getattr(self, name), 0)
+        if self.consistency > MAX_CONSISTENCY:
+            raise UserError(
+                f"synthesis_config.consistency {self.consistency} must be at most {MAX_CONSISTENCY}"
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run needs; hashable, so it can be a static argument of a jitted function."""
 
     waveglow: WaveGlowConfig = field(default_factory=WaveGlowConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     description: str = ""
 
     def __post_init__(self) -> None:
         self.waveglow.check()
         self.data.check()
         self.train.check()
+        self.synthesis.check()
         hop, group = self.data.hop_length, self.waveglow.n_group
         _divides("waveglow_config.n_group", group, "data_config.hop_length", hop)
         segment = self.data.segment_length
@@ -344,9 +365,10 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """The Config that JSON sections describe. Raises UserError as `load_config` does."""
     raw = _without_original_only_fields(json.loads(json.dumps(raw)))
+    raw = _with_synthesis_sigma_moved(raw)
     for name, value in (overrides or {}).items():
         _override(raw, name, value)
-    sections = {"waveglow_config": "waveglow", "data_config": "data", "train_config": "train"}
+    sections = ("waveglow_config", "data_config", "train_config", "synthesis_config")
     unknown = set(raw) - set(sections) - {"description"}
     if unknown:
         raise UserError(_unknown_field(min(unknown), [*sections, "description"]))
@@ -356,6 +378,7 @@ def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None
         waveglow=_from_dict(WaveGlowConfig, raw.get("waveglow_config", {}), "waveglow_config"),
         data=_from_dict(DataConfig, raw.get("data_config", {}), "data_config"),
         train=_from_dict(TrainConfig, raw.get("train_config", {}), "train_config"),
+        synthesis=_from_dict(SynthesisConfig, raw.get("synthesis_config", {}), "synthesis_config"),
         description=raw.get("description", ""),
     )
 
@@ -370,6 +393,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
             **dataclasses.asdict(config.train),
             "synthesis_sigmas": list(config.train.synthesis_sigmas),
         },
+        "synthesis_config": dataclasses.asdict(config.synthesis),
     }
 
 
@@ -395,11 +419,34 @@ def _without_original_only_fields(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
+def _with_synthesis_sigma_moved(raw: dict[str, Any]) -> dict[str, Any]:
+    """An older file in today's names: train_config.synthesis_sigma is synthesis_config.sigma now.
+
+    Before any override is applied, which thus wins over what the file says under either name.
+    """
+    train = raw.get("train_config")
+    if not isinstance(train, dict) or "synthesis_sigma" not in train:
+        return raw
+    synthesis = raw.setdefault("synthesis_config", {})
+    if not isinstance(synthesis, dict):
+        raise UserError("synthesis_config must be a JSON object")
+    sigma = _typed(float, train.pop("synthesis_sigma"), "train_config.synthesis_sigma")
+    if synthesis.setdefault("sigma", sigma) != sigma:
+        raise UserError(
+            f"train_config.synthesis_sigma {sigma} and synthesis_config.sigma "
+            f"{json.dumps(synthesis['sigma'])} are the same setting and differ: take "
+            "train_config.synthesis_sigma out"
+        )
+    return raw
+
+
 def _override(raw: dict[str, Any], name: str, value: Any) -> None:
     section, *rest = name.split(".")
     section = section if section.endswith("_config") else f"{section}_config"
     if not rest:
         raise UserError(f"--{name}: name the section too, such as --train.{name}")
+    if (section, rest) == ("train_config", ["synthesis_sigma"]):
+        section, rest = "synthesis_config", ["sigma"]  # as it was called in older commands
     node = raw
     for key in (section, *rest[:-1]):
         if node.get(key) is None:

@@ -4,6 +4,7 @@ Arrays: audio `[..., T]` samples in [-1, 1]; mel `[..., F, M]`, natural logarith
 """
 
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 from waveglow_jax.config import Config, DataConfig
 
 LOG_FLOOR = 1e-5
+FAR = 1 << 62
+"""The length, in samples, of a signal whose end is not in sight: see `mirrored`."""
 
 
 def log_mel(audio: jax.Array, config: Config) -> jax.Array:
@@ -45,6 +48,15 @@ def log_mel_of_padded(padded: jax.Array, config: Config) -> jax.Array:
     filters = jnp.asarray(mel_filters(data, config.waveglow.n_mel_channels), padded.dtype)
     mel = jnp.matmul(spectrum, filters.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.log(jnp.maximum(mel, LOG_FLOOR))
+
+
+def mirrored(place: Any, length: Any) -> Any:
+    """Sample numbers, those before 0 and from `length` on mirrored at the ends, however often.
+
+    As NumPy's "reflect" has it; for integers and arrays of NumPy or JAX.
+    """
+    last = length - 1
+    return last - abs(place % (2 * last + (last == 0)) - last)
 
 
 @cache

@@ -106,7 +106,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
 
     voice = load(arguments.weights)
     if arguments.sigma is None:
-        arguments.sigma = voice.config.train.synthesis_sigma
+        arguments.sigma = voice.config.synthesis.sigma
     # An unfinished file goes then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     with _memory_told():

@@ -119,7 +119,7 @@ def benchmark_reverse(
 def _our_reverse(voice: Voice, mel: np.ndarray, dtype: str) -> Contender:
     plan = voice.plan([len(mel)], dtype)
     compiling = voice.compile(plan, dtype)
-    sigma = voice.config.train.synthesis_sigma
+    sigma = voice.config.synthesis.sigma
     return Contender(
         "ours",
         dtype,
@@ -139,7 +139,7 @@ def _torch_reverse(voice: Voice) -> Callable[[np.ndarray, str], Contender]:
     }
 
     def contender(mel: np.ndarray, dtype: str) -> Contender:
-        z = latent_noise(0, voice.config, len(mel)) * voice.config.train.synthesis_sigma
+        z = latent_noise(0, voice.config, len(mel)) * voice.config.synthesis.sigma
         inputs = torch.from_numpy(np.array(z))[None], torch.from_numpy(mel.T.copy())[None]
         return Contender("PyTorch", dtype, lambda: models[dtype].inverse(*inputs)[0].numpy())
 

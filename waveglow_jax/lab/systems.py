@@ -216,7 +216,7 @@ def make_with_weights(
     log-likelihoods. One after the other, so that the seconds are those of a machine with nothing
     else of this program to do; they are taken of the first `TIMED_FILES`, without compiling."""
     config = voice.config
-    sigma = config.train.synthesis_sigma if system.sigma is None else system.sigma
+    sigma = config.synthesis.sigma if system.sigma is None else system.sigma
     weights = _weights_digest(voice)
     recipe = {"weights": weights, **asdict(system), "sigma": sigma, "source": None, "name": None}
     folder = output / f"{_file_name(system.name)}-{_digest(recipe)}"

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.mel import FAR, mirrored
+
 FFT, HOP = 1024, 256
 PIECE = 32
 """Hops of audio that are computed at once."""
@@ -65,8 +67,8 @@ def _denoised_blocks(blocks: Iterator[np.ndarray], bias: np.ndarray) -> Iterator
             samples = min(ready - done, PIECE * HOP)
             centres = done // HOP - 1 + np.arange(PIECE + 3)
             heard = done - DELAY + np.arange((PIECE + 2) * HOP + FFT)
-            last = there if ended else None
-            segment = audio[np.clip(_reflected(heard, last) - start, 0, len(audio) - 1)]
+            length = there if ended else FAR
+            segment = audio[np.clip(mirrored(heard, length) - start, 0, len(audio) - 1)]
             exists = (centres >= 0) & (centres * HOP <= (there if ended else np.inf))
             pieces.append(np.asarray(_denoised_piece(segment, exists, bias))[:samples])
             done += samples
@@ -79,19 +81,9 @@ def _denoised_blocks(blocks: Iterator[np.ndarray], bias: np.ndarray) -> Iterator
         audio, start = audio[kept - start :], kept
 
 
-def _reflected(index: np.ndarray, length: int | None) -> np.ndarray:
-    """Sample numbers, those beyond the ends mirrored at them; length None: no end is in sight."""
-    index = np.abs(index)
-    if length is None:
-        return index
-    period = max(1, 2 * (length - 1))
-    index = index % period
-    return np.where(index < length, index, period - index)
-
-
 def bias_spectrum_of(audio: np.ndarray) -> np.ndarray:
     """`[T]`, what a voice says to an all-zero mel at sigma 0 -> `[513]`, its bias."""
-    first = np.asarray(audio, np.float32)[_reflected(np.arange(FFT) - FFT // 2, len(audio))]
+    first = np.asarray(audio, np.float32)[mirrored(np.arange(FFT) - FFT // 2, len(audio))]
     return np.abs(np.fft.rfft(first * _HANN)).astype(np.float32)
 
 

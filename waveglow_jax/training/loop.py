@@ -332,7 +332,7 @@ class _Session:
 
     def _synthesise(self, params: Params) -> list[Clip]:
         """Held-out clips for the monitor, on one device, all of the same length: compiled once."""
-        sigmas = self.config.train.synthesis_sigmas
+        sigmas = _sigmas_to_hear(self.config)
         params = jax.device_put(params, self.layout.local[0])
         clips = []
         for name, audio, mel in self.listened:
@@ -351,7 +351,7 @@ def _recordings_to_synthesise(
     data, train = config.data, config.train
     longest = int(SYNTHESIS_SECONDS * data.sampling_rate)
     found = []
-    for recording in corpus.validation[: train.synthesis_clips if train.synthesis_sigmas else 0]:
+    for recording in corpus.validation[: train.synthesis_clips]:
         audio = read_audio(recording.path, data.sampling_rate)[:longest]
         audio = np.pad(audio, (0, longest - len(audio)))
         mel = np.asarray(_mel(audio, config))
@@ -359,6 +359,11 @@ def _recordings_to_synthesise(
             mel = mel_frames(recording.mel, recording.n_samples, 0, len(mel), config)
         found.append((recording.path.stem, audio, mel))
     return found
+
+
+def _sigmas_to_hear(config: Config) -> tuple[float, ...]:
+    """The voice's own sigma first, then the others that are asked for, each once."""
+    return tuple(dict.fromkeys((config.synthesis.sigma, *config.train.synthesis_sigmas)))
 
 
 @jax.jit(static_argnums=1)
