@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from waveglow_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
+LATENT: Literal["latent"] = "latent"
+"""The consistency that searches for a typical z, in place of a number of corrections."""
 MAX_CONSISTENCY = 10_000
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from waveglow_jax.config import LATENT, MAX_CONSISTENCY
+
 
 def given(text: str) -> str:
     """A path or a name. An empty one comes of a variable that is not set, and would be a folder."""
@@ -21,6 +23,20 @@ def strength(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1000:
         raise argparse.ArgumentTypeError(f"{text} must be at least 0; 0.01 to 0.1 is usual")
+    return value
+
+
+def consistency(text: str) -> int | str:
+    if text == LATENT:
+        return text
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= MAX_CONSISTENCY:
+        raise argparse.ArgumentTypeError(
+            f"{text} must be from 0 to {MAX_CONSISTENCY}, or {LATENT}; 32 is usual"
+        )
     return value
 
 

@@ -24,12 +24,13 @@ from waveglow_jax.audio.files import (
     pcm16,
     read_mel,
     replacing,
+    write_wav,
     write_wav_blocks,
 )
-from waveglow_jax.cli.arguments import count, given, seed, sigma, strength
+from waveglow_jax.cli.arguments import consistency, count, given, seed, sigma, strength
 from waveglow_jax.cli.data import mel_of_recording
-from waveglow_jax.cli.outcome import TERMINATED, exit_code, fail, target_of, tell
-from waveglow_jax.config import Config
+from waveglow_jax.cli.outcome import TERMINATED, each, exit_code, fail, target_of, tell
+from waveglow_jax.config import LATENT, Config
 from waveglow_jax.errors import UserError
 
 
@@ -59,6 +60,13 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         "Face hub (default: the bundled voice)",
     )
     parser.add_argument("-s", "--sigma", type=sigma, help="temperature (default: the voice's own)")
+    parser.add_argument(
+        "--consistency",
+        type=consistency,
+        metavar="N|latent",
+        help="corrections that bring the sample to its mel; latent: search the z that says it "
+        "(default: the voice's own; 32 makes a whispering voice speak)",
+    )
     parser.add_argument(
         "-d",
         "--denoise",
@@ -97,6 +105,13 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name):
             with_or_without = "with" if arguments.stream else "without"
             arguments.refuse(f"--{name} is of no use {with_or_without} --stream")
+    if arguments.consistency == LATENT:
+        for name in ("stream", "window", "batch"):
+            if getattr(arguments, name):
+                arguments.refuse(
+                    f"--{name} does not go with --consistency {LATENT}, which needs each mel as a "
+                    "whole; give a number, such as 32"
+                )
     items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
     if not arguments.no_cache:
         from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
@@ -105,13 +120,18 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
-    if arguments.sigma is None:
-        arguments.sigma = voice.config.synthesis.sigma
+    own = voice.config.synthesis
+    arguments.sigma = own.sigma if arguments.sigma is None else arguments.sigma
+    if arguments.consistency is None:
+        arguments.consistency = own.consistency
     # An unfinished file goes then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     with _memory_told():
-        work = _synthesize_stream if arguments.stream else _synthesize_files
-        return work(items, arguments, voice)
+        if arguments.stream:
+            return _synthesize_stream(items, arguments, voice)
+        if arguments.consistency == LATENT:
+            return _search_files(items, arguments, voice)
+        return _synthesize_files(items, arguments, voice)
 
 
 @contextmanager
@@ -139,7 +159,7 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
         plan = voice.plan(lengths, dtype, window=arguments.window, batch=arguments.batch)
     except ValueError as error:
         raise UserError(f"--window or --batch: {error}") from None
-    compile_seconds = voice.compile(plan, dtype) if lengths else 0.0
+    compile_seconds = voice.compile(plan, dtype, arguments.consistency) if lengths else 0.0
     if lengths and arguments.denoise:
         began = time.monotonic()
         voice.bias_spectrum  # noqa: B018 - computed when first asked for
@@ -162,7 +182,8 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
             under_way.append((item, target, mel))
             yield mel
 
-    blocks = voice.blocks(mels(), plan, arguments.sigma, arguments.seed, arguments.denoise, dtype)
+    settings = arguments.sigma, arguments.seed, arguments.denoise, dtype, arguments.consistency
+    blocks = voice.blocks(mels(), plan, *settings)
     done_seconds = 0.0
     for _, of_one in groupby(clock.timed(blocks), itemgetter(0)):
         item, target, mel = under_way.popleft()
@@ -190,6 +211,40 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
         compile_seconds = 0.0
         tell(item, result, arguments)
     return exit_code(failed, items)
+
+
+def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
+    """Files in, files out, each the flow's typical sample for its mel, searched as a whole."""
+    from waveglow_jax.synthesis.denoiser import denoise
+
+    rate, dtype = voice.config.data.sampling_rate, arguments.dtype
+
+    def work(item: Input, target: Path) -> dict[str, Any]:
+        mel = mel_of(item.path, voice)
+        try:
+            compile_seconds = voice.compile_typical(len(mel), dtype)
+        except ValueError as error:
+            raise UserError(f"{item.path}: {error}") from None
+        began = time.monotonic()
+        found = voice.typical_sample(mel, arguments.sigma, arguments.seed, dtype)
+        run_seconds = time.monotonic() - began
+        samples = found.audio
+        if arguments.denoise:
+            samples = denoise(samples, voice.bias_spectrum, arguments.denoise)
+        write_wav(target, samples, rate)
+        if arguments.plot:
+            _plot(target.with_suffix(".png"), mel, voice.mel(samples), voice.config)
+        seconds = len(samples) / rate
+        return {
+            "output": str(target),
+            "seconds": round(seconds, 3),
+            "times_real_time": round(seconds / run_seconds, 2),
+            "run_seconds": round(run_seconds, 3),
+            "compile_seconds": round(compile_seconds, 3),
+            "nats": found.nats,
+        }
+
+    return each(items, arguments, ".wav", work)
 
 
 @dataclass
@@ -225,13 +280,13 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
     data, chunk, denoise = voice.config.data, arguments.chunk, arguments.denoise
     began = time.monotonic()
     try:
-        voice.compile_stream(chunk, arguments.dtype)
+        voice.compile_stream(chunk, arguments.dtype, arguments.consistency)
     except ValueError as error:
         raise UserError(f"--chunk: {error}") from None
     if denoise:
         voice.bias_spectrum  # noqa: B018 - computed when first asked for
     compile_seconds = time.monotonic() - began
-    frames = voice.latency_frames(chunk, denoise)
+    frames = voice.latency_frames(chunk, denoise, arguments.consistency)
     heard = frames * data.hop_length / data.sampling_rate
     if arguments.verbose:
         print(voice.stream_plan(chunk), file=sys.stderr)
@@ -240,9 +295,8 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
         try:
             mel = mel_of(item.path, voice)
             began = time.monotonic()
-            blocks = voice.stream(
-                mel, chunk, arguments.sigma, arguments.seed, denoise, arguments.dtype
-            )
+            settings = arguments.sigma, arguments.seed, denoise, arguments.dtype
+            blocks = voice.stream(mel, chunk, *settings, arguments.consistency)
             for block in blocks:
                 sys.stdout.buffer.write(pcm16(block, item.path))
                 sys.stdout.buffer.flush()

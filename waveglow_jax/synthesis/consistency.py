@@ -28,6 +28,7 @@ import numpy as np
 
 from waveglow_jax.audio.mel import FAR, LOG_FLOOR, mel_filters, mirrored, stft_window
 from waveglow_jax.config import Config
+from waveglow_jax.synthesis.windows import Piece
 
 MOMENTUM = 0.9
 """More (the fast algorithm's 0.99) is no better after 32 corrections and less stable: see
@@ -88,14 +89,6 @@ def consistent(
 
 
 # ------------------------------------------------------------------------------ any length
-
-
-class Piece(NamedTuple):
-    """Samples `[n * hop]` of an utterance and their frames of log-mel `[n, M]`."""
-
-    utterance: int
-    audio: np.ndarray
-    mel: np.ndarray
 
 
 def consistent_blocks(

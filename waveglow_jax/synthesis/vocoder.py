@@ -3,24 +3,35 @@
 Arrays at this door are NumPy in, NumPy out: audio `[T]` or `[B, T]`, mel `[F, M]` or `[B, F, M]`.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from waveglow_jax.audio.mel import log_mel_of_padded
-from waveglow_jax.config import DTYPES, Config
+from waveglow_jax.config import DTYPES, LATENT, MAX_CONSISTENCY, Config
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import Params, check_shapes, forward
+from waveglow_jax.synthesis.consistency import (
+    consistent_blocks,
+    delay,
+    piece_frames,
+    piece_program,
+)
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
+from waveglow_jax.synthesis.typical import TypicalSample, search_program, typical_sample
 from waveglow_jax.synthesis.windows import MOST_FRAMES, Plan, ReversePass, size_at_least
 from waveglow_jax.weights.release import read_weights
+
+Consistency = int | Literal["latent"] | None
 
 BIAS_FRAMES = 88
 """Of the all-zero mel whose sound the denoiser takes for the voice's bias: the original's."""
@@ -56,10 +67,11 @@ class Voice:
     def synthesize(
         self,
         mel: np.ndarray | Sequence[np.ndarray],
-        sigma: float = 0.6,
+        sigma: float | None = None,
         seed: int = 0,
         denoise: float = 0.0,
         dtype: str = "float32",
+        consistency: Consistency = None,
         *,
         window: int | None = None,
         batch: int | None = None,
@@ -67,27 +79,29 @@ class Voice:
         """Samples of a log-mel, F * hop exactly.
 
         `[F, M] -> [F * hop]`; `[B, F, M] -> [B, F * hop]`; a list of mels of any lengths -> a list.
-        sigma is the temperature, denoise the strength of the denoiser (0: none), dtype that of the
-        products inside WN. The noise is a function of seed and frame, and the windows in which the
-        mels are computed overlap by all that a sample hears: neither batch, padding nor window
-        changes a sample. `window` (in frames) and `batch` are chosen from the lengths, see `plan`.
+        sigma is the temperature; consistency the number of corrections towards the mel
+        (`synthesis/consistency.py`), or "latent" for a typical z that says it
+        (`synthesis/typical.py`); None for either: the voice's own, `config.synthesis`. denoise is
+        the strength of the denoiser, which comes last (0: none), dtype that of the products inside
+        WN. The noise is a function of seed and frame, and the windows in which the mels are
+        computed overlap by all that a sample depends on: neither batch, padding nor window changes
+        a sample. `window` (in frames) and `batch` are chosen from the lengths, see `plan`.
         Raises ValueError for a mel of the wrong shape or not finite, an unknown dtype, a negative
-        or infinite sigma or denoise, a seed that does not fit 32 bits, or a window that is too
-        small for its context.
+        or infinite sigma or denoise, a consistency that cannot be, a seed that does not fit 32
+        bits, a window that is too small for its context, or a mel too long for "latent".
         """
         if isinstance(mel, np.ndarray | jax.Array):
-            if mel.ndim == 2:
-                mel = [mel]
-                return self.synthesize(
-                    mel, sigma, seed, denoise, dtype, window=window, batch=batch
-                )[0]
+            alone = mel.ndim == 2
             each = self.synthesize(
-                list(mel), sigma, seed, denoise, dtype, window=window, batch=batch
+                [mel] if alone else list(mel),
+                *(sigma, seed, denoise, dtype, consistency),
+                window=window,
+                batch=batch,
             )
-            return np.stack(each)
+            return each[0] if alone else np.stack(each)
         mels = [self._checked(each) for each in mel]
         plan = self.plan([len(each) for each in mels], dtype, window=window, batch=batch)
-        blocks = self.blocks(mels, plan, sigma, seed, denoise, dtype)
+        blocks = self.blocks(mels, plan, sigma, seed, denoise, dtype, consistency)
         return [
             np.concatenate([block for _, block in of_one])
             for _, of_one in groupby(blocks, itemgetter(0))
@@ -97,20 +111,31 @@ class Voice:
         self,
         mels: Iterable[np.ndarray],
         plan: Plan,
-        sigma: float = 0.6,
+        sigma: float | None = None,
         seed: int = 0,
         denoise: float = 0.0,
         dtype: str = "float32",
+        consistency: Consistency = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Which of the mels, and the next block of its samples `[n]`: one mel after another.
 
         Mels are taken only as they are needed, and memory does not grow with their number or
-        length. Together the blocks of a mel are what `synthesize` gives. Raises ValueError as
-        `synthesize` does, for a mel when its turn comes.
+        length (but with the length of each for "latent", which has no use for the plan). Together
+        the blocks of a mel are what `synthesize` gives. Raises ValueError as `synthesize` does,
+        for a mel when its turn comes.
         """
+        sigma, consistency = self._settings(sigma, consistency)
         self._check(sigma, seed, denoise, dtype)
-        self.compile(plan, dtype)
-        blocks = self._reverse.blocks(map(self._checked, mels), plan, sigma, seed, dtype)
+        mels = map(self._checked, mels)
+        if consistency == LATENT:
+            blocks = (
+                (utterance, self.typical_sample(mel, sigma, seed, dtype).audio)
+                for utterance, mel in enumerate(mels)
+            )
+        else:
+            self.compile(plan, dtype, consistency)
+            pieces = self._reverse.blocks(mels, plan, sigma, seed, dtype)
+            blocks = consistent_blocks(pieces, self.config, consistency)
         if not denoise:
             return blocks
         bias_spectrum = self.bias_spectrum
@@ -120,33 +145,55 @@ class Voice:
             for block in denoised_blocks((block for _, block in of_one), bias_spectrum, denoise)
         )
 
+    def typical_sample(
+        self, mel: np.ndarray, sigma: float | None = None, seed: int = 0, dtype: str = "float32"
+    ) -> TypicalSample:
+        """What consistency "latent" says of a mel `[F, M]`, with its z and its log-likelihood.
+
+        Raises ValueError as `synthesize` does.
+        """
+        sigma, _ = self._settings(sigma, LATENT)
+        self._check(sigma, seed, 0.0, dtype)
+        return typical_sample(self.params, self.config, self._checked(mel), sigma, seed, dtype)
+
+    def compile_typical(self, frames: int, dtype: str = "float32") -> float:
+        """As `compile`, for `typical_sample` of a mel of so many frames. Raises ValueError for too
+        many."""
+        began = time.monotonic()
+        search_program(self.config, frames, dtype)
+        return time.monotonic() - began
+
     def stream(
         self,
         mel: np.ndarray | Iterable[np.ndarray],
         chunk_frames: int | None = None,
-        sigma: float = 0.6,
+        sigma: float | None = None,
         seed: int = 0,
         denoise: float = 0.0,
         dtype: str = "float32",
+        consistency: Consistency = None,
     ) -> Iterator[np.ndarray]:
         """The samples of `synthesize` in blocks `[chunk_frames * hop]`, the last one shorter.
 
         mel: `[F, M]`, or blocks `[f, M]` of its frames that arrive over time. A block is computed
-        as soon as the frames that it hears are there, `latency_frames` after its first; memory
-        does not grow with the length. chunk_frames: fewer bring the samples sooner, more cost
-        less; by default about as many as the context. With denoise the first block is shorter by
-        the denoiser's delay. The program is compiled before this returns. Raises ValueError as
-        `synthesize` does; for a block of frames, when its turn comes.
+        as soon as the frames that it depends on are there, `latency_frames` after its first;
+        memory does not grow with the length. chunk_frames: fewer bring the samples sooner, more
+        cost less; by default about as many as the context. With denoise or consistency the first
+        block is shorter by their delay. The program is compiled before this returns. Raises
+        ValueError as `synthesize` does, and for consistency "latent", which needs the whole mel;
+        for a block of frames, when its turn comes.
         """
+        sigma, consistency = self._settings(sigma, consistency)
         self._check(sigma, seed, denoise, dtype)
         chunk = self.chunk_frames(chunk_frames)
-        blocks = [mel] if isinstance(mel, np.ndarray | jax.Array) else mel
-        if blocks is not mel:
+        frames = [mel] if isinstance(mel, np.ndarray | jax.Array) else mel
+        if frames is not mel:
             self._checked(mel)
-        self.compile_stream(chunk, dtype)
-        checked = (self._checked(block, at_least=0) for block in blocks)
-        audio = self._reverse.stream(checked, chunk, sigma, seed, dtype)
-        return denoised_blocks(audio, self.bias_spectrum, denoise) if denoise else audio
+        self.compile_stream(chunk, dtype, consistency)
+        checked = (self._checked(block, at_least=0) for block in frames)
+        pieces = self._reverse.stream(checked, chunk, sigma, seed, dtype)
+        blocks = (block for _, block in consistent_blocks(pieces, self.config, consistency, chunk))
+        return denoised_blocks(blocks, self.bias_spectrum, denoise) if denoise else blocks
 
     def chunk_frames(self, chosen: int | None = None) -> int:
         """The frames of a stream's blocks. Raises ValueError if those chosen cannot be."""
@@ -157,9 +204,19 @@ class Voice:
             raise ValueError(f"chunk_frames {chosen} must be from 1 to {MOST_FRAMES}")
         return chosen
 
-    def latency_frames(self, chunk_frames: int | None = None, denoise: float = 0.0) -> int:
-        """How many frames from the first of a stream's block must be there before its samples."""
+    def latency_frames(
+        self,
+        chunk_frames: int | None = None,
+        denoise: float = 0.0,
+        consistency: Consistency = None,
+    ) -> int:
+        """How many frames from the first of a stream's block must be there before its samples.
+
+        Chunk, context, the corrections' reach and the denoiser's, together.
+        """
+        _, consistency = self._settings(None, consistency)
         frames = self.chunk_frames(chunk_frames) + self._reverse.context.right
+        frames += delay(self.config, _streamable(consistency))
         return frames + (-(-DELAY // self.config.data.hop_length) if denoise else 0)
 
     def plan(
@@ -177,18 +234,38 @@ class Voice:
         _check_dtype(dtype)
         return self._reverse.plan(lengths, dtype, window, batch)
 
-    def compile(self, plan: Plan, dtype: str = "float32") -> float:
-        """Compiles what the plan needs; returns the seconds it took, 0 if it had been."""
-        return self._reverse.compile(plan.window, plan.batch, dtype)
+    def compile(self, plan: Plan, dtype: str = "float32", consistency: Consistency = None) -> float:
+        """Compiles what the plan needs; returns the seconds it took, 0 if it had been.
+
+        For consistency "latent" nothing: its programs depend on the length of each mel.
+        """
+        _, consistency = self._settings(None, consistency)
+        if consistency == LATENT:
+            return 0.0
+        return self._compile(plan, dtype, consistency, piece_frames())
+
+    def compile_stream(
+        self,
+        chunk_frames: int | None = None,
+        dtype: str = "float32",
+        consistency: Consistency = None,
+    ) -> float:
+        """As `compile`, for a stream. Raises ValueError for consistency "latent"."""
+        _, consistency = self._settings(None, consistency)
+        chunk = self.chunk_frames(chunk_frames)
+        return self._compile(self.stream_plan(chunk), dtype, _streamable(consistency), chunk)
+
+    def _compile(self, plan: Plan, dtype: str, consistency: int, frames: int) -> float:
+        began = time.monotonic()
+        if consistency:
+            piece_program(self.config, consistency, frames)
+        correcting = time.monotonic() - began
+        return correcting + self._reverse.compile(plan.window, plan.batch, dtype)
 
     def memory_bytes(self, plan: Plan, dtype: str = "float32") -> int:
-        """What the compiled program takes while it runs: weights, activations and results."""
+        """What the compiled reverse pass takes while it runs: weights, activations and results."""
         self.compile(plan, dtype)
         return self._reverse.memory_bytes(plan.window, plan.batch, dtype)
-
-    def compile_stream(self, chunk_frames: int | None = None, dtype: str = "float32") -> float:
-        """As `compile`, for a stream."""
-        return self.compile(self.stream_plan(chunk_frames), dtype)
 
     def stream_plan(self, chunk_frames: int | None = None) -> Plan:
         """The windows of a stream."""
@@ -203,7 +280,8 @@ class Voice:
         mel = np.zeros((BIAS_FRAMES, self.config.waveglow.n_mel_channels), np.float32)
         # Once only: in the windows of whatever program there is, rather than compile one.
         window, batch = self._reverse.ready_for(BIAS_FRAMES)
-        return bias_spectrum_of(self.synthesize(mel, sigma=0, window=window, batch=batch))
+        bare = self.synthesize(mel, sigma=0, consistency=0, window=window, batch=batch)
+        return bias_spectrum_of(bare)
 
     def encode(self, audio: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Audio `[B, T]` and its mel `[B, F, M]` -> z `[B, T / G, G]`, log-likelihood `[B]`.
@@ -230,6 +308,20 @@ class Voice:
         devices = self.devices or tuple(jax.local_devices())
         return ReversePass(self.config, self.params, devices)
 
+    def _settings(
+        self, sigma: float | None, consistency: Consistency
+    ) -> tuple[float, int | Literal["latent"]]:
+        """Both, the voice's own where they are None. Raises ValueError for what cannot be."""
+        own = self.config.synthesis
+        sigma = own.sigma if sigma is None else sigma
+        consistency = own.consistency if consistency is None else consistency
+        is_count = isinstance(consistency, int | np.integer) and not isinstance(consistency, bool)
+        if consistency == LATENT or (is_count and 0 <= consistency <= MAX_CONSISTENCY):
+            return sigma, consistency
+        raise ValueError(
+            f"consistency {consistency!r} must be from 0 to {MAX_CONSISTENCY}, or {LATENT!r}"
+        )
+
     def _check(self, sigma: float, seed: int, denoise: float, dtype: str) -> None:
         _check_dtype(dtype)
         for name, value in (("sigma", sigma), ("denoise", denoise)):
@@ -246,6 +338,15 @@ class Voice:
         if not np.isfinite(mel).all():
             raise ValueError("the mel holds values that are not finite")
         return mel
+
+
+def _streamable(consistency: int | Literal["latent"]) -> int:
+    if consistency == LATENT:
+        raise ValueError(
+            f"consistency {LATENT!r} needs the whole mel before the first sample and cannot be "
+            "streamed; take a number, such as 32"
+        )
+    return consistency
 
 
 def _check_dtype(dtype: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import islice
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -252,6 +253,14 @@ COLOUR_FRAMES = 32
 """Frames of a piece that is coloured at once."""
 
 
+class Piece(NamedTuple):
+    """Samples `[n * hop]` of an utterance, and their frames of its log-mel `[n, M]`."""
+
+    utterance: int
+    audio: np.ndarray
+    mel: np.ndarray
+
+
 @dataclass(frozen=True)
 class ReversePass:
     """The compiled reverse pass of one voice over some devices, and what runs it over windows.
@@ -316,8 +325,8 @@ class ReversePass:
 
     def blocks(
         self, mels: Iterable[np.ndarray], plan: Plan, sigma: float, seed: int, dtype: str
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Which of the mels, and a block of its audio: one mel after another, each in order.
+    ) -> Iterator[Piece]:
+        """The audio of the mels: one mel after another, each in order.
 
         The mels are taken as the windows fill up, and let go of when their audio is there.
         """
@@ -344,11 +353,11 @@ class ReversePass:
                 audio, past = self._coloured(y, mel[part.begin : part.end + 1], past)
                 if part.end == len(mel):
                     del held[part.utterance]
-                yield part.utterance, audio
+                yield Piece(part.utterance, audio, mel[part.begin : part.end])
 
     def stream(
         self, frames: Iterator[np.ndarray], chunk: int, sigma: float, seed: int, dtype: str
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Piece]:
         """Audio of one mel whose frames `[f, M]` arrive over time, in blocks of `chunk` frames.
 
         A block is there `chunk + context.right` frames after its beginning; the last is shorter.
@@ -373,8 +382,9 @@ class ReversePass:
             part = Part(0, 0, start, stop, done, end)
             (y,) = self._whitened(size, [[part]], [[mel[: stop - start]]], sigma, seed)
             audio, past = self._coloured(y, mel[done - start : end + 1 - start], past)
-            for i in range(0, len(audio), chunk * hop):
-                yield audio[i : i + chunk * hop]
+            for i in range(done, end, chunk):
+                block = audio[(i - done) * hop : (i - done + chunk) * hop]
+                yield Piece(0, block, mel[i - start : min(i + chunk, end) - start])
             done = end
             mel, start = mel[max(0, done - left) - start :], max(0, done - left)
 

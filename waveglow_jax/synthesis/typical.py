@@ -1,0 +1,160 @@
+"""A sample of the flow itself that keeps to its mel: the search for a typical z that says it.
+
+A random z gives a signal whose mel is only near the one that was asked for. Alternating
+projections find another z, between two sets: the signals that have the mel, which
+`consistency.consistent` approaches, and the flow's typical set, z of the right size without
+outliers. One round is
+
+    y = consistent(audio);  z = forward(y);  z <- z / max(1, |z| / 2.5), scaled to sigma
+    audio = inverse(z)
+
+so what comes out is decoded from a typical z, with nothing corrected after it, and its
+likelihood is exact. The search sees the whole signal at once: it is not for streams.
+
+Arrays: audio `[T]`, log-mel `[F, M]`, z `[T / G, G]`, T = F * hop. docs/consistency.md.
+"""
+
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from waveglow_jax.config import Config
+from waveglow_jax.flow.likelihood import log_likelihood
+from waveglow_jax.flow.waveglow import (
+    Params,
+    forward,
+    init,
+    inverse_prepared,
+    noise_of_frames,
+    prepare_inverse,
+)
+from waveglow_jax.synthesis.consistency import consistent
+from waveglow_jax.synthesis.windows import size_at_least
+
+ROUNDS = 4
+CORRECTIONS = 24
+"""Of a round."""
+BOUND = 2.5
+"""Where |z| is cut off, in standard deviations."""
+MOST_FRAMES = 4096
+"""Of a mel: memory grows with it, for the whole signal is searched at once."""
+
+
+class TypicalSample(NamedTuple):
+    """audio `[T]`, the z `[T / G, G]` that it is decoded from, and its log-likelihood in nats per
+    sample, all constants included."""
+
+    audio: np.ndarray
+    z: np.ndarray
+    nats: float
+
+
+def typical_sample(
+    params: Params,
+    config: Config,
+    mel: np.ndarray,
+    sigma: float = 1.0,
+    seed: int = 0,
+    dtype: str = "float32",
+    rounds: int = ROUNDS,
+    corrections: int = CORRECTIONS,
+) -> TypicalSample:
+    """The flow's sample for a log-mel `[F, M]`, from the noise of that seed on.
+
+    sigma: the standard deviation of z, before and after; dtype: of the products inside WN.
+    Cost: rounds + 1 reverse passes and rounds forward passes. Raises ValueError for more than
+    `MOST_FRAMES` frames.
+    """
+    frames = len(mel)
+    program = search_program(config, frames, dtype, rounds, corrections)
+    padded = np.pad(mel, ((0, size_at_least(frames) - frames), (0, 0)), mode="edge")
+    audio, z, log_det = program(
+        params,
+        padded.astype(np.float32),
+        np.int32(frames),
+        np.float32(sigma),
+        np.uint32(seed),
+    )
+    hop, group = config.data.hop_length, config.waveglow.n_group
+    z = z[:, : frames * hop // group]
+    nats = log_likelihood(z, -log_det)
+    return TypicalSample(np.asarray(audio[0, : frames * hop]), np.asarray(z[0]), float(nats[0]))
+
+
+def search_program(
+    config: Config,
+    frames: int,
+    dtype: str,
+    rounds: int = ROUNDS,
+    corrections: int = CORRECTIONS,
+) -> jax.stages.Compiled:
+    """The compiled search for mels of about so many frames, kept for the next of that size.
+
+    Raises ValueError for more than `MOST_FRAMES`.
+    """
+    if frames > MOST_FRAMES:
+        raise ValueError(
+            f"a mel of {frames} frames is too long for the latent search, which takes at most "
+            f"{MOST_FRAMES} at once; cut it, or give a number of corrections"
+        )
+    return _program_of_size(config, size_at_least(frames), dtype, rounds, corrections)
+
+
+@cache
+def _program_of_size(
+    config: Config, size: int, dtype: str, rounds: int, corrections: int
+) -> jax.stages.Compiled:
+    params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    mel = jax.ShapeDtypeStruct((size, config.waveglow.n_mel_channels), jnp.float32)
+    scalars = np.int32(0), np.float32(0), np.uint32(0)
+    search = jax.jit(partial(_search, config, dtype, rounds, corrections))
+    return search.lower(params, mel, *scalars).compile()
+
+
+def _search(
+    config: Config,
+    dtype: str,
+    rounds: int,
+    corrections: int,
+    params: Params,
+    mel: jax.Array,
+    n_frames: jax.Array,
+    sigma: jax.Array,
+    seed: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Padded mel `[F, M]` -> audio `[1, T]`, z `[1, T / G, G]`, log_det `[1]` of the inverse."""
+    frames, steps = len(mel), config.data.hop_length // config.waveglow.n_group
+    own = jnp.arange(frames * steps)[None] < n_frames * steps
+    mask = own.astype(jnp.float32)
+    mel = mel[None]
+    prepared = prepare_inverse(params)
+
+    def decoded(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        audio, log_det = inverse_prepared(
+            prepared, config, z, mel, mask=mask, dtype=jnp.dtype(dtype)
+        )
+        return audio, z, log_det
+
+    def one_round(
+        before: tuple[jax.Array, jax.Array, jax.Array], _: None
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
+        audio = consistent(before[0], mel, config, corrections, n_frames=n_frames[None])
+        z, _ = forward(params, config, audio, mel, mask=mask, dtype=jnp.dtype(dtype))
+        # Chosen, not multiplied: what the padding holds may be anything.
+        z = typical(jnp.where(own[..., None], z, 0), sigma, mask.sum() * z.shape[-1])
+        return decoded(z), None
+
+    noise = noise_of_frames(seed, config, jnp.arange(frames))[None]
+    found, _ = jax.lax.scan(one_round, decoded(sigma * noise), length=rounds)
+    return found
+
+
+def typical(z: jax.Array, sigma: jax.Array, count: jax.Array) -> jax.Array:
+    """z `[B, N, G]` of one signal, with no value beyond `BOUND`, then scaled to standard deviation
+    sigma over its `count` values; all others are zero."""
+    z = z / jnp.maximum(1, jnp.abs(z) / BOUND)
+    deviation = jnp.sqrt(jnp.sum(z**2) / count)
+    return z * (sigma / jnp.maximum(deviation, 1e-6))
