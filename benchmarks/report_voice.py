@@ -25,13 +25,21 @@ from waveglow_jax.lab.systems import parse_system
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "voice"
 SYSTEMS = (
-    "ours, sigma 0.6=:sigma=0.6",
-    "ours, sigma 0.6, denoised=:sigma=0.6,denoise=0.01",
-    "ours, sigma 0.8=:sigma=0.8",
-    "ours, sigma 0.8, denoised=:sigma=0.8,denoise=0.01",
-    "ours, sigma 1=:sigma=1",
+    "ours=:",
+    "ours, bare=:consistency=0",
+    "ours, 100 corrections=:consistency=100",
+    "ours, latent=:consistency=latent",
 )
-README_COLUMNS = ("pesq_wb", "stoi", "visqol", "mcd", "f0_rmse", "vuv_f1")
+README_COLUMNS = (
+    "pesq_wb",
+    "stoi",
+    "visqol",
+    "mcd",
+    "mr_stft",
+    "vuv_f1",
+    "periodicity_rmse",
+    "dnsmos_ovrl",
+)
 BEGIN, END = "<!-- report of the bundled voice -->", "<!-- end of the report -->"
 
 

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,16 @@ from test_vocoder import lively_params, tiny_config
 
 import waveglow_jax as wg
 from waveglow_jax.cli import main
+from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab import evaluation, metrics, systems
 from waveglow_jax.lab.evaluation import evaluate
 from waveglow_jax.lab.metrics import METRICS
 from waveglow_jax.lab.report import verdict, write_reports
 from waveglow_jax.lab.statistics import Estimate
-from waveglow_jax.lab.systems import System, parse_system
+from waveglow_jax.lab.systems import NOISE, System, parse_system
+from waveglow_jax.synthesis.consistency import consistent
+from waveglow_jax.synthesis.windows import size_at_least
 
 NAMES = ("a", "c", "sub/b")
 EVIL = "<img src=x onerror=alert(1)> | _x_ <!--@FACTS-->"
@@ -78,18 +83,29 @@ def test_folders_weights_and_what_is_always_there(reference, tmp_path, clips, we
     write(other / "sub/b.wav", clips["sub/b"][::2], RATE // 2)  # of another rate
     (other / "c.wav").write_bytes(b"no sound")
     write(reference / "bad.wav", np.zeros(RATE))
-    chosen = [System(EVIL, str(other)), System("flow", weights, sigma=0.7, seed=3)]
-    found = evaluate(reference, chosen, tmp_path / "out", griffin_lim_iterations=2)
+    flow = System("flow", weights, sigma=0.7, seed=3, consistency=2)
+    chosen, iterations = [System(EVIL, str(other)), flow], {"griffin_lim_iterations": 2}
+    found = evaluate(reference, chosen, tmp_path / "out", noise_corrections=8, **iterations)
 
     assert found.names == NAMES
-    assert [s.system for s in found.summaries] == ["Recordings", "Griffin-Lim", EVIL, "flow"]
-    assert [s.files for s in found.summaries] == [3, 3, 2, 3]
+    rows = ["Recordings", "Griffin-Lim", "Noise + 8 corrections", EVIL, "flow"]
+    assert [s.system for s in found.summaries] == rows and found.baseline == "Griffin-Lim"
+    assert [s.files for s in found.summaries] == [3, 3, 3, 2, 3]
+    # What made each row.
+    assert [s.source for s in found.summaries] == [
+        *("real", "2 iterations", "white noise up to 8000 Hz, corrected towards the mel"),
+        *("other", "voice sigma=0.7 consistency=2 seed=3"),
+    ]
     assert {Path(path).name for path, _ in found.left_out} == {"bad.wav", "c.wav"}
     assert all(key in found.missing for key in ("pesq_wb", "stoi", "visqol", "dnsmos_sig"))
 
     # The recordings against themselves are perfect; nothing else is.
     assert set(values(found, "Recordings", "mcd").values()) == {0.0}
-    assert min(values(found, "Griffin-Lim", "mcd").values()) > 0.1
+    for row in rows[1:3]:
+        assert min(values(found, row, "mcd").values()) > 0.1
+        assert all(0 < rtf < 100 for rtf in values(found, row, "rtf").values())
+    # The noise has come to their mel, from which it differed by 3.7 before its corrections.
+    assert max(values(found, rows[2], "log_mel_l1").values()) < 0.5
     # A file that is late and soft is measured as the equal that it is.
     (late,) = [row for row in found.rows if row.system == EVIL and row.name == "a"]
     assert (late.offset, late.length_difference, late.resampled_from) == (100, 0, 0)
@@ -98,11 +114,11 @@ def test_folders_weights_and_what_is_always_there(reference, tmp_path, clips, we
     (halved,) = [row for row in found.rows if row.system == EVIL and row.name == "sub/b"]
     assert halved.resampled_from == RATE // 2
 
-    # The weights' audio is what the voice gives at that sigma and seed, its likelihood the voice's.
+    # The weights' audio is what the voice gives with those settings, its likelihood the voice's.
     voice = wg.load(weights)
     mel = voice.mel(clips["a"].astype(np.float32))
     made, _ = soundfile.read(found.audio["flow"]["a"], dtype="float32")
-    expected = np.clip(voice.synthesize(mel, sigma=0.7, seed=3), -1, 1)
+    expected = np.clip(voice.synthesize(mel, sigma=0.7, seed=3, consistency=2), -1, 1)
     np.testing.assert_allclose(made, expected, atol=1 / 32000)
     frames = len(clips["a"]) // 256
     audio = clips["a"].astype(np.float32)[None, : frames * 256]  # noise_std is 0 here
@@ -113,7 +129,7 @@ def test_folders_weights_and_what_is_always_there(reference, tmp_path, clips, we
 
     # Differences are file by file, over the files that both have.
     mine, baseline = values(found, EVIL, "mcd"), values(found, "Griffin-Lim", "mcd")
-    difference = found.summaries[2].differences["mcd"]
+    difference = found.summaries[3].differences["mcd"]
     assert difference.n == 2
     assert difference.mean == pytest.approx(np.mean([mine[n] - baseline[n] for n in mine]))
     assert found.summaries[1].differences == {}
@@ -132,7 +148,7 @@ def check_reports(found: evaluation.Evaluation, output: Path) -> None:
     assert "<!--@SUMMARY" not in html and html.count("&lt;!--@FACTS--&gt;") > 3
     # Everything is inside.
     addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert len(addresses) == 2 * 2 * 4 and all(a.startswith("data:") for a in addresses)
+    assert len(addresses) == 2 * 2 * 5 and all(a.startswith("data:") for a in addresses)
     assert "http://" not in html and "https://" not in html
     without = write_reports(found, output, players=2, audio=False)[1].read_text()
     assert "<audio" not in without and "data:audio" not in without and "data:image/png" in without
@@ -146,8 +162,9 @@ def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypat
     for name, audio in clips.items():
         write(other / f"{name}.wav", audio)
     arguments = (reference, [System("other", str(other)), System("flow", weights)], tmp_path / "o")
-    measured, synthesized = [], []
+    measured, synthesized, corrected = [], [], []
     measure_file, griffin_lim = evaluation.measure_file, systems.griffin_lim
+    noise_corrected = systems.noise_corrected
 
     def stop_after_four(*job):
         if len(measured) == 4:
@@ -157,9 +174,14 @@ def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypat
 
     monkeypatch.setattr(evaluation, "measure_file", stop_after_four)
     monkeypatch.setattr(systems, "griffin_lim", lambda *a: synthesized.append(a) or griffin_lim(*a))
+    monkeypatch.setattr(
+        systems, "noise_corrected", lambda *a: corrected.append(a) or noise_corrected(*a)
+    )
+    iterations = {"griffin_lim_iterations": 1, "noise_corrections": 1}
     with pytest.raises(KeyboardInterrupt):
-        evaluate(*arguments, griffin_lim_iterations=1)
-    assert len(synthesized) == 3
+        evaluate(*arguments, **iterations)
+    # Twice each, the second time by the clock.
+    assert (len(synthesized), len(corrected)) == (6, 6)
     # The end of the record is cut off, as a crash leaves it.
     record = tmp_path / "o/measured.jsonl"
     record.write_text(record.read_text()[:-9])
@@ -168,20 +190,23 @@ def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypat
     monkeypatch.setattr(
         evaluation, "measure_file", lambda *job: measured.append(job) or measure_file(*job)
     )
-    first = evaluate(*arguments, griffin_lim_iterations=1)
-    assert len(synthesized) == 3
-    assert len(measured) == 12 - 3 and not {j[:2] for j in measured} & set(measured_before[:3])
+    first = evaluate(*arguments, **iterations)
+    assert (len(synthesized), len(corrected)) == (6, 6)
+    assert len(measured) == 15 - 3 and not {j[:2] for j in measured} & set(measured_before[:3])
     measured.clear()
-    again = evaluate(*arguments, griffin_lim_iterations=1)
+    again = evaluate(*arguments, **iterations)
     assert measured == [] and again == first
 
     # One recording and one output change: what depends on them is done again, and only that.
     write(reference / "a.wav", 0.9 * clips["a"])
     write(other / "c.wav", 0.5 * clips["c"])
     os.utime(other / "c.wav", ns=(1, 1))
-    evaluate(*arguments, griffin_lim_iterations=1)
-    assert len(synthesized) == 4
-    assert len(measured) == 4 + 1  # every system's a, and one c
+    evaluate(*arguments, **iterations)
+    assert (len(synthesized), len(corrected)) == (8, 8)
+    assert len(measured) == 5 + 1  # every system's a, and one c
+    # Another number is another folder.
+    evaluate(*arguments, griffin_lim_iterations=2, noise_corrections=2)
+    assert (len(synthesized), len(corrected)) == (14, 14)
 
 
 @pytest.mark.slow
@@ -189,9 +214,10 @@ def test_processes_give_the_same(reference, tmp_path, quick):
     rows = []
     for workers in (1, 2):
         output = tmp_path / str(workers)
-        found = evaluate(reference, [], output, griffin_lim_iterations=1, workers=workers)
+        iterations = {"griffin_lim_iterations": 1, "noise_corrections": 1}
+        found = evaluate(reference, [], output, workers=workers, **iterations)
         rows.append([(r.system, r.name, r.values["mcd"]) for r in found.rows])
-    assert rows[0] == rows[1] and len(rows[0]) == 6
+    assert rows[0] == rows[1] and len(rows[0]) == 9
 
 
 @pytest.mark.parametrize(
@@ -204,6 +230,10 @@ def test_processes_give_the_same(reference, tmp_path, quick):
         ("x=a:b/c:", System("x", "a:b/c")),
         ("x=a:b/c", System("x", "a:b/c")),
         ("x=owner/name@main:sigma=0", System("x", "owner/name@main", 0.0)),
+        ("x=:consistency=0", System("x", None, consistency=0)),
+        ("x=w:consistency=10000,sigma=1", System("x", "w", 1.0, consistency=10000)),
+        ("x=:consistency=latent", System("x", None, consistency="latent")),
+        ("Noise=w", System("Noise", "w")),
     ],
 )
 def test_systems_as_they_are_written(text, expected):
@@ -213,7 +243,9 @@ def test_systems_as_they_are_written(text, expected):
 @pytest.mark.parametrize(
     "text",
     ["folder", "=folder", "Griffin-Lim=x", "Recordings=x", "x=w:sigma=-1", "x=w:sigma=nan",
-     "x=w:sgima=1", "x=w:seed=1.5", "x=w:dtype=float8", "x=w:sigma=1,denoise"],
+     "x=w:sgima=1", "x=w:seed=1.5", "x=w:dtype=float8", "x=w:sigma=1,denoise",
+     "x=w:consistency=-1", "x=w:consistency=10001", "x=w:consistency=1.5",
+     "x=w:consistency=Latent", f"{NOISE.format(7)}=x"],
 )  # fmt: skip
 def test_systems_that_cannot_be(text):
     with pytest.raises(UserError, match="--system"):
@@ -234,7 +266,7 @@ def test_what_a_difference_means():
 class Silent:
     """A voice that notes what it is asked for."""
 
-    config = tiny_config()
+    config = replace(tiny_config(), synthesis=SynthesisConfig(0.75, 5))
     params = {"weight": np.zeros(3)}  # noqa: RUF012
 
     def __init__(self):
@@ -254,14 +286,20 @@ class Silent:
 @pytest.mark.parametrize(
     ("system", "options"),
     [
-        (System("x", None), {"sigma": 0.6, "seed": 0, "dtype": "float32"}),
         (
-            System("x", None, 0.8, 0.01, "bfloat16", 7),
-            {"sigma": 0.8, "seed": 7, "dtype": "bfloat16", "denoise": 0.01},
+            System("x", None),
+            {"sigma": 0.75, "consistency": 5, "seed": 0, "dtype": "float32"},
         ),
         (
-            System("x", None, denoise=0.0),
-            {"sigma": 0.6, "seed": 0, "dtype": "float32", "denoise": 0.0},
+            System("x", None, 0.8, 0.01, "bfloat16", 7, "latent"),
+            {
+                **{"sigma": 0.8, "consistency": "latent", "seed": 7, "dtype": "bfloat16"},
+                "denoise": 0.01,
+            },
+        ),
+        (
+            System("x", None, denoise=0.0, consistency=0),
+            {"sigma": 0.75, "consistency": 0, "seed": 0, "dtype": "float32", "denoise": 0.0},
         ),
     ],
 )
@@ -274,9 +312,120 @@ def test_a_voice_is_asked_for_what_was_written(reference, tmp_path, system, opti
     systems.make_with_weights(system, voice, references, tmp_path, lambda done, total: None)
     assert len(voice.asked) == 6
     # Another setting is another folder.
-    other = System("x", None, 0.1, system.denoise, system.dtype, system.seed)
-    again = systems.make_with_weights(other, voice, references, tmp_path, lambda *_: None)
-    assert len(voice.asked) == 12 and again.files["a"].parent != made.files["a"].parent
+    folders = {made.files["a"].parent}
+    for count, change in enumerate(({"sigma": 0.1}, {"consistency": 9}), 2):
+        other = replace(system, **change)
+        again = systems.make_with_weights(other, voice, references, tmp_path, lambda *_: None)
+        folders.add(again.files["a"].parent)
+        assert len(voice.asked) == 6 * count and len(folders) == count
+    # The voice's own setting is the same whether it is written or not.
+    if system.sigma is None:
+        own = replace(system, sigma=0.75)
+        again = systems.make_with_weights(own, voice, references, tmp_path, lambda *_: None)
+        assert len(voice.asked) == 18 and again.files == made.files
+
+
+@pytest.mark.parametrize(
+    ("system", "settings"),
+    [
+        (System("x", None), "sigma=0.75 consistency=5"),
+        (
+            System("x", None, 0.8, 0.01, "bfloat16", 7, "latent"),
+            "sigma=0.8 denoise=0.01 consistency=latent dtype=bfloat16 seed=7",
+        ),
+    ],
+)
+def test_a_report_says_which_settings_made_a_row(system, settings):
+    assert evaluation._described(system, Silent()) == f"bundled voice {settings}"
+
+
+# ------------------------------------------------------------------------------ baselines
+
+
+def test_noise_is_corrected_as_if_nothing_were_padded(clips):
+    rate = 24000  # not the default
+    mel = metrics.log_mel(clips["a"], rate)
+    frames = len(mel)
+    assert size_at_least(frames) > frames
+    samples = systems.noise_corrected(mel, rate, 3)
+    assert samples.shape == (frames * 256,) and samples.dtype == np.float32
+    # The same noise, low-passed by another way and corrected at its own length.
+    noise = 0.01 * np.random.default_rng(0).standard_normal(frames * 256)
+    kept = np.arange(frames * 128 + 1) * rate / (frames * 256) <= 8000
+    noise = np.fft.irfft(np.fft.rfft(noise) * kept).astype(np.float32)
+    config = Config(WaveGlowConfig(), DataConfig(sampling_rate=rate))
+    alone = consistent(noise, mel.astype(np.float32), config, 3)
+    np.testing.assert_allclose(samples, alone, atol=1e-5)
+    np.testing.assert_array_equal(systems.noise_corrected(mel, rate, 0), noise)
+    assert abs(samples - systems.noise_corrected(mel, rate, 3, seed=1)).max() > 0.01
+
+
+def test_seconds_are_those_of_a_second_run(reference, tmp_path, monkeypatch):
+    """Of the first files only, in this process where workers would not help."""
+    monkeypatch.setattr(systems, "TIMED_FILES", 2)
+    lengths, mapped = [], []
+
+    def slow_at_first(mel, rate, iterations):
+        time.sleep(0 if len(mel) in lengths else 0.3)
+        lengths.append(len(mel))
+        return np.full(len(mel) * 256, iterations / 10)
+
+    class Workers:
+        def map(self, function, jobs):
+            mapped.append(jobs)
+            return map(function, jobs)
+
+    references = systems.files_by_name(reference)
+    for in_workers in (False, True):
+        lengths.clear()
+        baseline = systems.Baseline("slow", "", str(in_workers), 3, slow_at_first, in_workers)
+        made = systems.make_baseline(
+            *(baseline, references, RATE, tmp_path, Workers(), lambda done, total: None)
+        )
+        assert len(lengths) == 5 and len(mapped) == in_workers
+        assert list(made.seconds) == list(NAMES[:2]) and max(made.seconds.values()) < 0.2
+        samples, rate = soundfile.read(made.files["sub/b"])
+        assert rate == RATE and abs(samples - 0.3).max() < 1e-4
+
+
+def test_which_baselines_and_what_is_compared_with_which(reference, tmp_path, clips, quick):
+    other = tmp_path / "other"
+    write(other / "a.wav", clips["a"])
+    chosen, few = [System("other", str(other))], {"griffin_lim_iterations": 1, "files": 1}
+    few["noise_corrections"] = 1
+    found = evaluate(reference, chosen, tmp_path / "out", baselines=["noise"], **few)
+    noise = NOISE.format(1)
+    assert [s.system for s in found.summaries] == ["Recordings", noise, "other"]
+    assert found.baseline == noise
+    assert (found.griffin_lim_iterations, found.noise_corrections) == (None, 1)
+    markdown, html, summary = (p.read_text() for p in write_reports(found, tmp_path / "out"))
+    assert "Griffin-Lim" not in markdown + html and json.loads(summary)["noise_corrections"] == 1
+    assert not list((tmp_path / "out/audio").glob("Griffin*"))
+
+    found = evaluate(reference, chosen, tmp_path / "out", baselines=["griffin-lim"], **few)
+    assert [s.system for s in found.summaries] == ["Recordings", "Griffin-Lim", "other"]
+    assert (found.griffin_lim_iterations, found.noise_corrections) == (1, None)
+    assert "Griffin-Lim with 1 iterations" in write_reports(found, tmp_path / "out")[1].read_text()
+    # In any order, Griffin-Lim is what the others are compared with unless another is named.
+    both = ["noise", "griffin-lim", "noise"]
+    found = evaluate(reference, chosen, tmp_path / "out", baselines=both, **few)
+    rows = [noise, "Griffin-Lim"]
+    assert [s.system for s in found.summaries] == ["Recordings", *rows, "other"]
+    assert found.baseline == "Griffin-Lim"
+    for names in ([], ["noise", "world"]):
+        with pytest.raises(UserError, match=r"--baselines .*griffin-lim, noise"):
+            evaluate(reference, chosen, tmp_path / "out", baselines=names, **few)
+    with pytest.raises(UserError, match="two systems"):
+        evaluate(reference, [System(noise, str(other))], tmp_path / "out", **few)
+
+
+def test_noise_needs_the_mels_whole_band(reference, tmp_path):
+    config = tiny_config()
+    config = replace(config, data=replace(config.data, sampling_rate=15999, mel_fmax=7999.0))
+    wg.save(tmp_path / "low", config, lively_params(config))
+    with pytest.raises(UserError, match=r"--baselines: Noise .* 16000 Hz .* 15999 Hz; write"):
+        evaluate(reference, [System("low", str(tmp_path / "low"))], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------ the command
@@ -286,7 +435,8 @@ def test_command(reference, tmp_path, clips, capsys, quick):
     other = tmp_path / "other"
     write(other / "a.wav", clips["a"])
     arguments = ["evaluate", "--reference", reference, "--system", f"o={other}", "-o",
-                 tmp_path / "out", "--griffin-lim-iterations", 1, "--workers", 1]  # fmt: skip
+                 tmp_path / "out", "--griffin-lim-iterations", 1, "--noise-corrections", 2,
+                 "--workers", 1]  # fmt: skip
     code = main([str(each) for each in arguments])
     out, err = capsys.readouterr()
     # Two of o's files are not there: told, left out, and the rest is done.
@@ -297,9 +447,14 @@ def test_command(reference, tmp_path, clips, capsys, quick):
     lines = [line for line in err.splitlines() if line.startswith("left out: ")]
     assert len(lines) == 4 and all("[eval]" in line for line in lines)
     assert "| o | 0.00 | 0.00 |" in out and "report.html" in out
+    assert "| Griffin-Lim |" in out and "| Noise + 2 corrections |" in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_file()) == [
         *("files.jsonl", "measured.jsonl", "report.html", "report.md", "summary.json")
     ]
+    code = main([*map(str, arguments), "--json", "--baselines", "noise"])
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["baseline"] == "Noise + 2 corrections"
+    assert (summary["griffin_lim_iterations"], summary["noise_corrections"]) == (None, 2)
     shutil.rmtree(other)
     write(other / "sub/b.wav", clips["sub/b"])
     code = main([*map(str, arguments), "--json", "--files", "1"])
@@ -313,7 +468,13 @@ def test_command(reference, tmp_path, clips, capsys, quick):
         (["--system", "x=gone"], 1, "gone"),
         (["--system", "x=REAL", "--system", "x=REAL"], 1, "two systems"),
         (["--system", "x=REAL:sigma=0.8"], 1, "holds recordings"),
+        (["--system", "x=REAL:consistency=0"], 1, "denoise, consistency, dtype"),
         (["--baseline", "nobody"], 1, "nobody"),
+        (["--baselines", "noise", "--baseline", "Griffin-Lim"], 1, "--baseline Griffin-Lim"),
+        (["--baselines", ""], 2, "--baselines: '': write one or more of griffin-lim, noise"),
+        (["--baselines", "noise,"], 2, "--baselines: ''"),
+        (["--baselines", "griffin-lim,world"], 2, "--baselines: 'world'"),
+        (["--noise-corrections", "0"], 2, "--noise-corrections"),
         (["--workers", "0"], 2, "--workers"),
         (["--files", "none"], 2, "--files"),
     ],
@@ -331,7 +492,8 @@ def test_command_fails_in_one_line(reference, tmp_path, capsys, more, code, word
 
 
 def test_report_in_a_browser(reference, tmp_path, browser, quick):
-    found = evaluate(reference, [], tmp_path / "out", griffin_lim_iterations=1)
+    iterations = {"griffin_lim_iterations": 1, "noise_corrections": 1}
+    found = evaluate(reference, [], tmp_path / "out", **iterations)
     path = write_reports(found, tmp_path / "out", players=1)[1]
     page = browser.new_context(viewport={"width": 375, "height": 667}, offline=True).new_page()
     faults = []
@@ -352,7 +514,7 @@ def test_report_in_a_browser(reference, tmp_path, browser, quick):
         return [float(text) for text in cells.all_text_contents()]
 
     unsorted = column()
-    assert len(unsorted) == 6
+    assert len(unsorted) == 9
     mcd.click()
     assert column() == sorted(unsorted)
     mcd.press("Enter")

@@ -26,18 +26,15 @@ def strength(text: str) -> float:
     return value
 
 
-def consistency(text: str) -> int | str:
-    if text == LATENT:
-        return text
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
+def corrections(text: str) -> int:
+    value = int(text)
     if not 0 <= value <= MAX_CONSISTENCY:
-        raise argparse.ArgumentTypeError(
-            f"{text} must be from 0 to {MAX_CONSISTENCY}, or {LATENT}; 32 is usual"
-        )
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to {MAX_CONSISTENCY}")
     return value
+
+
+def consistency(text: str) -> int | str:
+    return text if text == LATENT else corrections(text)
 
 
 def noise(text: str) -> float:

@@ -20,18 +20,34 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=SOURCE",
         help="a folder of any vocoder's output, files named as the recordings, or weights: "
-        "NAME=WEIGHTS:sigma=0.8,denoise=0.01,dtype=bfloat16,seed=1 (every setting may be left "
-        "out; without WEIGHTS the bundled voice); may be given again",
+        "NAME=WEIGHTS:sigma=0.8,denoise=0.01,consistency=32,dtype=bfloat16,seed=1 (every setting "
+        "may be left out; consistency may be latent; without WEIGHTS the bundled voice); may be "
+        "given again",
     )
     parser.add_argument("-o", "--output", required=True, metavar="REPORT", help="resumed if there")
     parser.add_argument(
+        "--baselines",
+        type=_baselines,
+        default="griffin-lim,noise",
+        metavar="LIST",
+        help="rows made from the mels without a network, separated by commas (default: "
+        "griffin-lim,noise)",
+    )
+    parser.add_argument(
         "--baseline",
-        default="Griffin-Lim",
         metavar="NAME",
-        help="what the others are compared with, file by file (default: Griffin-Lim)",
+        help="what the others are compared with, file by file (default: Griffin-Lim, or without it "
+        "the first row after the recordings)",
     )
     parser.add_argument(
         "--griffin-lim-iterations", type=count, default=32, metavar="N", help="(default: 32)"
+    )
+    parser.add_argument(
+        "--noise-corrections",
+        type=count,
+        default=32,
+        metavar="N",
+        help="of the row that begins as noise (default: 32)",
     )
     parser.add_argument("--files", type=count, metavar="N", help="only the first N recordings")
     parser.add_argument(
@@ -40,6 +56,17 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-audio", action="store_true", help="a report.html without sound")
     parser.add_argument("--workers", type=count, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    # Imported here and not at the top: it imports JAX, which other commands can do without.
+    from waveglow_jax.lab.systems import check_baselines
+
+    try:
+        return check_baselines(text.split(","))
+    except UserError as error:
+        reason = str(error).removeprefix("--baselines ")  # argparse names the option itself
+        raise argparse.ArgumentTypeError(reason) from None
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -61,8 +88,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             arguments.reference,
             systems,
             arguments.output,
+            baselines=arguments.baselines,
             baseline=arguments.baseline,
             griffin_lim_iterations=arguments.griffin_lim_iterations,
+            noise_corrections=arguments.noise_corrections,
             files=arguments.files,
             workers=arguments.workers,
             progress=progress,

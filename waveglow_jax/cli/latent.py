@@ -16,7 +16,7 @@ from waveglow_jax.audio.files import (
     replacing,
     write_wav,
 )
-from waveglow_jax.cli.arguments import count, seed, sigma
+from waveglow_jax.cli.arguments import corrections, count, seed, sigma
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import each, tell
 from waveglow_jax.cli.synthesis import mel_of
@@ -99,6 +99,13 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help=".wav and .png")
     parser.add_argument("-w", "--weights", help="the voice (default: the bundled one)")
     parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
+    parser.add_argument(
+        "--consistency",
+        type=corrections,
+        metavar="N",
+        help="corrections that bring what comes out to its mel (default: 0, what the flow itself "
+        "says; for sweep the voice's own)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
 
 
@@ -148,7 +155,8 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
         if arguments.scale is not None:
             z = latent.scaled(z, part, arguments.scale)
             title = f"{part.mean():.0%} of z times {arguments.scale:g}"
-        again = latent.decode(voice, z, found.mel, found.n_samples)
+        corrected = arguments.consistency or 0
+        again = latent.decode(voice, z, found.mel, found.n_samples, corrected)
         _write(target, again, found.mel, voice, ("recording", title))
         exact = latent.round_trip(audio, again)
         kept = "z kept" if z is found.z else title
@@ -181,7 +189,7 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
     for step in range(arguments.steps):
         share = step / (arguments.steps - 1)
         z, mel = latent.between(*ends, share, arguments.path)
-        audio = latent.decode(voice, z, mel)
+        audio = latent.decode(voice, z, mel, consistency=arguments.consistency or 0)
         target = _not_an_input(
             Path(arguments.output) / f"{arguments.path}_{share:.2f}.wav", [*first, *second]
         )
@@ -205,7 +213,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         made = [("input", mel)]
         for value in arguments.sigma:
             wav = target.with_name(f"{target.stem}_sigma{value:g}.wav")
-            audio = voice.synthesize(mel, sigma=value, seed=arguments.seed)
+            audio = voice.synthesize(mel, value, arguments.seed, consistency=arguments.consistency)
             write_wav(_not_an_input(wav, items), audio, voice.config.data.sampling_rate)
             made.append((f"sigma {value:g}", voice.mel(audio)))
         _picture(target, made, voice)

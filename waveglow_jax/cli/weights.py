@@ -9,7 +9,7 @@ from waveglow_jax.audio.files import (
     read_audio,
     replacing,
 )
-from waveglow_jax.cli.arguments import source_arguments
+from waveglow_jax.cli.arguments import corrections, source_arguments
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
@@ -115,6 +115,13 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", required=True, metavar="FILE", help="ends in .onnx for ONNX"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="inside WN")
+    parser.add_argument(
+        "--consistency",
+        type=corrections,
+        metavar="N",
+        help="corrections towards the mel that follow the reverse pass (default: the voice's own; "
+        "for ONNX none)",
+    )
     parser.set_defaults(refuse=parser.error)
 
 
@@ -122,6 +129,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     to_onnx = Path(arguments.output).suffix.lower() == ".onnx"
     if to_onnx and arguments.dtype != "float32":
         arguments.refuse("ONNX files are written in float32")
+    if to_onnx and arguments.consistency:
+        arguments.refuse(
+            "ONNX files hold the bare reverse pass, for ONNX has no complex numbers to correct "
+            "spectra with; leave --consistency out, or write a jax.export file"
+        )
     from waveglow_jax.synthesis.export import write_export
     from waveglow_jax.synthesis.onnx_export import write_onnx
     from waveglow_jax.weights.release import read_weights
@@ -130,6 +142,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     if to_onnx:
         write_onnx(Path(arguments.output), weights.config, weights.params)
     else:
-        write_export(Path(arguments.output), weights.config, weights.params, arguments.dtype)
+        consistency = arguments.consistency
+        if consistency is None:
+            consistency = weights.config.synthesis.consistency
+        write_export(
+            Path(arguments.output), weights.config, weights.params, arguments.dtype, consistency
+        )
     print(f"{arguments.output}: from {weights.kind}")
     return 0

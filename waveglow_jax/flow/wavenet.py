@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -297,10 +298,12 @@ def _not_before(
 
     Nothing in their product depends on the layers before: left alone, XLA computes every layer's
     share of it at the start and keeps them all. On CPUs it drops a barrier; so one number decides,
-    that cannot be above and below zero, about the smaller of the two.
+    that cannot be above and below zero, about the smaller of the two: the kernels, where an export
+    leaves the lengths free.
     """
     never = (h[0, 0, 0] > 0) & (h[0, 0, 0] < 0)
-    if conditioning.size < cond[0].size:
+    size = conditioning.size
+    if not jax.export.is_symbolic_dim(size) and size < cond[0].size:
         return jnp.where(never, 0, conditioning), cond
     return conditioning, tuple(jnp.where(never, 0, kernel) for kernel in cond)
 

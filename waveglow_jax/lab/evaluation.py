@@ -1,6 +1,7 @@
 """A report: any number of systems against the recordings they were made from.
 
-Griffin-Lim from the same mels and the recordings themselves are always among them.
+The recordings themselves are always among them, and baselines that go back from the same mels
+without a network: Griffin-Lim, and noise that is corrected towards the mel.
 """
 
 import hashlib
@@ -24,17 +25,20 @@ from waveglow_jax.lab.alignment import align
 from waveglow_jax.lab.metrics import METRICS, OF_SIGNALS, measure, missing_packages
 from waveglow_jax.lab.statistics import Estimate, bootstrap_mean
 from waveglow_jax.lab.systems import (
+    BASELINES,
     GRIFFIN_LIM,
     RECORDINGS,
     Made,
     System,
     add_record,
+    baselines_of,
     files_by_name,
     fingerprint,
     is_audio_folder,
-    make_griffin_lim,
+    make_baseline,
     make_with_weights,
     read_records,
+    with_own_settings,
 )
 
 # Raised when a metric's definition changes, so that older rows are measured again.
@@ -77,13 +81,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything a report says. left_out: (file or system, why); missing: metric key -> why."""
+    """Everything a report says. left_out: (file or system, why); missing: metric key -> why.
+
+    griffin_lim_iterations and noise_corrections are None where that baseline is no row.
+    """
 
     reference: str
     sampling_rate: int
     names: tuple[str, ...]
     baseline: str
-    griffin_lim_iterations: int
+    griffin_lim_iterations: int | None
+    noise_corrections: int | None
     machine: str
     summaries: tuple[Summary, ...]
     rows: tuple[Row, ...]
@@ -97,8 +105,10 @@ def evaluate(
     systems: Sequence[System],
     output: str | Path,
     *,
-    baseline: str = GRIFFIN_LIM,
+    baselines: Sequence[str] = BASELINES,
+    baseline: str | None = None,
     griffin_lim_iterations: int = 32,
+    noise_corrections: int = 32,
     files: int | None = None,
     workers: int = 1,
     progress: Progress = lambda stage, done, total: None,
@@ -107,24 +117,35 @@ def evaluate(
 
     reference: a folder of mono recordings of one rate; files of a system are matched to them by
         their place below its folder, without the suffix.
-    baseline: the system that the others are compared with, file by file.
+    baselines: the rows that need no weights, one or more of `systems.BASELINES`.
+    baseline: the row that the others are compared with, file by file; None: Griffin-Lim, or the
+        first after the recordings where that is no row.
     files: only the first so many recordings. workers: processes that measure (1: none extra).
     progress: called with (stage, done, in all).
 
     Run again, it goes on where it stopped: what was made or measured from the same files is kept.
     Unreadable and unmatched files are in `left_out`; raises UserError if nothing is left, for two
-    systems of one name, an unknown baseline, weights that cannot be read or do not fit the rate,
-    and if output cannot be written.
+    systems of one name, an unknown baseline or none, weights that cannot be read or do not fit the
+    rate, and if output cannot be written.
     """
     output = Path(output)
-    names = [RECORDINGS, GRIFFIN_LIM, *(system.name for system in systems)]
+    from_mels = baselines_of(baselines, griffin_lim_iterations, noise_corrections)
+    names = [RECORDINGS, *(each.name for each in from_mels), *(each.name for each in systems)]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--system {name}: two systems of that name; rename one")
+    if baseline is None:
+        baseline = GRIFFIN_LIM if GRIFFIN_LIM in names else names[1]
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: no such system; there are {', '.join(names)}")
     voices = _load_voices(systems)
     rate = _common_rate([voice.config.data for voice in voices.values()])
+    for each in from_mels:
+        if rate < each.least_rate:
+            raise UserError(
+                f"--baselines: {each.name} needs {each.least_rate} Hz or more, and the weights "
+                f"are of {rate} Hz; write --baselines griffin-lim"
+            )
     references, left_out = _readable(files_by_name(reference), rate, files)
     if not references:
         raise UserError(f"{reference}: no usable recording; {left_out[0][0]}: {left_out[0][1]}")
@@ -133,14 +154,15 @@ def evaluate(
 
     with _processes(workers) as executor:
         made = {RECORDINGS: Made(references, {})}
-        made[GRIFFIN_LIM] = make_griffin_lim(
-            references,
-            rate,
-            griffin_lim_iterations,
-            output / "audio",
-            executor,
-            lambda done, total: progress(GRIFFIN_LIM, done, total),
-        )
+        for each in from_mels:
+            made[each.name] = make_baseline(
+                each,
+                references,
+                rate,
+                output / "audio",
+                executor,
+                lambda done, total, name=each.name: progress(name, done, total),
+            )
         for system in systems:
             if system.name in voices:
                 made[system.name] = make_with_weights(
@@ -157,17 +179,16 @@ def evaluate(
         rows, unmeasured = _measure_all(references, made, rate, keys, output, executor, progress)
     left_out += unmeasured
     rows = [_with_made(row, made[row.system], rate, references) for row in rows]
-    sources = {
-        RECORDINGS: Path(reference).resolve().name,
-        GRIFFIN_LIM: f"{griffin_lim_iterations} iterations",
-    }
-    sources |= {system.name: _described(system) for system in systems}
+    sources = {RECORDINGS: Path(reference).resolve().name}
+    sources |= {each.name: each.about for each in from_mels}
+    sources |= {system.name: _described(system, voices.get(system.name)) for system in systems}
     evaluation = Evaluation(
         reference=Path(reference).resolve().name,
         sampling_rate=rate,
         names=tuple(references),
         baseline=baseline,
-        griffin_lim_iterations=griffin_lim_iterations,
+        griffin_lim_iterations=griffin_lim_iterations if "griffin-lim" in baselines else None,
+        noise_corrections=noise_corrections if "noise" in baselines else None,
         machine=_machine(),
         summaries=tuple(_summaries(names, sources, rows, baseline)),
         rows=tuple(rows),
@@ -198,7 +219,7 @@ def _load_voices(systems: Sequence[System]) -> dict[str, Any]:
             if system != System(system.name, system.source):
                 raise UserError(
                     f"--system {system.name}: {system.source} holds recordings, which sigma, "
-                    "denoise, dtype and seed do not change; take them out"
+                    "denoise, consistency, dtype and seed do not change; take them out"
                 )
             continue
         if system.source not in loaded:
@@ -256,10 +277,13 @@ def _matched(
     ]
 
 
-def _described(system: System) -> str:
+def _described(system: System, voice: Any | None) -> str:
+    """Where it comes from, and the settings that made it: those of the voice itself too."""
+    if voice is not None:
+        system = with_own_settings(system, voice.config)
     settings = [
-        f"{key}={value:g}"
-        for key in ("sigma", "denoise")
+        f"{key}={value if isinstance(value, str) else format(value, 'g')}"
+        for key in ("sigma", "denoise", "consistency")
         if (value := getattr(system, key)) is not None
     ]
     settings += [f"dtype={system.dtype}"] * (system.dtype != "float32")

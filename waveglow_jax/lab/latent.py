@@ -13,6 +13,7 @@ import numpy as np
 
 from waveglow_jax.config import Config
 from waveglow_jax.flow.waveglow import Params, inverse_prepared, latent_noise, prepare_inverse
+from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.vocoder import Voice
 from waveglow_jax.synthesis.windows import size_at_least
 
@@ -48,9 +49,16 @@ def encode(voice: Voice, audio: np.ndarray) -> Latent:
 
 
 def decode(
-    voice: Voice, z: np.ndarray, mel: np.ndarray, n_samples: int | None = None
+    voice: Voice,
+    z: np.ndarray,
+    mel: np.ndarray,
+    n_samples: int | None = None,
+    consistency: int = 0,
 ) -> np.ndarray:
-    """z `[N, G]`, mel `[F, M]` of N * G / hop frames or one more -> `[N * G]`, or n_samples."""
+    """z `[N, G]`, mel `[F, M]` of N * G / hop frames or one more -> `[N * G]`, or n_samples.
+
+    consistency: corrections of the decoded signal towards the mel.
+    """
     config = voice.config
     hop, group, steps = config.data.hop_length, config.waveglow.n_group, len(z)
     size = size_at_least(len(mel))
@@ -59,6 +67,8 @@ def decode(
     mel = np.pad(mel, ((0, size - len(mel)), (0, 0)), mode="edge")
     mask = mask.astype(np.float32)
     audio = _decode(voice.params, config, padded[None], mel[None], mask[None])
+    own_frames = np.full(1, steps * group // hop)
+    audio = consistent(audio, mel[None], config, consistency, n_frames=own_frames)
     return np.asarray(audio)[0, : steps * group if n_samples is None else n_samples]
 
 

@@ -181,10 +181,11 @@ def html(evaluation: Evaluation, players: int, audio: bool) -> str:
     """The whole page, with pictures and sound inside. Names are escaped, never markup."""
     page = _TEMPLATE.read_text(encoding="utf-8")
     metrics = _present(evaluation, [metric.key for metric in METRICS])
+    iterations = evaluation.griffin_lim_iterations
+    griffin_lim = "" if iterations is None else f"Griffin-Lim with {iterations} iterations. "
     facts = (
         f"{len(evaluation.names)} recordings of {evaluation.reference}, "
-        f"{evaluation.sampling_rate} Hz. Griffin-Lim with {evaluation.griffin_lim_iterations} "
-        f"iterations. Speed measured on {evaluation.machine}."
+        f"{evaluation.sampling_rate} Hz. {griffin_lim}Speed measured on {evaluation.machine}."
     )
     parts = {
         "FACTS": escape(facts),

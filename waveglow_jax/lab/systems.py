@@ -3,15 +3,17 @@
 A system is a folder of recordings, as any vocoder leaves them, or weights. The audio that is made
 here lies in a folder named after everything it depends on, so that a report begun again, or with
 one more system, makes nothing twice and never mixes two recipes.
+
+A baseline needs no weights: an algorithm goes back from the recordings' own mels.
 """
 
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,23 +21,41 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, read_audio, write_wav
-from waveglow_jax.config import DTYPES
+from waveglow_jax.config import (
+    DTYPES,
+    LATENT,
+    MAX_CONSISTENCY,
+    Config,
+    DataConfig,
+    WaveGlowConfig,
+)
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.likelihoods import noisy
 from waveglow_jax.lab.metrics import MEL, MEL_HOP, log_mel
+from waveglow_jax.synthesis.consistency import consistent
+from waveglow_jax.synthesis.windows import size_at_least
 
 RECORDINGS = "Recordings"
 GRIFFIN_LIM = "Griffin-Lim"
+NOISE = "Noise + {} corrections"
+NOISE_NAME = re.compile(r"Noise \+ [0-9]+ corrections")
+BASELINES = ("griffin-lim", "noise")
+NOISE_LEVEL = 0.01
+"""Standard deviation of the noise before its corrections, which set the level themselves."""
 TIMED_FILES = 8
 MADE = "made.jsonl"
-_SPEC = "NAME=DIR, NAME=WEIGHTS or NAME=WEIGHTS:sigma=0.8,denoise=0.01,dtype=bfloat16,seed=1"
+_SPEC = (
+    "NAME=DIR, NAME=WEIGHTS or "
+    "NAME=WEIGHTS:sigma=0.8,denoise=0.01,consistency=32,dtype=bfloat16,seed=1"
+)
 
 
 @dataclass(frozen=True)
 class System:
     """One row. source: a folder of recordings, or weights; None the bundled voice.
 
-    sigma None: the voice's own. denoise is handed to the voice only where it is not None.
+    sigma and consistency None: the voice's own. consistency is a number of corrections or
+    "latent", as `Voice.synthesize` has it. The voice gets denoise only where it is not None.
     """
 
     name: str
@@ -44,6 +64,7 @@ class System:
     denoise: float | None = None
     dtype: str = "float32"
     seed: int = 0
+    consistency: int | str | None = None
 
 
 def parse_system(text: str) -> System:
@@ -54,8 +75,11 @@ def parse_system(text: str) -> System:
     name, equals, rest = (part.strip() for part in text.partition("="))
     if not (name and equals):
         raise UserError(f"--system {text!r}: write {_SPEC}")
-    if name in (RECORDINGS, GRIFFIN_LIM):
-        raise UserError(f"--system {text!r}: {name} is always a row; choose another name")
+    if name in (RECORDINGS, GRIFFIN_LIM) or NOISE_NAME.fullmatch(name):
+        raise UserError(
+            f"--system {text!r}: a report keeps the name {name} for a row of its own; choose "
+            "another name"
+        )
     source, options = rest, {}
     before, colon, after = rest.rpartition(":")
     if colon and (not after or re.match(r"[a-z]+=", after)):
@@ -73,6 +97,10 @@ def _option(text: str, written: str) -> tuple[str, Any]:
                 raise ValueError
             return key, number
         if key == "seed" and 0 <= int(value) < 2**32:
+            return key, int(value)
+        if key == "consistency" and value == LATENT:
+            return key, value
+        if key == "consistency" and 0 <= int(value) <= MAX_CONSISTENCY:
             return key, int(value)
         if key == "dtype" and value in DTYPES:
             return key, value
@@ -154,24 +182,84 @@ class Made:
     nats: dict[str, float] = field(default_factory=dict)
 
 
-def make_griffin_lim(
+@dataclass(frozen=True)
+class Baseline:
+    """A row that needs no weights. name: the row's; about: what it is, for the report.
+
+    synthesize: log-mel `[F, 80]`, sampling rate and iterations -> samples `[T]`. in_workers:
+    whether it is faster in several processes; what uses all cores by itself is not.
+    least_rate: the lowest sampling rate, in Hz, that it can be made at.
+    """
+
+    name: str
+    about: str
+    recipe: str
+    iterations: int
+    synthesize: Callable[[np.ndarray, int, int], np.ndarray]
+    in_workers: bool
+    least_rate: int = 0
+
+
+def check_baselines(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once. Raises UserError if there is none, or one that is not in BASELINES."""
+    for name in names or [""]:
+        if name not in BASELINES:
+            raise UserError(
+                f"--baselines {name!r}: write one or more of {', '.join(BASELINES)}, separated by "
+                "commas"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def baselines_of(
+    names: Sequence[str], griffin_lim_iterations: int, noise_corrections: int
+) -> list[Baseline]:
+    """The baselines of these names. Raises UserError as `check_baselines` does."""
+    there = {
+        "griffin-lim": Baseline(
+            GRIFFIN_LIM,
+            f"{griffin_lim_iterations} iterations",
+            "griffin_lim",
+            griffin_lim_iterations,
+            griffin_lim,
+            in_workers=True,
+        ),
+        "noise": Baseline(
+            NOISE.format(noise_corrections),
+            f"white noise up to {MEL['fmax']:g} Hz, corrected towards the mel",
+            "noise_corrections",
+            noise_corrections,
+            noise_corrected,
+            in_workers=False,
+            least_rate=int(2 * MEL["fmax"]),
+        ),
+    }
+    return [there[name] for name in check_baselines(names)]
+
+
+def make_baseline(
+    baseline: Baseline,
     references: dict[str, Path],
     sampling_rate: int,
-    iterations: int,
     output: Path,
     executor: Executor | None,
     progress: Callable[[int, int], None],
 ) -> Made:
-    """Griffin-Lim from the recordings' own mels, one .wav each under output; see `griffin_lim`."""
-    recipe = {"griffin_lim": iterations, "sampling_rate": sampling_rate}
-    folder = output / f"Griffin-Lim-{_digest(recipe)}"
+    """The baseline from the recordings' own mels, one .wav each under output.
+
+    The seconds are those of the first `TIMED_FILES`.
+    """
+    recipe = {baseline.recipe: baseline.iterations, "sampling_rate": sampling_rate}
+    folder = output / f"{_file_name(baseline.name)}-{_digest(recipe)}"
     done = _done(folder, references)
+    timed = list(references)[:TIMED_FILES]
     todo = {name: path for name, path in references.items() if name not in done}
     jobs = [
-        (path, folder / f"{name}.wav", sampling_rate, iterations) for name, path in todo.items()
+        (baseline, path, folder / f"{name}.wav", sampling_rate, name in timed)
+        for name, path in todo.items()
     ]
-    apply = map if executor is None else executor.map
-    results = apply(_griffin_lim_file, jobs)
+    apply = executor.map if executor is not None and baseline.in_workers else map
+    results = apply(_baseline_file, jobs)
     for count, (name, seconds) in enumerate(zip(todo, results, strict=True), 1):
         done[name] = {"name": name, "of": fingerprint(todo[name]), "seconds": seconds}
         add_record(folder / MADE, done[name])
@@ -179,15 +267,27 @@ def make_griffin_lim(
     return _made(folder, done, references)
 
 
-def _griffin_lim_file(job: tuple[Path, Path, int, int]) -> float:
-    path, target, rate, iterations = job
-    audio = read_audio(path, rate)
-    mel = log_mel(audio, rate)
-    began = time.monotonic()
-    samples = griffin_lim(mel, rate, iterations)
-    seconds = time.monotonic() - began
+def _baseline_file(job: tuple[Baseline, Path, Path, int, bool]) -> float | None:
+    baseline, path, target, rate, timed = job
+    mel = log_mel(read_audio(path, rate), rate)
+    samples, seconds = _timed(
+        lambda: baseline.synthesize(mel, rate, baseline.iterations), again=timed
+    )
     write_wav(target, np.clip(samples, -1, 1), rate)
     return seconds
+
+
+def _timed(synthesize: Callable[[], np.ndarray], again: bool) -> tuple[np.ndarray, float | None]:
+    """The samples, and if `again` the seconds of a second run.
+
+    The first run imports and compiles everything that this length needs.
+    """
+    samples = synthesize()
+    if not again:
+        return samples, None
+    began = time.monotonic()
+    synthesize()
+    return samples, time.monotonic() - began
 
 
 def griffin_lim(mel: np.ndarray, sampling_rate: int, iterations: int) -> np.ndarray:
@@ -205,6 +305,54 @@ def griffin_lim(mel: np.ndarray, sampling_rate: int, iterations: int) -> np.ndar
     )
 
 
+def noise_corrected(
+    mel: np.ndarray, sampling_rate: int, iterations: int, seed: int = 0
+) -> np.ndarray:
+    """`[F, 80] -> [F * 256]`: Gaussian noise, corrected until its log-mel is the one asked for.
+
+    The noise ends at the mel's 8,000 Hz, because no correction reaches what no filter covers. The
+    corrections are those of `synthesis/consistency.py`: the row shows what they do without a voice.
+    """
+    frames, samples = len(mel), len(mel) * MEL_HOP
+    noise = NOISE_LEVEL * np.random.default_rng(seed).standard_normal(samples)
+    spectrum = np.fft.rfft(noise)
+    spectrum[np.fft.rfftfreq(samples, 1 / sampling_rate) > MEL["fmax"]] = 0
+    noise = np.fft.irfft(spectrum, samples)
+    # JAX compiles a program for each length, so that the lengths are rounded up to a few.
+    size = size_at_least(frames)
+    padded = consistent(
+        np.pad(noise, (0, size * MEL_HOP - samples)).astype(np.float32),
+        np.pad(mel, ((0, size - frames), (0, 0)), mode="edge").astype(np.float32),
+        _mel_config(sampling_rate),
+        iterations,
+        n_frames=np.int32(frames),
+    )
+    return np.asarray(padded)[:samples]
+
+
+def _mel_config(sampling_rate: int) -> Config:
+    """A config whose mel is the one that the metrics and baselines use."""
+    data = DataConfig(
+        sampling_rate=sampling_rate,
+        filter_length=MEL["n_fft"],
+        win_length=MEL["n_fft"],
+        hop_length=MEL_HOP,
+        mel_fmin=MEL["fmin"],
+        mel_fmax=MEL["fmax"],
+    )
+    return Config(WaveGlowConfig(n_mel_channels=MEL["n_mels"]), data)
+
+
+def with_own_settings(system: System, config: Config) -> System:
+    """The system with the voice's own sigma and consistency where it does not set them."""
+    own = config.synthesis
+    return replace(
+        system,
+        sigma=own.sigma if system.sigma is None else system.sigma,
+        consistency=own.consistency if system.consistency is None else system.consistency,
+    )
+
+
 def make_with_weights(
     system: System,
     voice: Any,
@@ -216,29 +364,24 @@ def make_with_weights(
     log-likelihoods. One after the other, so that the seconds are those of a machine with nothing
     else of this program to do; they are taken of the first `TIMED_FILES`, without compiling."""
     config = voice.config
-    sigma = config.synthesis.sigma if system.sigma is None else system.sigma
+    system = with_own_settings(system, config)
     weights = _weights_digest(voice)
-    recipe = {"weights": weights, **asdict(system), "sigma": sigma, "source": None, "name": None}
+    recipe = {"weights": weights, **asdict(system), "source": None, "name": None}
     folder = output / f"{_file_name(system.name)}-{_digest(recipe)}"
     likelihoods = output / f"nats-{weights}.jsonl"
     done = _done(folder, references)
     nats = {each["name"]: each for each in read_records(likelihoods) if _same(each, references)}
-    options = {"sigma": sigma, "seed": system.seed, "dtype": system.dtype}
+    options = {key: getattr(system, key) for key in ("sigma", "consistency", "seed", "dtype")}
     if system.denoise is not None:
         options["denoise"] = system.denoise
-    synthesize = partial(voice.synthesize, **options)
     rate = config.data.sampling_rate
     for count, (name, path) in enumerate(references.items(), 1):
         if name not in done or name not in nats:
             audio = read_audio(path, rate)
             mel = voice.mel(audio)
         if name not in done:
-            samples, seconds = synthesize(mel), None
-            if count <= TIMED_FILES:
-                # Again, now that everything that this length needs is compiled.
-                began = time.monotonic()
-                synthesize(mel)
-                seconds = time.monotonic() - began
+            synthesize = partial(voice.synthesize, mel, **options)
+            samples, seconds = _timed(synthesize, again=count <= TIMED_FILES)
             write_wav(folder / f"{name}.wav", np.clip(samples, -1, 1), rate)
             done[name] = {"name": name, "of": fingerprint(path), "seconds": seconds}
             add_record(folder / MADE, done[name])

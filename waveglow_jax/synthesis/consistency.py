@@ -63,9 +63,10 @@ def consistent(
         return audio
     lead = audio.shape[:-1]
     own = jnp.full(lead, frames) if n_frames is None else jnp.asarray(n_frames)
-    exists = (jnp.arange(frames) < own[..., None]).astype(audio.dtype)
+    numbers = jax.lax.broadcasted_iota(own.dtype, (*lead, frames), len(lead))
+    exists = (numbers < own[..., None]).astype(audio.dtype)
     place = jnp.arange(-(span // 2) * hop, (frames + span // 2 - 1) * hop)
-    place = jnp.broadcast_to(place, (*lead, len(place)))
+    place = jnp.broadcast_to(place, (*lead, *place.shape))
     around_ends = jnp.take_along_axis(audio, mirrored(place, own[..., None] * hop), axis=-1)
     start = _spectra(around_ends.reshape(*lead, -1, hop), config)
     target = jnp.exp(mel[..., :frames, :].astype(audio.dtype))
@@ -325,7 +326,7 @@ def _segments(spectra: jax.Array, exists: jax.Array, config: Config) -> jax.Arra
     are none."""
     frames = jnp.fft.irfft(spectra, config.data.filter_length)
     window = jnp.asarray(stft_window(config.data), frames.dtype)
-    frames = frames * (window * exists[..., None])
+    frames = frames * jnp.broadcast_to(window, frames.shape) * exists[..., None]
     margin = _margin(config)
     return jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(margin, margin)])
 
@@ -335,7 +336,7 @@ def _signal(segments: jax.Array, exists: jax.Array, config: Config) -> jax.Array
     the sum of squared windows, as far as all frames that touch a hop are there."""
     margin = _margin(config)
     squared = jnp.asarray(np.pad(stft_window(config.data), margin) ** 2, segments.dtype)
-    weight = squared * exists[..., None]
+    weight = jnp.broadcast_to(squared, segments.shape) * exists[..., None]
     least = 1e-6  # of the largest, 1: where no window is, there is no signal
     return _overlapped(segments, config) / jnp.maximum(_overlapped(weight, config), least)
 
@@ -353,4 +354,4 @@ def _spectra(hops: jax.Array, config: Config) -> jax.Array:
     margin = _margin(config)
     frames = segments[..., margin : margin + config.data.filter_length]
     window = jnp.asarray(stft_window(config.data), frames.dtype)
-    return jnp.fft.rfft(frames * window)
+    return jnp.fft.rfft(frames * jnp.broadcast_to(window, frames.shape))

@@ -18,12 +18,14 @@ from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import inverse_prepared, prepare_inverse
 from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.synthesis.consistency import consistent
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export(config: Config, params: Params, dtype: str = "float32") -> bytes:
-    """Serialises the reverse pass, weights included. dtype: of the products inside WN.
+def export(config: Config, params: Params, dtype: str = "float32", consistency: int = 0) -> bytes:
+    """Serialises the reverse pass, weights included. dtype: of the products inside WN;
+    consistency: corrections towards the mel that follow it.
 
     Raises UserError if the serialiser's library is missing.
     """
@@ -32,7 +34,8 @@ def export(config: Config, params: Params, dtype: str = "float32") -> bytes:
     prepared = prepare_inverse(params)
 
     def reverse(z: jax.Array, mel: jax.Array) -> jax.Array:
-        return inverse_prepared(prepared, config, z, mel, dtype=jnp.dtype(dtype))[0]
+        audio, _ = inverse_prepared(prepared, config, z, mel, dtype=jnp.dtype(dtype))
+        return consistent(audio, mel, config, consistency)
 
     exported = jax_export.export(jax.jit(reverse), platforms=PLATFORMS)(*input_shapes(config))
     try:
@@ -55,8 +58,10 @@ def input_shapes(config: Config) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeSt
     )
 
 
-def write_export(path: Path, config: Config, params: Params, dtype: str = "float32") -> None:
+def write_export(
+    path: Path, config: Config, params: Params, dtype: str = "float32", consistency: int = 0
+) -> None:
     """`export` to a file, written whole or not at all. Raises UserError."""
-    content = export(config, params, dtype)
+    content = export(config, params, dtype, consistency)
     with replacing(path) as temporary:
         temporary.write_bytes(content)

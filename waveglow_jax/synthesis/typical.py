@@ -152,9 +152,9 @@ def _search(
     return found
 
 
-def typical(z: jax.Array, sigma: jax.Array, count: jax.Array) -> jax.Array:
-    """z `[B, N, G]` of one signal, with no value beyond `BOUND`, then scaled to standard deviation
-    sigma over its `count` values; all others are zero."""
-    z = z / jnp.maximum(1, jnp.abs(z) / BOUND)
+def typical(z: jax.Array, sigma: jax.Array, count: jax.Array, bound: float = BOUND) -> jax.Array:
+    """z `[1, N, G]` with no value beyond the bound, then scaled to standard deviation sigma over
+    its `count` values; all others are zero."""
+    z = z / jnp.maximum(1, jnp.abs(z) / bound)
     deviation = jnp.sqrt(jnp.sum(z**2) / count)
     return z * (sigma / jnp.maximum(deviation, 1e-6))

@@ -264,7 +264,7 @@ class Voice:
 
     def memory_bytes(self, plan: Plan, dtype: str = "float32") -> int:
         """What the compiled reverse pass takes while it runs: weights, activations and results."""
-        self.compile(plan, dtype)
+        self.compile(plan, dtype, consistency=0)
         return self._reverse.memory_bytes(plan.window, plan.batch, dtype)
 
     def stream_plan(self, chunk_frames: int | None = None) -> Plan:

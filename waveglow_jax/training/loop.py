@@ -17,6 +17,7 @@ from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config, config_to_dict, config_to_json, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
+from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.training.checkpoints import Checkpoints, NotSavedError, Plateau, Progress
 from waveglow_jax.training.dataset import (
     Corpus,
@@ -373,9 +374,12 @@ def _mel(audio: jax.Array, config: Config) -> jax.Array:
 
 @jax.jit(static_argnums=3)
 def _synthesis(params: Params, mel: jax.Array, sigmas: jax.Array, config: Config) -> jax.Array:
-    """The same noise at every sigma: `[F, M]`, `[S]` -> `[S, F * hop]`."""
+    """The same noise at every sigma, with the voice's own corrections: `[F, M]`, `[S]` ->
+    `[S, F * hop]`."""
     z = sigmas[:, None, None] * latent_noise(0, config, mel.shape[0])[None]
-    return inverse(params, config, z, jnp.broadcast_to(mel, (len(sigmas), *mel.shape)))[0]
+    mels = jnp.broadcast_to(mel, (len(sigmas), *mel.shape))
+    audio, _ = inverse(params, config, z, mels)
+    return consistent(audio, mels, config, config.synthesis.consistency)
 
 
 def _claim_folder(run: Path, config: Config) -> None:

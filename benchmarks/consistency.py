@@ -1,0 +1,306 @@
+"""What corrections towards the mel do to the bundled voice: the study behind docs/consistency.md.
+
+    python benchmarks/consistency.py CORPUS/heldout -o WORK
+
+Cuts the first seconds of each held-out recording, takes their mels as they are and altered in
+five ways, synthesises each by every system of `SYSTEMS`, and measures all against the recordings
+with `evaluate`. Writes WORK/report.md and the pictures and tables of docs/consistency/. Goes on
+where it stopped. About an hour and a half on two cores.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import waveglow_jax as wg  # noqa: E402
+from waveglow_jax.audio.files import read_audio, write_text, write_wav  # noqa: E402
+from waveglow_jax.flow.likelihood import log_likelihood  # noqa: E402
+from waveglow_jax.flow.waveglow import (  # noqa: E402
+    forward,
+    inverse_prepared,
+    latent_noise,
+    prepare_inverse,
+)
+from waveglow_jax.lab.evaluation import evaluate, summary_dict  # noqa: E402
+from waveglow_jax.lab.systems import System, griffin_lim, noise_corrected  # noqa: E402
+from waveglow_jax.synthesis.consistency import consistent  # noqa: E402
+from waveglow_jax.synthesis.typical import typical  # noqa: E402
+
+SECONDS = 3
+RATE, HOP = 22050, 256
+
+
+# ------------------------------------------------------------------------------ the mels
+
+
+def altered(mel: np.ndarray, how: str, seed: int) -> np.ndarray:
+    """A log-mel `[F, M]` as other models write it.
+
+    smoothed: over time by a Gaussian of one frame, as an acoustic model's means are. jittered:
+    with Gaussian noise of standard deviation 0.2. louder: by 12 dB, as from another speaker's
+    level. half: rounded to float16.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    if how == "smoothed":
+        return gaussian_filter1d(mel, 1.0, axis=0).astype(np.float32)
+    if how == "jittered":
+        noise = np.random.default_rng(seed).standard_normal(mel.shape)
+        return (mel + 0.2 * noise).astype(np.float32)
+    if how == "louder":
+        return (mel + 12 / 20 * np.log(10)).astype(np.float32)
+    if how == "half":
+        return mel.astype(np.float16).astype(np.float32)
+    return mel
+
+
+# ------------------------------------------------------------------------------ the systems
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a signal is made: from a start, by corrections, or by rounds of the latent search."""
+
+    name: str
+    start: str = "voice"
+    corrections: int = 0
+    sigma: float = 1.0
+    momentum: float = 0.9
+    rounds: int = 0
+    bound: float = 2.5
+    scale: bool = True
+    finish: int = 0
+    mel: str = "true"
+
+
+def ways() -> list[Way]:
+    found = [Way(f"voice + {n}", corrections=n) for n in (0, 8, 16, 32, 48, 64, 96, 200)]
+    found += [Way(f"noise + {n}", "noise", n) for n in (8, 16, 64, 96, 200)]
+    found += [Way(f"voice, sigma {s:g}, + 32", corrections=32, sigma=s) for s in (0.6, 0.8)]
+    found += [
+        Way("Griffin-Lim + 32", "griffin-lim", 32),
+        Way("random phases + 32", "random phases", 32),
+        Way("voice + 32, momentum 0", corrections=32, momentum=0.0),
+        Way("voice + 32, momentum 0.99", corrections=32, momentum=0.99),
+        Way("voice + 96, momentum 0.99", corrections=96, momentum=0.99),
+    ]
+    found += [Way(f"published shape, random weights, + {n}", "published shape", n) for n in (0, 32)]
+    found += [
+        Way(f"latent, {r} x {n}", corrections=n, rounds=r)
+        for r, n in ((1, 24), (2, 24), (4, 24), (8, 24), (12, 8), (4, 48))
+    ]
+    found += [
+        Way("latent, 4 x 24, from z = 0", "zero", 24, rounds=4),
+        Way("latent, 4 x 24, |z| up to 2", corrections=24, rounds=4, bound=2.0),
+        Way("latent, 4 x 24, z not scaled", corrections=24, rounds=4, scale=False),
+        Way("latent, 4 x 24, momentum 0.99", corrections=24, rounds=4, momentum=0.99),
+        Way("latent, 4 x 24, then 24", corrections=24, rounds=4, finish=24),
+    ]
+    for mel in ("smoothed", "jittered", "louder", "half"):
+        of_mel = [Way("voice + 0"), Way("voice + 32", corrections=32)]
+        of_mel += [Way("noise + 32", "noise", 32)]
+        if mel in ("smoothed", "jittered"):
+            of_mel += [
+                Way("Griffin-Lim", "griffin-lim"),
+                Way("voice + 96", corrections=96),
+                Way("latent, 4 x 24", corrections=24, rounds=4),
+            ]
+        found += [
+            Way(**{**way.__dict__, "name": f"{mel}: {way.name}", "mel": mel}) for way in of_mel
+        ]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """The recordings' names, and their mels `[B, F, M]` by how they were altered."""
+
+    names: tuple[str, ...]
+    mels: dict[str, np.ndarray]
+    work: Path
+    voice: wg.Voice
+
+    def start(self, way: Way) -> np.ndarray:
+        """`[B, F * hop]`, made once."""
+        path = self.work / "starts" / f"{way.start} {way.sigma:g} {way.mel}.npy".replace(" ", "_")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, self._start(way))
+        return np.load(path)
+
+    @cached_property
+    def passes(self) -> tuple[Callable, Callable]:
+        """z, mel -> audio, log_det; and audio, mel -> z."""
+        voice = self.voice
+        prepared = jax.jit(prepare_inverse)(voice.params)
+        decode = jax.jit(lambda z, mel: inverse_prepared(prepared, voice.config, z, mel))
+        encode = jax.jit(lambda audio, mel: forward(voice.params, voice.config, audio, mel)[0])
+        return decode, encode
+
+    def _start(self, way: Way) -> np.ndarray:
+        mels = self.mels[way.mel]
+        if way.start == "noise":
+            return np.stack([noise_corrected(mel, RATE, 0) for mel in mels])
+        if way.start == "griffin-lim":
+            made = [griffin_lim(mel, RATE, 32) for mel in mels]
+            return np.stack([np.pad(each, (0, HOP)) for each in made]).astype(np.float32)
+        if way.start == "published shape":
+            config = wg.load_config(ROOT / "configs/nvidia256.json")
+            untrained = wg.Voice(config, _lively(wg.init(jax.random.key(0), config)))
+            return untrained.synthesize(mels, 0.6, consistency=0, dtype="bfloat16")
+        said = self.voice.synthesize(mels, way.sigma, consistency=0)
+        return _with_random_phases(said) if way.start == "random phases" else said
+
+
+def _with_random_phases(audio: np.ndarray) -> np.ndarray:
+    """Each frame's magnitudes with phases at random."""
+    import librosa
+
+    spectra = librosa.stft(audio, n_fft=1024, hop_length=HOP)
+    phases = np.random.default_rng(0).uniform(0, 2 * np.pi, spectra.shape)
+    again = np.abs(spectra) * np.exp(1j * phases)
+    return librosa.istft(again, hop_length=HOP, length=audio.shape[-1]).astype(np.float32)
+
+
+def _lively(params: dict) -> dict:
+    """Random weights whose couplings do something: the last layers of WN not zero."""
+    keys = iter(jax.random.split(jax.random.key(1), len(params["flows"])))
+    for flow in params["flows"]:
+        kernel = flow["wn"]["end"]["kernel"]
+        flow["wn"]["end"]["kernel"] = 0.01 * jax.random.normal(next(keys), kernel.shape)
+    return params
+
+
+def make(way: Way, clips: Clips) -> Path:
+    """The folder of a way's signals, one .wav each."""
+    folder = clips.work / "systems" / _slug(way.name)
+    done = folder / "seconds.json"
+    if done.exists():
+        return folder
+    mels = clips.mels[way.mel]
+    if way.rounds:
+        signals, seconds = _searched(way, mels, clips)
+    else:
+        start = clips.start(way)
+        correct = partial(
+            consistent,
+            config=clips.voice.config,
+            iterations=way.corrections,
+            momentum=way.momentum,
+        )
+        signals, seconds = _timed(lambda: np.asarray(correct(start, mels)), way.corrections)
+    for name, signal in zip(clips.names, signals, strict=True):
+        write_wav(folder / f"{name}.wav", np.clip(signal, -1, 1), RATE)
+    write_text(done, json.dumps(seconds / (signals.size / RATE)))
+    return folder
+
+
+def _timed(work: Callable[[], np.ndarray], worth: int) -> tuple[np.ndarray, float]:
+    made = work()
+    began = time.monotonic()
+    if worth:
+        made = work()
+    return made, time.monotonic() - began
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _searched(way: Way, mels: np.ndarray, clips: Clips) -> tuple[np.ndarray, float]:
+    """The latent search of `synthesis/typical.py`, round by round, with what each round found."""
+    signals, told = [], []
+    began = time.monotonic()
+    for mel in mels:
+        of_rounds = list(rounds_of(way, mel, clips))
+        told.append([figures for figures, _ in of_rounds])
+        last = of_rounds[-1][1]
+        if way.finish:
+            last = consistent(last, mel[None], clips.voice.config, way.finish)
+        signals.append(np.asarray(last[0]))
+    seconds = time.monotonic() - began
+    means = np.mean(told, axis=0).tolist()  # over the recordings: [rounds + 1, 3]
+    write_text(clips.work / "rounds" / f"{_slug(way.name)}.json", json.dumps(means))
+    return np.stack(signals), seconds
+
+
+def rounds_of(
+    way: Way, mel: np.ndarray, clips: Clips
+) -> Iterator[tuple[tuple[float, float, float], jax.Array]]:
+    """After each round, from 0 on: nats per sample, and z's standard deviation and largest value
+    before it is made typical; with the audio `[1, T]`."""
+    config = clips.voice.config
+    decode, encode = clips.passes
+    z = latent_noise(0, config, len(mel))[None] * (0.0 if way.start == "zero" else way.sigma)
+    raw = z
+    for left in reversed(range(way.rounds + 1)):
+        audio, log_det = decode(z, mel[None])
+        nats = float(log_likelihood(z, -log_det)[0])
+        yield (nats, float(jnp.std(raw)), float(jnp.abs(raw).max())), audio
+        if left:
+            audio = consistent(audio, mel[None], config, way.corrections, way.momentum)
+            raw = encode(audio, mel[None])
+            z = typical(raw, way.sigma, raw.size, way.bound)
+            if not way.scale:
+                z = jnp.clip(raw, -way.bound, way.bound)
+
+
+# ------------------------------------------------------------------------------ the whole study
+
+
+def clips_of(heldout: Path, work: Path) -> Clips:
+    """The first `SECONDS` of each recording, written to WORK/recordings, in whole frames."""
+    voice, samples = wg.load(), SECONDS * RATE // HOP * HOP
+    names, cut = [], []
+    for path in sorted(heldout.rglob("*.wav")):
+        audio = read_audio(path, RATE)
+        if len(audio) >= samples:
+            names.append(path.stem)
+            cut.append(audio[:samples])
+            write_wav(work / "recordings" / f"{path.stem}.wav", cut[-1], RATE)
+    mels = voice.mel(np.stack(cut))[:, :-1]
+    kinds = {way.mel for way in ways()}
+    return Clips(
+        tuple(names),
+        {how: np.stack([altered(mel, how, i) for i, mel in enumerate(mels)]) for how in kinds},
+        work,
+        voice,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("heldout", type=Path)
+    parser.add_argument("-o", "--work", type=Path, required=True)
+    arguments = parser.parse_args()
+    clips = clips_of(arguments.heldout, arguments.work)
+    print(len(clips.names), "recordings", flush=True)
+    systems = []
+    for way in ways():
+        systems.append(System(way.name, str(make(way, clips))))
+        print(way.name, flush=True)
+    found = evaluate(
+        arguments.work / "recordings",
+        systems,
+        arguments.work / "report",
+        baseline="voice + 96",
+        workers=2,
+        progress=lambda stage, done, total: print(stage, done, total, end="\r"),
+    )
+    write_text(arguments.work / "summary.json", json.dumps(summary_dict(found)))
+
+
+if __name__ == "__main__":
+    main()
