@@ -9,6 +9,7 @@ where it stopped. About an hour and a half on two cores.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -86,40 +87,31 @@ class Way:
 
 
 def ways() -> list[Way]:
-    found = [Way(f"voice + {n}", corrections=n) for n in (0, 8, 16, 32, 48, 64, 96, 200)]
-    found += [Way(f"noise + {n}", "noise", n) for n in (8, 16, 64, 96, 200)]
+    found = [Way(f"voice + {n}", corrections=n) for n in (0, 8, 16, 32, 64, 96, 200)]
+    found += [Way(f"noise + {n}", "noise", n) for n in (8, 96, 200)]
     found += [Way(f"voice, sigma {s:g}, + 32", corrections=32, sigma=s) for s in (0.6, 0.8)]
     found += [
         Way("Griffin-Lim + 32", "griffin-lim", 32),
         Way("random phases + 32", "random phases", 32),
         Way("voice + 32, momentum 0", corrections=32, momentum=0.0),
         Way("voice + 32, momentum 0.99", corrections=32, momentum=0.99),
-        Way("voice + 96, momentum 0.99", corrections=96, momentum=0.99),
-    ]
-    found += [Way(f"published shape, random weights, + {n}", "published shape", n) for n in (0, 32)]
-    found += [
-        Way(f"latent, {r} x {n}", corrections=n, rounds=r)
-        for r, n in ((1, 24), (2, 24), (4, 24), (8, 24), (12, 8), (4, 48))
-    ]
-    found += [
+        Way("latent, 1 x 24", corrections=24, rounds=1),
+        Way("latent, 2 x 24", corrections=24, rounds=2),
+        Way("latent, 4 x 24", corrections=24, rounds=4),
+        Way("latent, 8 x 24", corrections=24, rounds=8),
         Way("latent, 4 x 24, from z = 0", "zero", 24, rounds=4),
-        Way("latent, 4 x 24, |z| up to 2", corrections=24, rounds=4, bound=2.0),
-        Way("latent, 4 x 24, z not scaled", corrections=24, rounds=4, scale=False),
-        Way("latent, 4 x 24, momentum 0.99", corrections=24, rounds=4, momentum=0.99),
         Way("latent, 4 x 24, then 24", corrections=24, rounds=4, finish=24),
     ]
+    of_mel = [Way("voice + 0"), Way("voice + 32", corrections=32), Way("noise + 32", "noise", 32)]
+    more = [
+        Way("Griffin-Lim", "griffin-lim"),
+        Way("voice + 96", corrections=96),
+        Way("latent, 4 x 24", corrections=24, rounds=4),
+    ]
     for mel in ("smoothed", "jittered", "louder", "half"):
-        of_mel = [Way("voice + 0"), Way("voice + 32", corrections=32)]
-        of_mel += [Way("noise + 32", "noise", 32)]
-        if mel in ("smoothed", "jittered"):
-            of_mel += [
-                Way("Griffin-Lim", "griffin-lim"),
-                Way("voice + 96", corrections=96),
-                Way("latent, 4 x 24", corrections=24, rounds=4),
-            ]
-        found += [
-            Way(**{**way.__dict__, "name": f"{mel}: {way.name}", "mel": mel}) for way in of_mel
-        ]
+        for way in of_mel + (more if mel == "smoothed" else []):
+            found.append(dataclasses.replace(way, name=f"{mel}: {way.name}", mel=mel))
+    found += [Way(f"published shape, random weights, + {n}", "published shape", n) for n in (0, 32)]
     return found
 
 

@@ -227,6 +227,48 @@ def test_denoise_reaches_the_voice(run, tmp_path, weights, voice):
     assert not np.array_equal(samples, files.to_int16(voice.synthesize(some_mel(FRAMES))))
 
 
+def test_consistency_reaches_the_voice(run, tmp_path, weights, voice):
+    mel = mel_file(tmp_path / "a.npy")
+    assert run("synthesize", mel, "-o", tmp_path / "out", "-w", weights, "--consistency", 3)[0] == 0
+    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), consistency=3))
+    assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
+    assert not np.array_equal(expected, files.to_int16(voice.synthesize(some_mel(FRAMES))))
+
+
+def test_latent_search_goes_on_after_a_bad_file(run, tmp_path, weights, voice):
+    mel, too_long = (
+        mel_file(tmp_path / "a.npy"),
+        mel_file(tmp_path / "long.npy", np.zeros((80, 5000))),
+    )
+    arguments = ["-w", weights, "-o", tmp_path / "out", "--consistency", "latent"]
+    code, out, err = run("synthesize", too_long, mel, *arguments, "--json", "--plot")
+    assert code == 1
+    one_error(err, too_long, "5000 frames", "cut it")
+    found = voice.typical_sample(some_mel(FRAMES))
+    assert json.loads(out[0])["nats"] == pytest.approx(found.nats, abs=1e-6)
+    assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), files.to_int16(found.audio))
+    assert below(tmp_path / "out") == ["a.png", "a.wav"]
+
+
+@pytest.mark.parametrize("option", ["--stream", "--window", "--batch"])
+def test_latent_search_does_without_windows(run, tmp_path, weights, option):
+    mel, to = mel_file(tmp_path / "a.npy"), tmp_path / "out"
+    where = ["--stream"] if option == "--stream" else ["-o", to, option, "9"]
+    code, out, err = run("synthesize", mel, *where, "-w", weights, "--consistency", "latent")
+    assert code == 2 and out == [] and option in err[-1] and "latent" in err[-1]
+    assert not to.exists()
+
+
+def test_without_options_the_command_and_python_agree(run, tmp_path):
+    """The bundled voice, with its own sigma and corrections."""
+    voice = once_loaded(None)
+    mel = voice.mel(some_audio(RATE))[:FRAMES]
+    path = mel_file(tmp_path / "a.npy", mel.T)
+    assert run("synthesize", path, "-o", tmp_path / "out")[0] == 0
+    expected = files.to_int16(voice.synthesize(mel))
+    assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
+
+
 def test_verbose_tells_the_windows(run, tmp_path, weights, voice):
     mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(70).T)]
     arguments = ["synthesize", *mels, "-o", tmp_path / "out", "-w", weights, "--verbose"]
@@ -248,7 +290,11 @@ def test_verbose_tells_the_windows(run, tmp_path, weights, voice):
 
 def test_stream_is_the_samples_and_nothing_else(run_binary, tmp_path, weights, voice):
     mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(70).T)]
-    for options, said in (([], {}), (["-d", "0.2", "-s", "0.9"], {"denoise": 0.2, "sigma": 0.9})):
+    for options, said in (
+        ([], {}),
+        (["-d", "0.2", "-s", "0.9"], {"denoise": 0.2, "sigma": 0.9}),
+        (["--consistency", "2"], {"consistency": 2}),
+    ):
         arguments = ["synthesize", *mels, "--stream", "--chunk", "9", "-w", weights, *options]
         code, out, err = run_binary(*arguments)
         assert code == 0
@@ -256,7 +302,7 @@ def test_stream_is_the_samples_and_nothing_else(run_binary, tmp_path, weights, v
         samples = np.frombuffer(out, "<i2").astype(int)
         assert samples.shape == ((FRAMES + 70) * HOP,)
         assert np.abs(samples - files.to_int16(np.concatenate(expected))).max() <= 1
-        frames = voice.latency_frames(9, said.get("denoise", 0))
+        frames = voice.latency_frames(9, said.get("denoise", 0), said.get("consistency"))
         (line,) = err
         assert line.startswith(f"latency: {frames} frames ({frames * HOP / RATE:.2f} s)")
 
@@ -391,6 +437,9 @@ def test_unknown_weights(run, tmp_path):
         ["--seed", "1.5"],
         ["--denoise", "-0.1"],
         ["--denoise", "nan"],
+        ["--consistency", "-1"],
+        ["--consistency", "10001"],
+        ["--consistency", "some"],
         ["--window", "0"],
         ["--batch", "no"],
         ["--chunk", "9"],

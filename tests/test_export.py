@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_vocoder import lively_params, some_mel, tiny_config
@@ -11,9 +13,14 @@ import waveglow_jax as wg
 from waveglow_jax.cli import main
 from waveglow_jax.config import config_from_dict, config_to_dict
 from waveglow_jax.errors import UserError
+from waveglow_jax.flow.waveglow import latent_noise
 from waveglow_jax.synthesis import onnx_export
+from waveglow_jax.synthesis.consistency import consistent
+from waveglow_jax.synthesis.export import export
 
 pytest.importorskip("flatbuffers")
+
+ROOT = Path(__file__).parent.parent
 
 SCRIPT = """
 import sys
@@ -81,6 +88,34 @@ def test_onnx_of_any_batch_and_length(tmp_path, kind, tolerance):
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.abs(ours).max())
 
 
+def test_with_corrections(tmp_path):
+    """The voice's own number of them, and another one."""
+    import jax.export
+
+    raw = config_to_dict(tiny_config())
+    config = config_from_dict({**raw, "synthesis_config": {"consistency": 2}})
+    params, mel = lively_params(config), some_mel(7)[None]
+    wg.save(tmp_path / "release", config, params)
+    z = np.asarray(latent_noise(0, config, 7))[None]
+    for options, corrections in (([], 2), (["--consistency", "0"], 0)):
+        target = tmp_path / f"{corrections}.jaxexport"
+        assert main(["export", str(tmp_path / "release"), "-o", str(target), *options]) == 0
+        made = jax.export.deserialize(bytearray(target.read_bytes())).call(z, mel)
+        bare = wg.inverse(params, config, z, mel)[0]
+        expected = np.asarray(consistent(bare, mel, config, corrections))
+        np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_bundled_voice_and_the_published_shape():
+    """Large enough for choices by size, which an export of free lengths must not ask for."""
+    voice = wg.load()
+    assert len(export(voice.config, voice.params, consistency=1)) > 4 * 4_000_000
+    raw = config_to_dict(wg.load_config(ROOT / "configs" / "nvidia256.json"))
+    raw["waveglow_config"] |= {"n_flows": 2, "n_early_every": 1}
+    config = config_from_dict(raw)
+    assert export(config, wg.init(jax.random.key(0), config))
+
+
 def test_what_onnx_cannot_hold(tmp_path, capsys):
     config = tiny_config()
     wg.save(tmp_path / "voice", config, lively_params(config))
@@ -90,6 +125,9 @@ def test_what_onnx_cannot_hold(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--dtype", "bfloat16"])
     assert stopped.value.code == 2
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--consistency", "2"])
+    assert stopped.value.code == 2 and "jax.export" in capsys.readouterr().err
     assert not (tmp_path / "a.onnx").exists()
 
 

@@ -17,6 +17,7 @@ from waveglow_jax.config import config_from_dict
 from waveglow_jax.flow.waveglow import inverse
 from waveglow_jax.lab import latent
 from waveglow_jax.synthesis import vocoder
+from waveglow_jax.synthesis.consistency import consistent
 
 HOP, RATE = 256, 22050
 ROOT = Path(__file__).parent.parent
@@ -53,6 +54,16 @@ def test_decoding_is_the_flow_s_inverse():
     mel = some_mel(21)
     expected = quick_jit(inverse, static_argnums=1)(voice.params, config, z[None], mel[None])[0][0]
     np.testing.assert_allclose(latent.decode(voice, z, mel), expected, atol=2e-5)
+
+
+def test_decoded_and_corrected():
+    voice, config = voice_of("group"), tiny_config()
+    z = np.random.default_rng(0).normal(size=(20 * HOP // 16, 16)).astype(np.float32)
+    mel = some_mel(21)  # one frame more than z
+    bare = latent.decode(voice, z, mel)
+    expected = np.asarray(consistent(bare, mel, config, 2))
+    found = latent.decode(voice, z, mel, consistency=2)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_round_trip_is_in_decibels():
@@ -141,8 +152,9 @@ def test_resynthesize_tells_how_exact_it_is(run, tmp_path, weights):  # noqa: F8
         *("--from", 0.1, "--to", 0.2),
     )
     assert code == 0 and "of z replaced by noise of sigma 1" in out[0]
-    code, out, err = run("resynthesize", path, "-o", tmp_path / "q", "--scale", 0, "--json")
-    assert code == 0 and json.loads(out[0])["snr_db"] < 30
+    for options in (("--scale", 0), ("--consistency", 2)):
+        code, out, err = run("resynthesize", path, "-o", tmp_path / "q", *options, "--json")
+        assert code == 0 and json.loads(out[0])["snr_db"] < 60
 
 
 def test_interpolate_and_sweep_write_what_they_name(run, tmp_path):  # noqa: F811
@@ -160,12 +172,13 @@ def test_interpolate_and_sweep_write_what_they_name(run, tmp_path):  # noqa: F81
 
     np.save(tmp_path / "c.npy", some_mel(20).T)
     code, out, _ = run(
-        "sweep", a, tmp_path / "c.npy", "-o", tmp_path / "s", "-s", "0,0.5", "--json"
+        *("sweep", a, tmp_path / "c.npy", "-o", tmp_path / "s", "-s", "0,0.5", "--json"),
+        *("--consistency", 2),
     )
     assert code == 0 and [json.loads(line)["sigma"] for line in out] == [[0, 0.5]] * 2
     kinds = [".png", "_sigma0.5.wav", "_sigma0.wav"]
     assert below(tmp_path / "s") == [name + kind for name in "ac" for kind in kinds]
-    expected = voice_of("group").synthesize(some_mel(20), sigma=0.5, seed=0)
+    expected = voice_of("group").synthesize(some_mel(20), sigma=0.5, seed=0, consistency=2)
     found = soundfile.read(tmp_path / "s/c_sigma0.5.wav")[0]
     np.testing.assert_allclose(found, np.clip(expected, -1, 1), atol=1e-4)
 
