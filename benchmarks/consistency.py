@@ -37,7 +37,7 @@ from waveglow_jax.flow.waveglow import (  # noqa: E402
 from waveglow_jax.lab.evaluation import evaluate, summary_dict  # noqa: E402
 from waveglow_jax.lab.systems import System, griffin_lim, noise_corrected  # noqa: E402
 from waveglow_jax.synthesis.consistency import consistent  # noqa: E402
-from waveglow_jax.synthesis.typical import typical  # noqa: E402
+from waveglow_jax.synthesis.typical import typical, with_full_band  # noqa: E402
 
 SECONDS = 3
 RATE, HOP = 22050, 256
@@ -233,7 +233,7 @@ def rounds_of(
 ) -> Iterator[tuple[tuple[float, float, float], jax.Array]]:
     """After each round, from 0 on: nats per sample, and z's standard deviation and largest value
     before it is made typical; with the audio `[1, T]`."""
-    config = clips.voice.config
+    config = with_full_band(clips.voice.config)
     decode, encode = clips.passes
     z = latent_noise(0, config, len(mel))[None] * (0.0 if way.start == "zero" else way.sigma)
     raw = z

@@ -119,7 +119,7 @@ UNUSUAL = Config(
         synthesis_sigmas=(0.5, 0.9),
         wandb_project="voices",
     ),
-    synthesis=SynthesisConfig(sigma=0.9, consistency=32),
+    synthesis=SynthesisConfig(sigma=0.9, consistency=32, bandwidth=8000.0),
     description="python train.py this.json",
 )
 
@@ -260,6 +260,7 @@ IMPOSSIBLE = [
     ({S: {"sigma": float("inf")}}, ["synthesis_config.sigma inf", "at least 0"]),
     ({T: {"synthesis_sigma": -1}}, ["synthesis_config.sigma -1.0", "at least 0"]),
     ({S: {"consistency": -1}}, ["synthesis_config.consistency -1", "at least 0"]),
+    ({S: {"bandwidth": -1}}, ["synthesis_config.bandwidth -1", "at least 0"]),
     ({S: {"consistency": 10_001}}, ["synthesis_config.consistency 10001", "at most 10000"]),
     (
         {T: {"synthesis_sigma": 0.7}, S: {"sigma": 0.9}},

@@ -282,14 +282,17 @@ class SynthesisConfig:
     """How the voice speaks where it is not told otherwise.
 
     `sigma` is its own temperature. `consistency` counts the corrections of the sample towards its
-    mel (`synthesis/consistency.py`; 0: none).
+    mel (`synthesis/consistency.py`; 0: none). `bandwidth` is the highest frequency, in Hz, of the
+    recordings that the voice was trained on: where the mel does not reach either, corrections
+    silence what is beyond it (0: they leave it as the flow has it).
     """
 
     sigma: float = 0.6
     consistency: int = 0
+    bandwidth: float = 0.0
 
     def check(self) -> None:
-        for name in ("sigma", "consistency"):
+        for name in ("sigma", "consistency", "bandwidth"):
             _at_least(f"synthesis_config.{name}", getattr(self, name), 0)
         if self.consistency > MAX_CONSISTENCY:
             raise UserError(

@@ -8,8 +8,10 @@ doi:10.1109/WASPAA.2013.6701851) with the mel's constraint in place of known mag
     X'   = STFT(iSTFT(g X))
     X   <- X' + momentum * (X' - the X' before)     and iSTFT(g X) at the end
 
-The ratio is held to [1/100, 100], and g is 1 on bins that no filter covers. At first the signal is
-mirrored at its ends, as for its mel; afterwards the frames that reach beyond an end are free there.
+The ratio is held to [1/100, 100]. On bins that no filter covers g is 1, but 0 above the bandwidth
+of the voice's recordings (`config.synthesis.bandwidth`), where there is nothing to say. At first
+the signal is mirrored at its ends, as for its mel; afterwards the frames that reach beyond an end
+are free there.
 
 Arrays: audio `[T]`, log-mel `[F, M]`, T = F * hop; hops `[n, hop]` are the signal cut up; spectra
 `[F, bins]` are complex; segments `[F, span * hop]` are windowed frames in time, each over the
@@ -304,21 +306,24 @@ def _margin(config: Config) -> int:
 
 
 @cache
-def _filters(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The mel filters `[M, bins]`, and their sum over M."""
-    filters = mel_filters(config.data, config.waveglow.n_mel_channels)
-    return filters, filters.sum(axis=0)
+def _gains(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mel filters B `[M, bins]`; B over its sum in each bin, so that a ratio per band becomes a
+    gain per bin; and the gain `[bins]` where no filter is, 0 elsewhere."""
+    filters, data = mel_filters(config.data, config.waveglow.n_mel_channels), config.data
+    total = filters.sum(axis=0)
+    by_bin = filters / np.where(total > 0, total, 1)
+    hertz = np.arange(len(total)) * data.sampling_rate / data.filter_length
+    bandwidth = config.synthesis.bandwidth or np.inf
+    return filters, by_bin, ((total == 0) & (hertz <= bandwidth)).astype(np.float32)
 
 
 def _with_mel(spectra: jax.Array, target: jax.Array, config: Config) -> jax.Array:
     """Spectra `[..., F, bins]` scaled towards the mel magnitudes `[..., F, M]`: g X."""
-    filters, covered = _filters(config)
-    by_bin = jnp.asarray(filters / np.where(covered > 0, covered, 1), target.dtype)
-    filters = jnp.asarray(filters, target.dtype)
+    filters, by_bin, elsewhere = (jnp.asarray(each, target.dtype) for each in _gains(config))
     mel = jnp.matmul(jnp.abs(spectra), filters.T, precision=jax.lax.Precision.HIGHEST)
     ratio = jnp.clip(target / jnp.maximum(mel, LOG_FLOOR), 1 / MOST_RATIO, MOST_RATIO)
     gain = jnp.matmul(ratio, by_bin, precision=jax.lax.Precision.HIGHEST)
-    return spectra * jnp.where(jnp.broadcast_to(covered > 0, gain.shape), gain, 1)
+    return spectra * (gain + jnp.broadcast_to(elsewhere, gain.shape))
 
 
 def _segments(spectra: jax.Array, exists: jax.Array, config: Config) -> jax.Array:

@@ -14,6 +14,7 @@ likelihood is exact. The search sees the whole signal at once: it is not for str
 Arrays: audio `[T]`, log-mel `[F, M]`, z `[T / G, G]`, T = F * hop. docs/consistency.md.
 """
 
+import dataclasses
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -130,6 +131,7 @@ def _search(
     own = jnp.arange(frames * steps)[None] < n_frames * steps
     mask = own.astype(jnp.float32)
     mel = mel[None]
+    full_band = with_full_band(config)
     prepared = prepare_inverse(params)
 
     def decoded(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -141,7 +143,7 @@ def _search(
     def one_round(
         before: tuple[jax.Array, jax.Array, jax.Array], _: None
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
-        audio = consistent(before[0], mel, config, corrections, n_frames=n_frames[None])
+        audio = consistent(before[0], mel, full_band, corrections, n_frames=n_frames[None])
         z, _ = forward(params, config, audio, mel, mask=mask, dtype=jnp.dtype(dtype))
         # Chosen, not multiplied: what the padding holds may be anything.
         z = typical(jnp.where(own[..., None], z, 0), sigma, mask.sum() * z.shape[-1])
@@ -150,6 +152,13 @@ def _search(
     noise = noise_of_frames(seed, config, jnp.arange(frames))[None]
     found, _ = jax.lax.scan(one_round, decoded(sigma * noise), length=rounds)
     return found
+
+
+def with_full_band(config: Config) -> Config:
+    """The config whose corrections silence nothing: a signal with an empty band is most unlikely
+    under a flow that was trained with noise in it."""
+    synthesis = dataclasses.replace(config.synthesis, bandwidth=0.0)
+    return dataclasses.replace(config, synthesis=synthesis)
 
 
 def typical(z: jax.Array, sigma: jax.Array, count: jax.Array, bound: float = BOUND) -> jax.Array:
