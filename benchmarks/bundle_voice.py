@@ -39,10 +39,13 @@ def main() -> None:
     voice = wg.load()
     audio = read_audio(recordings / f"{DEMO[0]}.wav", config.data.sampling_rate)
     mel = voice.mel(audio)
-    sigma = config.synthesis.sigma
-    again = voice.mel(voice.synthesize(mel, sigma=sigma))
-    titles = (f"{DEMO[0]}, the recording", f"its synthesis, sigma {sigma:g}")
-    figure = mel_figure(list(zip(titles, (mel, again), strict=True)), config.data)
+    corrected = f"its synthesis with {config.synthesis.consistency} corrections"
+    mels = [
+        (f"{DEMO[0]}, the recording", mel),
+        ("the flow's own sample", voice.mel(voice.synthesize(mel, consistency=0))),
+        (corrected, voice.mel(voice.synthesize(mel))),
+    ]
+    figure = mel_figure(mels, config.data)
     with replacing(BUNDLED_VOICE / "held_out.png") as temporary:
         figure.savefig(temporary)
 

@@ -12,10 +12,9 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -34,7 +33,10 @@ from waveglow_jax.flow.waveglow import (  # noqa: E402
     latent_noise,
     prepare_inverse,
 )
-from waveglow_jax.lab.evaluation import evaluate, summary_dict  # noqa: E402
+from waveglow_jax.lab.evaluation import Evaluation, evaluate, summary_dict  # noqa: E402
+from waveglow_jax.lab.metrics import METRICS  # noqa: E402
+from waveglow_jax.lab.report import markdown_table  # noqa: E402
+from waveglow_jax.lab.statistics import bootstrap_mean  # noqa: E402
 from waveglow_jax.lab.systems import System, griffin_lim, noise_corrected  # noqa: E402
 from waveglow_jax.synthesis.consistency import consistent  # noqa: E402
 from waveglow_jax.synthesis.typical import typical, with_full_band  # noqa: E402
@@ -98,12 +100,12 @@ def ways() -> list[Way]:
         Way("latent, 1 x 24", corrections=24, rounds=1),
         Way("latent, 2 x 24", corrections=24, rounds=2),
         Way("latent, 4 x 24", corrections=24, rounds=4),
-        Way("latent, 8 x 24", corrections=24, rounds=8),
         Way("latent, 4 x 24, from z = 0", "zero", 24, rounds=4),
         Way("latent, 4 x 24, then 24", corrections=24, rounds=4, finish=24),
     ]
-    of_mel = [Way("voice + 0"), Way("voice + 32", corrections=32), Way("noise + 32", "noise", 32)]
+    of_mel = [Way("voice + 32", corrections=32), Way("noise + 32", "noise", 32)]
     more = [
+        Way("voice + 0"),
         Way("Griffin-Lim", "griffin-lim"),
         Way("voice + 96", corrections=96),
         Way("latent, 4 x 24", corrections=24, rounds=4),
@@ -111,8 +113,7 @@ def ways() -> list[Way]:
     for mel in ("smoothed", "jittered", "louder", "half"):
         for way in of_mel + (more if mel == "smoothed" else []):
             found.append(dataclasses.replace(way, name=f"{mel}: {way.name}", mel=mel))
-    found += [Way(f"published shape, random weights, + {n}", "published shape", n) for n in (0, 32)]
-    return found
+    return [*found, Way("published shape, random weights, + 32", "published shape", 32)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,54 +179,31 @@ def _lively(params: dict) -> dict:
 def make(way: Way, clips: Clips) -> Path:
     """The folder of a way's signals, one .wav each."""
     folder = clips.work / "systems" / _slug(way.name)
-    done = folder / "seconds.json"
-    if done.exists():
+    if (folder / "done").exists():
         return folder
     mels = clips.mels[way.mel]
     if way.rounds:
-        signals, seconds = _searched(way, mels, clips)
+        signals = [_searched(way, mel, clips) for mel in mels]
     else:
-        start = clips.start(way)
-        correct = partial(
-            consistent,
-            config=clips.voice.config,
-            iterations=way.corrections,
-            momentum=way.momentum,
-        )
-        signals, seconds = _timed(lambda: np.asarray(correct(start, mels)), way.corrections)
+        config, momentum = clips.voice.config, way.momentum
+        signals = np.asarray(consistent(clips.start(way), mels, config, way.corrections, momentum))
     for name, signal in zip(clips.names, signals, strict=True):
         write_wav(folder / f"{name}.wav", np.clip(signal, -1, 1), RATE)
-    write_text(done, json.dumps(seconds / (signals.size / RATE)))
+    write_text(folder / "done", "")
     return folder
-
-
-def _timed(work: Callable[[], np.ndarray], worth: int) -> tuple[np.ndarray, float]:
-    made = work()
-    began = time.monotonic()
-    if worth:
-        made = work()
-    return made, time.monotonic() - began
 
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def _searched(way: Way, mels: np.ndarray, clips: Clips) -> tuple[np.ndarray, float]:
-    """The latent search of `synthesis/typical.py`, round by round, with what each round found."""
-    signals, told = [], []
-    began = time.monotonic()
-    for mel in mels:
-        of_rounds = list(rounds_of(way, mel, clips))
-        told.append([figures for figures, _ in of_rounds])
-        last = of_rounds[-1][1]
-        if way.finish:
-            last = consistent(last, mel[None], clips.voice.config, way.finish)
-        signals.append(np.asarray(last[0]))
-    seconds = time.monotonic() - began
-    means = np.mean(told, axis=0).tolist()  # over the recordings: [rounds + 1, 3]
-    write_text(clips.work / "rounds" / f"{_slug(way.name)}.json", json.dumps(means))
-    return np.stack(signals), seconds
+def _searched(way: Way, mel: np.ndarray, clips: Clips) -> np.ndarray:
+    """What the last round of the latent search gives, `[T]`."""
+    for _, audio in rounds_of(way, mel, clips):
+        last = audio
+    if way.finish:
+        last = consistent(last, mel[None], clips.voice.config, way.finish)
+    return np.asarray(last[0])
 
 
 def rounds_of(
@@ -272,10 +250,165 @@ def clips_of(heldout: Path, work: Path) -> Clips:
     )
 
 
+# ------------------------------------------------------------------------------ what it shows
+
+BEGIN, END = "<!-- tables: {} -->", "<!-- end: {} -->"
+COLUMNS = ("pesq_wb", "stoi", "visqol", "mcd", "log_mel_l1", "mr_stft")
+MORE_COLUMNS = ("f0_rmse", "vuv_f1", "periodicity_rmse", "dnsmos_ovrl")
+BASELINES = ("Griffin-Lim", "Noise + 32 corrections")
+
+
+def tables(found: Evaluation) -> dict[str, list[str]]:
+    """Markdown of the parts of docs/consistency.md, by their names."""
+    of_recordings = [way.name for way in ways() if way.mel == "true"]
+    latent = [name for name in of_recordings if name.startswith("latent")]
+    plain = [name for name in of_recordings if name not in latent]
+    of_smoothed = [way.name for way in ways() if way.mel == "smoothed"]
+    others = [way.name for way in ways() if way.mel not in ("true", "smoothed")]
+    parts = {
+        "corrections": ["Recordings", *BASELINES, *plain],
+        "latent": [*latent, "voice + 96"],
+        "smoothed": of_smoothed,
+        "others": others,
+    }
+    return {
+        part: [line for keys in (COLUMNS, MORE_COLUMNS) for line in [*table(found, rows, keys), ""]]
+        for part, rows in parts.items()
+    }
+
+
+def table(found: Evaluation, rows: list[str], keys: tuple[str, ...]) -> list[str]:
+    by_name = {summary.system: summary for summary in found.summaries}
+    chosen = dataclasses.replace(found, summaries=tuple(by_name[row] for row in rows))
+    return markdown_table(chosen, [metric for metric in METRICS if metric.key in keys])
+
+
+def differences(found: Evaluation) -> list[str]:
+    """The latent search against as many corrections without it, recording by recording."""
+    pairs = [("latent, 4 x 24", "voice + 96"), ("smoothed: latent, 4 x 24", "smoothed: voice + 96")]
+    lines = ["| metric | recordings' mels | smoothed mels |", "| --- | --- | --- |"]
+    for metric in METRICS:
+        cells = []
+        for ours, theirs in pairs:
+            of = {name: _values(found, name, metric.key) for name in (ours, theirs)}
+            both = sorted(set(of[ours]) & set(of[theirs]))
+            if not both:
+                continue
+            apart = bootstrap_mean([of[ours][name] - of[theirs][name] for name in both])
+            sign = apart.low * apart.high > 0
+            better = (apart.mean > 0) == metric.higher_is_better
+            word = f" **{'better' if better else 'worse'}**" if sign else ""
+            d = metric.decimals
+            cells.append(f"{apart.mean:+.{d}f} [{apart.low:+.{d}f}, {apart.high:+.{d}f}]{word}")
+        if cells:
+            lines.append(f"| {metric.title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _values(found: Evaluation, system: str, key: str) -> dict[str, float]:
+    rows = [row for row in found.rows if row.system == system and key in row.values]
+    return {row.name: row.values[key] for row in rows}
+
+
+def draw_corrections(found: Evaluation, path: Path) -> None:
+    """Each metric against the number of corrections, from the voice and from noise."""
+    from matplotlib.figure import Figure
+
+    means = {summary.system: summary.means for summary in found.summaries}
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    counts = {
+        "voice": {n: f"voice + {n}" for n in (0, 8, 16, 32, 64, 96, 200)},
+        "noise, no network": {
+            **{n: f"noise + {n}" for n in (8, 96, 200)},
+            32: "Noise + 32 corrections",
+        },
+    }
+    keys = ("pesq_wb", "stoi", "log_mel_l1", "mr_stft", "dnsmos_ovrl", "periodicity_rmse")
+    metrics = {metric.key: metric for metric in METRICS}
+    for axis, key in zip(figure.subplots(2, 3).flat, keys, strict=True):
+        for label, rows in counts.items():
+            numbers = sorted(rows)
+            values = [means[rows[n]][key].mean for n in numbers]
+            axis.plot([max(n, 4) for n in numbers], values, "o-", label=label)
+        axis.axhline(means["Griffin-Lim"][key].mean, color="0.6", ls="--", label="Griffin-Lim")
+        axis.set(xscale="log", xlabel="corrections (4: none)", title=metrics[key].title)
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=80)
+
+
+def draw_rounds(clips: Clips, path: Path) -> None:
+    """Likelihood and z along the rounds of the latent search, means over eight recordings."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    titles = (
+        "log-likelihood of the sample, nats per sample",
+        "standard deviation of z before it is made typical",
+        "largest |z| before it is made typical",
+    )
+    axes = figure.subplots(1, 3)
+    for mel in ("true", "smoothed"):
+        way = Way("rounds", corrections=24, rounds=8)
+        told = [
+            [figures for figures, _ in rounds_of(way, each, clips)] for each in clips.mels[mel][:8]
+        ]
+        for axis, values in zip(axes, np.mean(told, axis=0).T, strict=True):
+            axis.plot(values, "o-", label=f"{mel} mels")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(xlabel="round", title=title)
+    axes[0].legend()
+    figure.savefig(path, dpi=80)
+
+
+def draw_spectrograms(clips: Clips, path: Path) -> None:
+    """Four recordings beside what is made from their mels, up to half the sampling rate."""
+    from matplotlib.figure import Figure
+
+    folders = {
+        "recording": clips.work / "recordings",
+        "voice, bare": clips.work / "systems" / _slug("voice + 0"),
+        "voice + 32": clips.work / "systems" / _slug("voice + 32"),
+        "latent, 4 x 24": clips.work / "systems" / _slug("latent, 4 x 24"),
+        "noise + 32, no network": None,
+    }
+    figure = Figure(figsize=(18, 11), layout="constrained")
+    axes = figure.subplots(4, len(folders), sharex=True, sharey=True)
+    for row, index in zip(axes, (3, 19, 35, 51), strict=True):
+        for axis, (title, folder) in zip(row, folders.items(), strict=True):
+            name, mel = clips.names[index], clips.mels["true"][index]
+            audio = (
+                read_audio(folder / f"{name}.wav", RATE)
+                if folder
+                else noise_corrected(mel, RATE, 32)
+            )
+            axis.specgram(audio + 1e-7, NFFT=512, noverlap=384, Fs=RATE, vmin=-140, vmax=-40)
+            axis.set_title(f"{name}, {title}" if axis is row[0] else title, fontsize=9)
+    figure.supxlabel("seconds")
+    figure.supylabel("Hz")
+    figure.savefig(path, dpi=70)
+
+
+def write_docs(found: Evaluation, clips: Clips, docs: Path) -> None:
+    """The tables and pictures of docs/consistency.md, between its marks."""
+    page = (docs / "consistency.md").read_text(encoding="utf-8")
+    for part, lines in {**tables(found), "differences": differences(found)}.items():
+        begin, end = BEGIN.format(part), END.format(part)
+        before, _, rest = page.partition(begin)
+        _, mark, after = rest.partition(end)
+        if not mark:
+            raise SystemExit(f"docs/consistency.md has no place for {part}")
+        page = "\n".join([before + begin, "", *lines, "", end]).replace("\n\n\n", "\n\n") + after
+    write_text(docs / "consistency.md", page)
+    draw_corrections(found, docs / "consistency.png")
+    draw_rounds(clips, docs / "consistency_rounds.png")
+    draw_spectrograms(clips, docs / "consistency_spectrograms.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("heldout", type=Path)
     parser.add_argument("-o", "--work", type=Path, required=True)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     clips = clips_of(arguments.heldout, arguments.work)
     print(len(clips.names), "recordings", flush=True)
@@ -283,15 +416,9 @@ def main() -> None:
     for way in ways():
         systems.append(System(way.name, str(make(way, clips))))
         print(way.name, flush=True)
-    found = evaluate(
-        arguments.work / "recordings",
-        systems,
-        arguments.work / "report",
-        baseline="voice + 96",
-        workers=2,
-        progress=lambda stage, done, total: print(stage, done, total, end="\r"),
-    )
+    found = evaluate(arguments.work / "recordings", systems, arguments.work / "report", workers=2)
     write_text(arguments.work / "summary.json", json.dumps(summary_dict(found)))
+    write_docs(found, clips, arguments.docs)
 
 
 if __name__ == "__main__":

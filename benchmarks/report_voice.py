@@ -27,7 +27,7 @@ DOCS = ROOT / "docs" / "voice"
 SYSTEMS = (
     "ours=:",
     "ours, bare=:consistency=0",
-    "ours, 100 corrections=:consistency=100",
+    "ours, 96 corrections=:consistency=96",
     "ours, latent=:consistency=latent",
 )
 README_COLUMNS = (

@@ -64,8 +64,9 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         "--consistency",
         type=consistency,
         metavar="N|latent",
-        help="corrections that bring the sample to its mel; latent: search the z that says it "
-        "(default: the voice's own; 32 makes a whispering voice speak)",
+        help="corrections that bring the sample to its mel; latent: search for a typical z that "
+        "has this mel (default: the voice's own, 0 for published weights as in the original; 32 "
+        "makes a weak voice clear and costs little)",
     )
     parser.add_argument(
         "-d",
