@@ -109,13 +109,13 @@ def test_the_mel_comes_nearer_with_every_correction():
 
 @pytest.mark.parametrize(
     "levels",
-    [np.log(1e-5), -100.0, 12.0],
-    ids=["the floor", "below the floor", "far beyond full scale"],
+    [np.log(1e-5), -100.0, 12.0, 88.0],
+    ids=["the floor", "below the floor", "far beyond full scale", "the end of float32"],
 )
 def test_extreme_mels(levels):
     mel = np.full((6, 80), levels, np.float32)
     for start in (some_audio(6 * HOP), np.zeros(6 * HOP, np.float32)):
-        made = np.asarray(consistent(start, mel, TACOTRON, 4))
+        made = np.asarray(consistent(start, mel, TACOTRON, 32))
         assert np.isfinite(made).all()
         if levels < 0 and start.any():
             covered = slice(len(made) * 200 // 22050, len(made) * 7900 // 22050)
@@ -199,8 +199,24 @@ def test_pieces_are_the_whole(config, iterations, frames):
         close(np.concatenate(made[utterance]), whole, 3e-6)
 
 
-def test_no_utterance_gives_nothing():
+def test_nothing_gives_nothing():
     assert list(consistent_blocks([], TACOTRON, 2, 4)) == []
+    empty = Piece(0, np.zeros(0, np.float32), np.zeros((0, 80), np.float32))
+    assert list(consistent_blocks([empty], TACOTRON, 2, 4)) == []
+
+
+def test_an_utterance_that_is_not_finite_spoils_no_other():
+    good = target_of(TACOTRON, 9, 0)
+    bad = np.full_like(good[0], np.nan), good[1]
+    made: dict[int, list[np.ndarray]] = {}
+    for utterance, block in consistent_blocks(
+        in_pieces([good, bad, good], [4] * 9), TACOTRON, 3, 5
+    ):
+        made.setdefault(utterance, []).append(block)
+    whole = consistent(*good, TACOTRON, 3)
+    for utterance in (0, 2):
+        close(np.concatenate(made[utterance]), whole, 3e-6)
+    assert np.isnan(np.concatenate(made[1])).any()
 
 
 def test_samples_come_out_after_their_delay():
@@ -287,7 +303,23 @@ def test_low_precision_and_sigma_0(correcting, dtype):
         assert made.dtype == np.float32 and np.isfinite(made).all()
 
 
-@pytest.mark.parametrize("value", [-1, 10_001, 1.5, True, "much"])
+def test_any_kind_of_integer(correcting):
+    assert correcting.latency_frames(4, consistency=np.int8(50)) == correcting.latency_frames(
+        4, consistency=50
+    )
+
+
+def test_runs_on_the_voices_own_device(correcting):
+    """Wherever its parameters lie, and whatever the default device is."""
+    there = jax.devices()[3]
+    voice = Voice(correcting.config, jax.device_put(correcting.params, there), (there,))
+    mel = some_mel(20)
+    close(voice.synthesize(mel), correcting.synthesize(mel), 1e-5)
+    own, other = (each.typical_sample(mel) for each in (voice, correcting))
+    close(own.audio, other.audio, 1e-4)
+
+
+@pytest.mark.parametrize("value", [-1, 10_001, 1.5, 3.0, True, "much"])
 def test_what_cannot_be_is_refused(value):
     for work in (voice_of("group").synthesize, voice_of("group").stream):
         with pytest.raises(ValueError, match="consistency"):

@@ -325,6 +325,18 @@ def test_a_voice_is_asked_for_what_was_written(reference, tmp_path, system, opti
         assert len(voice.asked) == 18 and again.files == made.files
 
 
+def test_what_a_voice_cannot_take_is_named(reference, tmp_path):
+    class Refusing(Silent):
+        def synthesize(self, mel, **options):
+            raise ValueError("a mel of 5000 frames is too long")
+
+    references = systems.files_by_name(reference)
+    with pytest.raises(UserError, match=r"--system x: .*a\.wav: a mel of 5000 frames"):
+        systems.make_with_weights(
+            System("x", None), Refusing(), references, tmp_path, lambda *_: None
+        )
+
+
 @pytest.mark.parametrize(
     ("system", "settings"),
     [

@@ -27,10 +27,11 @@ def strength(text: str) -> float:
 
 
 def corrections(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= MAX_CONSISTENCY:
-        raise argparse.ArgumentTypeError(f"{text} must be from 0 to {MAX_CONSISTENCY}")
-    return value
+    if not text.isdecimal() or int(text) > MAX_CONSISTENCY:
+        raise argparse.ArgumentTypeError(
+            f"{text} must be a whole number from 0 to {MAX_CONSISTENCY}; 32 is usual"
+        )
+    return int(text)
 
 
 def consistency(text: str) -> int | str:

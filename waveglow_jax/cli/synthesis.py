@@ -147,7 +147,7 @@ def _memory_told() -> Iterator[None]:
             raise
         raise UserError(
             "the memory is not enough for so much at once; take a smaller --window, --batch or "
-            "--chunk"
+            f"--chunk (with --consistency {LATENT} a shorter mel)"
         ) from None
 
 
@@ -222,10 +222,14 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
 
     def work(item: Input, target: Path) -> dict[str, Any]:
         mel = mel_of(item.path, voice)
+        began = time.monotonic()
         try:
-            compile_seconds = voice.compile_typical(len(mel), dtype)
+            voice.compile_typical(len(mel), dtype)
         except ValueError as error:
             raise UserError(f"{item.path}: {error}") from None
+        if arguments.denoise:
+            voice.bias_spectrum  # noqa: B018 - computed when first asked for
+        compile_seconds = time.monotonic() - began
         began = time.monotonic()
         found = voice.typical_sample(mel, arguments.sigma, arguments.seed, dtype)
         run_seconds = time.monotonic() - began

@@ -362,7 +362,10 @@ def make_with_weights(
 ) -> Made:
     """Copy-synthesis of each recording by a voice, one .wav each under output, and the recordings'
     log-likelihoods. One after the other, so that the seconds are those of a machine with nothing
-    else of this program to do; they are taken of the first `TIMED_FILES`, without compiling."""
+    else of this program to do; they are taken of the first `TIMED_FILES`, without compiling.
+
+    Raises UserError for a recording that the system cannot take, as one too long for "latent".
+    """
     config = voice.config
     system = with_own_settings(system, config)
     weights = _weights_digest(voice)
@@ -381,7 +384,10 @@ def make_with_weights(
             mel = voice.mel(audio)
         if name not in done:
             synthesize = partial(voice.synthesize, mel, **options)
-            samples, seconds = _timed(synthesize, again=count <= TIMED_FILES)
+            try:
+                samples, seconds = _timed(synthesize, again=count <= TIMED_FILES)
+            except ValueError as error:
+                raise UserError(f"--system {system.name}: {path}: {error}") from None
             write_wav(folder / f"{name}.wav", np.clip(samples, -1, 1), rate)
             done[name] = {"name": name, "of": fingerprint(path), "seconds": seconds}
             add_record(folder / MADE, done[name])

@@ -19,7 +19,7 @@ Arrays: audio `[T]`, log-mel `[F, M]`, T = F * hop; hops `[n, hop]` are the sign
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ MOMENTUM = 0.9
 docs/consistency.md."""
 MOST_RATIO = 100.0
 """The most by which one correction raises or lowers a band."""
+LOUDEST = 20.0
+"""The log-mel that louder ones are taken for: far beyond full scale, and every sample is finite."""
 CPU_PIECE, ACCELERATOR_PIECE = 64, 1024
 """Frames that are corrected at once."""
 
@@ -71,7 +73,7 @@ def consistent(
     place = jnp.broadcast_to(place, (*lead, *place.shape))
     around_ends = jnp.take_along_axis(audio, mirrored(place, own[..., None] * hop), axis=-1)
     start = _spectra(around_ends.reshape(*lead, -1, hop), config)
-    target = jnp.exp(mel[..., :frames, :].astype(audio.dtype))
+    target = jnp.exp(jnp.minimum(mel[..., :frames, :].astype(audio.dtype), LOUDEST))
     around = [(0, 0)] * len(lead) + [(span - 1, span - 1)]
     exists_around = jnp.pad(exists, around)
 
@@ -95,18 +97,23 @@ def consistent(
 
 
 def consistent_blocks(
-    pieces: Iterable[Piece], config: Config, iterations: int, frames: int | None = None
+    pieces: Iterable[Piece],
+    config: Config,
+    iterations: int,
+    frames: int | None = None,
+    device: jax.Device | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """`consistent` of utterances that arrive in pieces, one after another: `(utterance, samples)`.
 
     The corrections follow each other through the signal, each `reach` frames behind the one before,
     so nothing is computed twice and memory depends on neither length nor number of the utterances.
     `frames` are corrected at once; the samples of a frame come out when `delay` frames after it
-    have come in, rounded up to whole `frames`.
+    have come in, rounded up to whole `frames`. It runs on `device`, by default the first.
     """
     if iterations == 0:
         return ((piece.utterance, piece.audio) for piece in pieces)
-    return _Pipeline(config, iterations, frames or piece_frames()).run(pieces)
+    device = device or jax.devices()[0]
+    return _Pipeline(config, iterations, frames or piece_frames(device), device).run(pieces)
 
 
 def reach(config: Config) -> int:
@@ -119,9 +126,9 @@ def delay(config: Config, iterations: int) -> int:
     return iterations * reach(config) + _span(config) // 2 if iterations else 0
 
 
-def piece_frames() -> int:
+def piece_frames(device: jax.Device) -> int:
     """Frames that are corrected at once where nobody waits for them."""
-    return CPU_PIECE if jax.default_backend() == "cpu" else ACCELERATOR_PIECE
+    return CPU_PIECE if device.platform == "cpu" else ACCELERATOR_PIECE
 
 
 class _Row(NamedTuple):
@@ -152,8 +159,11 @@ def _on_tape(pieces: Iterable[Piece], config: Config) -> Iterator[_Row]:
         ended = piece is None
         if piece is not None:
             utterance = piece.utterance
-            audio, mel = np.concatenate([audio, piece.audio]), np.concatenate([mel, piece.mel])
+            samples = np.asarray(piece.audio, np.float32)
+            audio, mel = np.concatenate([audio, samples]), np.concatenate([mel, piece.mel])
         there = start + len(audio)
+        if ended and not there:
+            return
         started = there > left * hop  # what the beginning mirrors is there
         ready = there // hop + (behind if ended else left) if started or ended else 0
         place = np.arange((done - left) * hop, (ready - left) * hop)
@@ -181,9 +191,9 @@ def _no_rows(n: int, config: Config) -> _Row:
 class _Pipeline:
     """The tape's rows in, in pieces of `frames`; the same rows corrected, `delay` behind, out."""
 
-    def __init__(self, config: Config, iterations: int, frames: int) -> None:
+    def __init__(self, config: Config, iterations: int, frames: int, device: jax.Device) -> None:
         self.config, self.frames = config, frames
-        self.program = piece_program(config, iterations, frames)
+        self.program = piece_program(config, iterations, frames, device)
         self.state = _silent_state(config, iterations)
         self.waiting = _no_rows(0, config)
         self.under_way = np.full(iterations * reach(config), -1)
@@ -236,12 +246,16 @@ def _silent_state(config: Config, iterations: int) -> _State:
     )
 
 
-@cache
-def piece_program(config: Config, iterations: int, frames: int) -> jax.stages.Compiled:
+@lru_cache(maxsize=8)
+def piece_program(
+    config: Config, iterations: int, frames: int, device: jax.Device
+) -> jax.stages.Compiled:
     """The compiled `_corrected_piece`, for pieces of so many frames."""
     rows = _no_rows(frames, config)[:3]
     state = _silent_state(config, iterations)
-    return jax.jit(partial(_corrected_piece, config)).lower(state, *rows).compile()
+    there = jax.sharding.SingleDeviceSharding(device)
+    program = jax.jit(partial(_corrected_piece, config), in_shardings=there, out_shardings=there)
+    return program.lower(state, *rows).compile()
 
 
 def _corrected_piece(
@@ -257,7 +271,7 @@ def _corrected_piece(
         jnp.concatenate([old, new])
         for old, new in ((state.hops, hops), (state.mel, mel), (state.exists, exists))
     )
-    target = jnp.exp(mel)
+    target = jnp.exp(jnp.minimum(mel, LOUDEST))
     start = _spectra(hops, config)
 
     def signal(spectra: jax.Array, segments: jax.Array, k: Any) -> tuple[jax.Array, jax.Array]:
@@ -331,7 +345,9 @@ def _segments(spectra: jax.Array, exists: jax.Array, config: Config) -> jax.Arra
     are none."""
     frames = jnp.fft.irfft(spectra, config.data.filter_length)
     window = jnp.asarray(stft_window(config.data), frames.dtype)
-    frames = frames * jnp.broadcast_to(window, frames.shape) * exists[..., None]
+    # Chosen, not multiplied: a neighbour that is not finite would come through a product.
+    there = jnp.broadcast_to(exists[..., None] > 0, frames.shape)
+    frames = jnp.where(there, frames * jnp.broadcast_to(window, frames.shape), 0)
     margin = _margin(config)
     return jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(margin, margin)])
 

@@ -15,7 +15,7 @@ Arrays: audio `[T]`, log-mel `[F, M]`, z `[T / G, G]`, T = F * hop. docs/consist
 """
 
 import dataclasses
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -60,20 +60,22 @@ def typical_sample(
     sigma: float = 1.0,
     seed: int = 0,
     dtype: str = "float32",
+    device: jax.Device | None = None,
     rounds: int = ROUNDS,
     corrections: int = CORRECTIONS,
 ) -> TypicalSample:
     """The flow's sample for a log-mel `[F, M]`, from the noise of that seed on.
 
-    sigma: the standard deviation of z, before and after; dtype: of the products inside WN.
-    Cost: rounds + 1 reverse passes and rounds forward passes. Raises ValueError for more than
-    `MOST_FRAMES` frames.
+    sigma: the standard deviation of z, before and after; dtype: of the products inside WN; device:
+    where it runs, by default the first. Cost: rounds + 1 reverse passes, rounds forward passes,
+    and rounds * corrections of `consistent`. Raises ValueError for more than `MOST_FRAMES` frames.
     """
     frames = len(mel)
-    program = search_program(config, frames, dtype, rounds, corrections)
+    device = device or jax.devices()[0]
+    program = search_program(config, frames, dtype, device, rounds, corrections)
     padded = np.pad(mel, ((0, size_at_least(frames) - frames), (0, 0)), mode="edge")
     audio, z, log_det = program(
-        params,
+        jax.device_put(params, device),
         padded.astype(np.float32),
         np.int32(frames),
         np.float32(sigma),
@@ -89,6 +91,7 @@ def search_program(
     config: Config,
     frames: int,
     dtype: str,
+    device: jax.Device,
     rounds: int = ROUNDS,
     corrections: int = CORRECTIONS,
 ) -> jax.stages.Compiled:
@@ -101,17 +104,22 @@ def search_program(
             f"a mel of {frames} frames is too long for the latent search, which takes at most "
             f"{MOST_FRAMES} at once; cut it, or give a number of corrections"
         )
-    return _program_of_size(config, size_at_least(frames), dtype, rounds, corrections)
+    return _program_of_size(config, size_at_least(frames), dtype, device, rounds, corrections)
 
 
-@cache
+@lru_cache(maxsize=8)
 def _program_of_size(
-    config: Config, size: int, dtype: str, rounds: int, corrections: int
+    config: Config, size: int, dtype: str, device: jax.Device, rounds: int, corrections: int
 ) -> jax.stages.Compiled:
-    params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
+        jax.eval_shape(lambda: init(jax.random.key(0), config)),
+    )
     mel = jax.ShapeDtypeStruct((size, config.waveglow.n_mel_channels), jnp.float32)
     scalars = np.int32(0), np.float32(0), np.uint32(0)
-    search = jax.jit(partial(_search, config, dtype, rounds, corrections))
+    there = jax.sharding.SingleDeviceSharding(device)
+    search = partial(_search, config, dtype, rounds, corrections)
+    search = jax.jit(search, in_shardings=there, out_shardings=there)
     return search.lower(params, mel, *scalars).compile()
 
 
@@ -149,7 +157,7 @@ def _search(
         z = typical(jnp.where(own[..., None], z, 0), sigma, mask.sum() * z.shape[-1])
         return decoded(z), None
 
-    noise = noise_of_frames(seed, config, jnp.arange(frames))[None]
+    noise = noise_of_frames(seed, config, jnp.arange(frames))[None].astype(mel.dtype)
     found, _ = jax.lax.scan(one_round, decoded(sigma * noise), length=rounds)
     return found
 

@@ -135,7 +135,7 @@ class Voice:
         else:
             self.compile(plan, dtype, consistency)
             pieces = self._reverse.blocks(mels, plan, sigma, seed, dtype)
-            blocks = consistent_blocks(pieces, self.config, consistency)
+            blocks = consistent_blocks(pieces, self.config, consistency, device=self._device)
         if not denoise:
             return blocks
         bias_spectrum = self.bias_spectrum
@@ -154,13 +154,14 @@ class Voice:
         """
         sigma, _ = self._settings(sigma, LATENT)
         self._check(sigma, seed, 0.0, dtype)
-        return typical_sample(self.params, self.config, self._checked(mel), sigma, seed, dtype)
+        mel = self._checked(mel)
+        return typical_sample(self.params, self.config, mel, sigma, seed, dtype, self._device)
 
     def compile_typical(self, frames: int, dtype: str = "float32") -> float:
         """As `compile`, for `typical_sample` of a mel of so many frames. Raises ValueError for too
         many."""
         began = time.monotonic()
-        search_program(self.config, frames, dtype)
+        search_program(self.config, frames, dtype, self._device)
         return time.monotonic() - began
 
     def stream(
@@ -192,7 +193,8 @@ class Voice:
         self.compile_stream(chunk, dtype, consistency)
         checked = (self._checked(block, at_least=0) for block in frames)
         pieces = self._reverse.stream(checked, chunk, sigma, seed, dtype)
-        blocks = (block for _, block in consistent_blocks(pieces, self.config, consistency, chunk))
+        corrected = consistent_blocks(pieces, self.config, consistency, chunk, self._device)
+        blocks = (block for _, block in corrected)
         return denoised_blocks(blocks, self.bias_spectrum, denoise) if denoise else blocks
 
     def chunk_frames(self, chosen: int | None = None) -> int:
@@ -210,9 +212,10 @@ class Voice:
         denoise: float = 0.0,
         consistency: Consistency = None,
     ) -> int:
-        """How many frames from the first of a stream's block must be there before its samples.
+        """The frames of mel, from a block's first on, that a stream needs before it yields it.
 
-        Chunk, context, the corrections' reach and the denoiser's, together.
+        At most: the chunk, the context, the reach of the corrections and that of the denoiser.
+        Raises ValueError for consistency "latent".
         """
         _, consistency = self._settings(None, consistency)
         frames = self.chunk_frames(chunk_frames) + self._reverse.context.right
@@ -242,7 +245,7 @@ class Voice:
         _, consistency = self._settings(None, consistency)
         if consistency == LATENT:
             return 0.0
-        return self._compile(plan, dtype, consistency, piece_frames())
+        return self._compile(plan, dtype, consistency, piece_frames(self._device))
 
     def compile_stream(
         self,
@@ -258,7 +261,7 @@ class Voice:
     def _compile(self, plan: Plan, dtype: str, consistency: int, frames: int) -> float:
         began = time.monotonic()
         if consistency:
-            piece_program(self.config, consistency, frames)
+            piece_program(self.config, consistency, frames, self._device)
         correcting = time.monotonic() - began
         return correcting + self._reverse.compile(plan.window, plan.batch, dtype)
 
@@ -303,6 +306,11 @@ class Voice:
         z = z[:, :steps]
         return np.asarray(z), np.asarray(log_likelihood(z, log_det))
 
+    @property
+    def _device(self) -> jax.Device:
+        """Where everything runs that goes through the samples in order."""
+        return (self.devices or jax.local_devices())[0]
+
     @cached_property
     def _reverse(self) -> ReversePass:
         devices = self.devices or tuple(jax.local_devices())
@@ -315,11 +323,14 @@ class Voice:
         own = self.config.synthesis
         sigma = own.sigma if sigma is None else sigma
         consistency = own.consistency if consistency is None else consistency
+        if isinstance(consistency, str) and consistency == LATENT:
+            return sigma, LATENT
         is_count = isinstance(consistency, int | np.integer) and not isinstance(consistency, bool)
-        if consistency == LATENT or (is_count and 0 <= consistency <= MAX_CONSISTENCY):
-            return sigma, consistency
+        if is_count and 0 <= consistency <= MAX_CONSISTENCY:
+            return sigma, int(consistency)
         raise ValueError(
-            f"consistency {consistency!r} must be from 0 to {MAX_CONSISTENCY}, or {LATENT!r}"
+            f"consistency {consistency!r} must be a whole number from 0 to {MAX_CONSISTENCY}, or "
+            f"{LATENT!r}"
         )
 
     def _check(self, sigma: float, seed: int, denoise: float, dtype: str) -> None:
