@@ -14,14 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_training import recordings, tiny_config  # noqa: F401 - a fixture
-from test_vocoder import lively_params
+from test_vocoder import lively_params, some_mel
 
 import waveglow_jax as wg
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, SynthesisConfig, config_from_dict, config_to_json
 from waveglow_jax.errors import UserError
-from waveglow_jax.flow.waveglow import conditioning_of, flow_forward, forward_whitened, whiten
+from waveglow_jax.flow.waveglow import (
+    conditioning_of,
+    flow_forward,
+    forward_whitened,
+    latent_noise,
+    whiten,
+)
+from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches
@@ -173,6 +180,21 @@ def test_the_voices_own_sigma_is_heard_first_and_each_once():
     assert loop._sigmas_to_hear(config) == (0.6, 0.8, 1.0)
     own = dataclasses.replace(config, synthesis=SynthesisConfig(sigma=1.0))
     assert loop._sigmas_to_hear(own) == (1.0, 0.6, 0.8)
+
+
+def test_clips_have_the_voices_own_corrections():
+    config = dataclasses.replace(tiny_config(), synthesis=SynthesisConfig(consistency=2))
+    params, mel = (
+        lively_params(config),
+        jnp.asarray(some_mel(12)[:, : config.waveglow.n_mel_channels]),
+    )
+    sigmas = jnp.asarray([0.0, 0.7])
+    z = np.float32([0.0, 0.7])[:, None, None] * np.asarray(latent_noise(0, config, 12))
+    mels = jnp.stack([mel, mel])
+    bare, _ = wg.inverse(params, config, jnp.asarray(z), mels)
+    expected = np.asarray(consistent(bare, mels, config, 2))
+    clips = loop._synthesis(params, mel, sigmas, config)
+    np.testing.assert_allclose(clips, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_every_step_tells_its_figures(run):
