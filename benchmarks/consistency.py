@@ -385,7 +385,7 @@ def draw_spectrograms(clips: Clips, path: Path) -> None:
             axis.set_title(f"{name}, {title}" if axis is row[0] else title, fontsize=9)
     figure.supxlabel("seconds")
     figure.supylabel("Hz")
-    figure.savefig(path, dpi=70)
+    figure.savefig(path, dpi=50)
 
 
 def write_docs(found: Evaluation, clips: Clips, docs: Path) -> None:

@@ -27,6 +27,7 @@ from waveglow_jax.config import (
     MAX_CONSISTENCY,
     Config,
     DataConfig,
+    SynthesisConfig,
     WaveGlowConfig,
 )
 from waveglow_jax.errors import UserError
@@ -227,7 +228,7 @@ def baselines_of(
         "noise": Baseline(
             NOISE.format(noise_corrections),
             f"white noise up to {MEL['fmax']:g} Hz, corrected towards the mel",
-            "noise_corrections",
+            "noise_corrections_in_band",
             noise_corrections,
             noise_corrected,
             in_workers=False,
@@ -310,8 +311,8 @@ def noise_corrected(
 ) -> np.ndarray:
     """`[F, 80] -> [F * 256]`: Gaussian noise, corrected until its log-mel is the one asked for.
 
-    The noise ends at the mel's 8,000 Hz, because no correction reaches what no filter covers. The
-    corrections are those of `synthesis/consistency.py`: the row shows what they do without a voice.
+    The noise ends at the mel's 8,000 Hz, above which the mel asks for nothing. The corrections are
+    those of `synthesis/consistency.py`: the row shows what they do without a voice.
     """
     frames, samples = len(mel), len(mel) * MEL_HOP
     noise = NOISE_LEVEL * np.random.default_rng(seed).standard_normal(samples)
@@ -331,7 +332,7 @@ def noise_corrected(
 
 
 def _mel_config(sampling_rate: int) -> Config:
-    """A config whose mel is the one that the metrics and baselines use."""
+    """A config whose mel is the one that the metrics and baselines use, with silence above it."""
     data = DataConfig(
         sampling_rate=sampling_rate,
         filter_length=MEL["n_fft"],
@@ -340,7 +341,8 @@ def _mel_config(sampling_rate: int) -> Config:
         mel_fmin=MEL["fmin"],
         mel_fmax=MEL["fmax"],
     )
-    return Config(WaveGlowConfig(n_mel_channels=MEL["n_mels"]), data)
+    glow = WaveGlowConfig(n_mel_channels=MEL["n_mels"])
+    return Config(glow, data, synthesis=SynthesisConfig(bandwidth=MEL["fmax"]))
 
 
 def with_own_settings(system: System, config: Config) -> System:
