@@ -311,14 +311,11 @@ def noise_corrected(
 ) -> np.ndarray:
     """`[F, 80] -> [F * 256]`: Gaussian noise, corrected until its log-mel is the one asked for.
 
-    The noise ends at the mel's 8,000 Hz, above which the mel asks for nothing. The corrections are
-    those of `synthesis/consistency.py`: the row shows what they do without a voice.
+    The corrections are those of `synthesis/consistency.py`, and silence what is above the mel's
+    8,000 Hz: the row shows what they do without a voice.
     """
     frames, samples = len(mel), len(mel) * MEL_HOP
     noise = NOISE_LEVEL * np.random.default_rng(seed).standard_normal(samples)
-    spectrum = np.fft.rfft(noise)
-    spectrum[np.fft.rfftfreq(samples, 1 / sampling_rate) > MEL["fmax"]] = 0
-    noise = np.fft.irfft(spectrum, samples)
     # JAX compiles a program for each length, so that the lengths are rounded up to a few.
     size = size_at_least(frames)
     padded = consistent(
