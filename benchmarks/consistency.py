@@ -238,7 +238,9 @@ def clips_of(heldout: Path, work: Path) -> Clips:
         if len(audio) >= samples:
             names.append(path.stem)
             cut.append(audio[:samples])
-            write_wav(work / "recordings" / f"{path.stem}.wav", cut[-1], RATE)
+            target = work / "recordings" / f"{path.stem}.wav"
+            if not target.exists():  # a file written anew is measured anew
+                write_wav(target, cut[-1], RATE)
     mels = voice.mel(np.stack(cut))[:, :-1]
     kinds = {way.mel for way in ways()}
     return Clips(
