@@ -117,7 +117,7 @@ def consistent_blocks(
 
 
 def reach(config: Config) -> int:
-    """Frames that one correction hears to either side."""
+    """Frames to either side on which a corrected sample depends."""
     return _span(config) - 1
 
 
@@ -219,7 +219,7 @@ class _Pipeline:
 
 
 class _State(NamedTuple):
-    """What a piece leaves to the next: what each of N corrections hears before its own rows.
+    """What a piece leaves to the next: what each of N corrections needs from before its own rows.
 
     hops `[R, hop]`, R = reach; mel `[(N + 1) * R, M]`; exists alike; segments
     `[N, 2 R, span * hop]`; spectra `[N, R, bins]`, without momentum.
