@@ -35,7 +35,7 @@ from waveglow_jax.flow.waveglow import (  # noqa: E402
 )
 from waveglow_jax.lab.evaluation import Evaluation, evaluate, summary_dict  # noqa: E402
 from waveglow_jax.lab.metrics import METRICS  # noqa: E402
-from waveglow_jax.lab.report import markdown_table  # noqa: E402
+from waveglow_jax.lab.report import markdown_table, verdict  # noqa: E402
 from waveglow_jax.lab.statistics import bootstrap_mean  # noqa: E402
 from waveglow_jax.lab.systems import System, griffin_lim, noise_corrected  # noqa: E402
 from waveglow_jax.synthesis.consistency import consistent  # noqa: E402
@@ -296,10 +296,8 @@ def differences(found: Evaluation) -> list[str]:
             if not both:
                 continue
             apart = bootstrap_mean([of[ours][name] - of[theirs][name] for name in both])
-            sign = apart.low * apart.high > 0
-            better = (apart.mean > 0) == metric.higher_is_better
-            word = f" **{'better' if better else 'worse'}**" if sign else ""
-            d = metric.decimals
+            word, d = verdict(apart, metric), metric.decimals
+            word = f" **{word}**" if word else ""
             cells.append(f"{apart.mean:+.{d}f} [{apart.low:+.{d}f}, {apart.high:+.{d}f}]{word}")
         if cells:
             lines.append(f"| {metric.title} | " + " | ".join(cells) + " |")
