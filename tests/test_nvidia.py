@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import shutil
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -358,8 +357,7 @@ def test_written_for_the_original_and_read_back(tmp_path):
 def test_what_is_written_speaks_in_pytorch(tmp_path):
     """A model of PyTorch's own convolutions gives the original's numbers with it."""
     torch = pytest.importorskip("torch")
-    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-    from torch_waveglow import TorchWaveGlow
+    from waveglow_jax.lab.torch_waveglow import TorchWaveGlow
 
     weights = read_weights(DATA / "module_generation1_legacy.pt")
     nvidia.write_original(tmp_path / "a.pt", weights.config, weights.params)

@@ -115,7 +115,7 @@ def test_what_the_compiler_finds_too_large_is_one_line():
 
 @pytest.mark.parametrize(
     ("library", "topology", "extra"),
-    [("libtpu", "v5e:2x4", "tpu-preflight"), ("jax_cuda12_plugin", "h100:8", "gpu-preflight")],
+    [("libtpu", "v5e:2x4", "tpu"), ("jax_cuda12_plugin", "h100:8", "cuda12")],
 )
 def test_without_the_compiler_the_remedy_is_told(library, topology, extra):
     if importlib.util.find_spec(library):

@@ -5,14 +5,11 @@ machine does falls on all alike; ratios are medians over the rounds. Compile tim
 """
 
 import dataclasses
-import importlib.util
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import waveglow_jax
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, read_audio
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import DTYPES, Config
@@ -403,13 +399,9 @@ def _torch(config: Config) -> tuple[Any, ModuleType]:
         raise UserError(
             "--against torch: PyTorch is not installed; pip install torch, or leave it out"
         ) from None
-    path = Path(waveglow_jax.__file__).parents[1] / "benchmarks" / "torch_waveglow.py"
-    if not path.is_file():
-        raise UserError(f"--against torch: {path} is not there; run it in a checkout")
-    spec = importlib.util.spec_from_file_location("torch_waveglow", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return torch, module
+    from waveglow_jax.lab import torch_waveglow
+
+    return torch, torch_waveglow
 
 
 # ------------------------------------------------------------------------------ telling

@@ -35,7 +35,7 @@ CHIPS = {
     "v5p": Chip("tpu", 459e12, 459e12 / (8 * 128 * 128 * 2), 95 << 30),
     "h100": Chip("cuda", 989e12, 1.98e9, 80 << 30),
 }
-EXTRAS = {"tpu": "tpu-preflight", "cuda": "gpu-preflight"}
+EXTRAS = {"tpu": "tpu", "cuda": "cuda12"}
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
