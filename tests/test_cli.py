@@ -19,7 +19,7 @@ from test_vocoder import lively_params, some_audio, some_mel, tiny_config
 
 import waveglow_jax as wg
 from waveglow_jax.audio import files
-from waveglow_jax.cli import main
+from waveglow_jax.cli import COMMANDS, main
 from waveglow_jax.synthesis import vocoder
 
 RATE, HOP = 22050, 256
@@ -872,3 +872,20 @@ def test_train_py_wrong_arguments(tmp_path):
     done = program(ROOT / "train.py", TINY, folder=tmp_path)
     assert done.returncode == 2
     assert "--output" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "listening-test make", "listening-test score"])
+def test_every_help_is_printed(run, command):
+    code, out, err = run(*command.split(), "--help")
+    assert (code, err) == (0, []) and out[0].startswith("usage: ")
+
+
+def test_the_demo_speaks_the_bundled_recordings(run, tmp_path):
+    code, out, err = run("demo", "-o", tmp_path / "out")
+    assert (code, err, len(out)) == (0, [], 4)
+    for name in ("ru_0773", "ru_0806"):
+        made, recorded = (
+            soundfile.read(tmp_path / "out" / f"{name}{end}.wav")[0] for end in ("", "_recording")
+        )
+        assert 0 <= len(made) - len(recorded) <= HOP and 0.5 < made.std() / recorded.std() < 2
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000

@@ -13,6 +13,7 @@ from typing import Any
 from waveglow_jax import __version__
 from waveglow_jax.cli.benchmark import benchmark_arguments, run_benchmark
 from waveglow_jax.cli.data import mel_arguments, prepare_arguments, run_mel, run_prepare
+from waveglow_jax.cli.demo import demo_arguments, run_demo
 from waveglow_jax.cli.doctor import doctor_arguments, run_doctor
 from waveglow_jax.cli.evaluation import (
     evaluate_arguments,
@@ -49,6 +50,7 @@ from waveglow_jax.cli.weights import (
 from waveglow_jax.errors import UserError
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
+    "demo": (demo_arguments, run_demo),
     "synthesize": (synthesize_arguments, run_synthesize),
     "train": (train_arguments, run_train),
     "prepare": (prepare_arguments, run_prepare),

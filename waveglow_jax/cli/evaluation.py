@@ -134,7 +134,7 @@ def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--title", default="Listening test")
     make.add_argument("--seed", type=seed, default=0, help="of the drawing (default: 0)")
-    score = parts.add_parser("score", help="the card's table, with 95% confidence intervals")
+    score = parts.add_parser("score", help="the card's table, with 95%% confidence intervals")
     score.add_argument("key", metavar="TEST/key.json")
     score.add_argument("results", nargs="+", metavar="RESULT", help="files, or folders of .json")
     score.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -8,6 +8,7 @@ A baseline needs no weights: an algorithm goes back from the recordings' own mel
 """
 
 import hashlib
+import inspect
 import json
 import re
 import time
@@ -301,8 +302,11 @@ def griffin_lim(mel: np.ndarray, sampling_rate: int, iterations: int) -> np.ndar
 
     filters = librosa.filters.mel(sr=sampling_rate, **MEL)
     magnitudes = librosa.util.nnls(filters, np.exp(mel.T).astype(np.float32))
+    # librosa 1.0 renamed the argument. A number would seed another generator there.
+    arguments = inspect.signature(librosa.griffinlim).parameters
+    seed = {"rng" if "rng" in arguments else "random_state": np.random.RandomState(0)}
     return librosa.griffinlim(
-        magnitudes, n_iter=iterations, hop_length=MEL_HOP, n_fft=MEL["n_fft"], random_state=0
+        magnitudes, n_iter=iterations, hop_length=MEL_HOP, n_fft=MEL["n_fft"], **seed
     )
 
 

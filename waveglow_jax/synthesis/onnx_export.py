@@ -116,7 +116,7 @@ def _converted_form(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 
 def _scan(parameters: dict[str, Any], values: list[Any]) -> list[Any]:
     inside = parameters["jaxpr"]
-    fixed, carried = parameters["num_consts"], parameters["num_carry"]
+    fixed, carried = _constants_and_carries(parameters)
     consts, start, xs = values[:fixed], values[fixed : fixed + carried], values[fixed + carried :]
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -126,6 +126,14 @@ def _scan(parameters: dict[str, Any], values: list[Any]) -> list[Any]:
     length = None if xs else parameters["length"]  # which may be unknown
     end, ys = jax.lax.scan(step, start, xs, length=length, reverse=parameters["reverse"])
     return [*end, *ys]
+
+
+def _constants_and_carries(parameters: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's inputs are constants, and how many are carried from step to step."""
+    if "ft_in" in parameters:  # since JAX 0.11
+        constants, carries, _ = parameters["ft_in"].unpack()
+        return len(constants), len(carries)
+    return parameters["num_consts"], parameters["num_carry"]
 
 
 def _padded(x: Any, value: Any, config: Sequence[tuple[int, int, int]]) -> Any:

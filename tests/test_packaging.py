@@ -1,0 +1,125 @@
+"""What pip installs: a wheel and an sdist are built, and the wheel runs outside the checkout.
+
+The fresh environment takes the dependencies from the environment of the tests, so that nothing is
+downloaded; `.ci/run` resolves them anew.
+"""
+
+import json
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import soundfile
+
+import waveglow_jax
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED_KIND = ["--waveglow.conditioning", "sample", "--waveglow.mel_whitening", "null"]
+
+
+def test_one_version():
+    """What the package says of itself, what is installed, and the newest heading of the changes."""
+    try:
+        assert version("waveglow-jax") == waveglow_jax.__version__
+    except PackageNotFoundError:
+        pytest.skip("the package is not installed, but imported from its folder")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = next(line for line in changes.splitlines() if line.startswith("## "))
+    assert newest.split()[1] in (waveglow_jax.__version__, "Unreleased")
+    assert f"\nversion: {waveglow_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def finished(command, folder, code=0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with the sdist, and the wheel that was built from it."""
+    for tool in ("build", "twine"):
+        pytest.importorskip(tool, reason=f"{tool} is not installed (extra dev)")
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    finished(build, folder)
+    finished([sys.executable, "-m", "twine", "check", "--strict", *folder.iterdir()], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory) -> Path:
+    """The environment's folder of programs."""
+    home = tmp_path_factory.mktemp("installed")
+    venv.create(home, with_pip=True)
+    (wheel,) = built.glob("*.whl")
+    finished([home / "bin/pip", "install", "--no-deps", "--no-index", wheel], home)
+    # A line of a .pth file is a folder of packages, whose own .pth files count for nothing: the
+    # checkout, which may be installed there in place, is not on the path.
+    (packages,) = home.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return home / "bin"
+
+
+@pytest.mark.slow
+def test_what_the_archives_hold(built):
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "waveglow_jax",
+        f"waveglow_jax-{waveglow_jax.__version__}.dist-info",
+    }
+    ours = {name for name in names if name.startswith("waveglow_jax/")}
+    assert ours == {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "waveglow_jax").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for path in ("train.py", "configs/paper.json", "tests/test_golden.py", "tests/data", "LICENSE"):
+        assert path in names, path
+
+
+@pytest.mark.slow
+def test_the_wheel_makes_sound(installed, tmp_path):
+    command = installed / "waveglow-jax"
+    where = "import waveglow_jax; print(waveglow_jax.__file__, waveglow_jax.__version__)"
+    told = finished([installed / "python", "-c", where], tmp_path).stdout
+    assert told.startswith(str(installed.parent)) and waveglow_jax.__version__ in told
+    finished([command, "demo", "-o", "out"], tmp_path)
+    recording, made = tmp_path / "out/ru_0773_recording.wav", tmp_path / "out/ru_0773.wav"
+    assert soundfile.info(made).duration == pytest.approx(soundfile.info(recording).duration, 0.01)
+    again = [command, "synthesize", recording, "-o", "again", "--json"]
+    fact = json.loads(finished(again, tmp_path).stdout)
+    assert (tmp_path / fact["output"]).stat().st_size > 100_000
+
+    for folder, name in (("real", recording), ("ours", made)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.wav").write_bytes(name.read_bytes())
+    evaluate = ["evaluate", "--reference", "real", "-o", "report", "--system", "ours=ours"]
+    finished([command, *evaluate, "--baselines", "noise"], tmp_path)
+    assert "ours" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    systems = ["--system", "real=real", "--system", "ours=ours"]
+    finished([command, "listening-test", "make", *systems, "-o", "test"], tmp_path)
+    assert (tmp_path / "test/index.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_model_to_compare_with(installed, tmp_path):
+    benchmark = ["benchmark", "--config", ROOT / "configs/tiny.json", *PUBLISHED_KIND]
+    benchmark += ["--seconds", "0.1", "--dtype", "float32", "--repeats", "1", "--against", "torch"]
+    there = find_spec("torch") is not None
+    done = finished([installed / "waveglow-jax", *benchmark], tmp_path, code=0 if there else 1)
+    assert "x PyTorch" in done.stdout if there else "PyTorch is not installed" in done.stderr
