@@ -100,6 +100,12 @@ class WaveGlowConfig:
     def WN(self) -> WNConfig:  # noqa: N802 - the network's name in the paper
         return self.WN_config
 
+    @property
+    def whitening(self) -> MelWhitening:
+        """`mel_whitening`, where it is known that there is one."""
+        assert self.mel_whitening is not None
+        return self.mel_whitening
+
     def leaves_before(self, flow: int) -> bool:
         """Whether `n_early_size` channels leave before this flow."""
         return flow > 0 and flow % self.n_early_every == 0
@@ -462,7 +468,7 @@ def _override(raw: dict[str, Any], name: str, value: Any) -> None:
     node[rest[-1]] = value
 
 
-def _from_dict(cls: type, raw: Any, where: str) -> Any:
+def _from_dict(cls: Any, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise UserError(f"{where} must be a JSON object")
     types = get_type_hints(cls)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -460,7 +460,7 @@ def _check_array(
         )
 
 
-def _read_array(file: BinaryIO, size: int, path: Path, n_mel_channels: int | None) -> np.ndarray:
+def _read_array(file: IO[bytes], size: int, path: Path, n_mel_channels: int | None) -> np.ndarray:
     """One array in NumPy's format, its header checked against `size`, the bytes that there are."""
     try:
         version = np.lib.format.read_magic(file)
@@ -667,7 +667,7 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: str | Path) -> object:
+def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises UserError if it cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))

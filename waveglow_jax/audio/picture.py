@@ -1,14 +1,20 @@
 """Mel-spectrograms as a picture, one above the other."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from waveglow_jax.audio.mel import LOG_FLOOR
 from waveglow_jax.config import DataConfig
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def mel_figure(mels: Sequence[tuple[str, np.ndarray]], data: DataConfig):
+
+def mel_figure(mels: Sequence[tuple[str, np.ndarray]], data: DataConfig) -> Figure:
     """A matplotlib Figure of `(title, mel [F, M])` pairs on one time axis and one colour scale."""
     from matplotlib.figure import Figure
 
@@ -35,7 +41,7 @@ def mel_figure(mels: Sequence[tuple[str, np.ndarray]], data: DataConfig):
     return figure
 
 
-def figure_pixels(figure) -> np.ndarray:
+def figure_pixels(figure: Figure) -> np.ndarray:
     """`[height, width, 3]` uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

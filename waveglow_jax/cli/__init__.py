@@ -128,9 +128,10 @@ def _split_overrides(
             plain.append(argument)
             continue
         if not has_value:
-            value = next(rest, None)
-            if value is None:
+            following = next(rest, None)
+            if following is None:
                 parser.error(f"{name} has no value; a field is set by {name} VALUE")
+            value = following
         try:
             overrides[name[2:]] = json.loads(value)
         except (ValueError, RecursionError):

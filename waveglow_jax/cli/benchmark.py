@@ -1,12 +1,18 @@
 """benchmark: how fast the machine at hand runs a model."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from waveglow_jax.cli.arguments import count
-from waveglow_jax.config import DTYPES, load_config
+from waveglow_jax.config import DTYPES, Config, load_config
 from waveglow_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from waveglow_jax.synthesis.vocoder import Voice
 
 
 def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +72,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _voice(arguments: argparse.Namespace):
+def _voice(arguments: argparse.Namespace) -> Voice:
     if arguments.config:
         from waveglow_jax.lab.benchmark import random_voice
 
@@ -76,7 +82,7 @@ def _voice(arguments: argparse.Namespace):
     return load(arguments.weights)
 
 
-def _config(arguments: argparse.Namespace):
+def _config(arguments: argparse.Namespace) -> Config:
     if arguments.config:
         return load_config(Path(arguments.config), arguments.overrides)
     from waveglow_jax.weights.release import read_weights

@@ -184,11 +184,11 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
-    ends = [_encoded(found[0].path, voice)[1] for found in (first, second)]
+    a, b = (_encoded(found[0].path, voice)[1] for found in (first, second))
     made = []
     for step in range(arguments.steps):
         share = step / (arguments.steps - 1)
-        z, mel = latent.between(*ends, share, arguments.path)
+        z, mel = latent.between(a, b, share, arguments.path)
         audio = latent.decode(voice, z, mel, consistency=arguments.consistency or 0)
         target = _not_an_input(
             Path(arguments.output) / f"{arguments.path}_{share:.2f}.wav", [*first, *second]

@@ -188,7 +188,7 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
     done_seconds = 0.0
     for _, of_one in groupby(clock.timed(blocks), itemgetter(0)):
         item, target, mel = under_way.popleft()
-        samples = (block for _, block in of_one)
+        samples: Any = (block for _, block in of_one)
         try:
             if arguments.plot:
                 samples = list(samples)

@@ -144,7 +144,7 @@ def whitening_factors(mel: jax.Array, config: Config, n_samples: int) -> jax.Arr
     D x = x_0, x_1 - 0.95 x_0, x_2 - 0.95 x_1 ...: D L is the Cholesky factor of D R D^T, which
     comes straight from the spectrum times D's. Cost: block^3 / 6 a block.
     """
-    whitening = config.waveglow.mel_whitening
+    whitening = config.waveglow.whitening
     block = whitening.block
     power = power_at_blocks(mel, config, n_samples) + (whitening.floor**2 + 1e-9)
     response = emphasis_response(config)
@@ -178,7 +178,7 @@ def power_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array
 
 def mel_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
     """`[B, F, M] -> [B, blocks, M]`: the log-mel at each block's centre."""
-    block, hop = config.waveglow.mel_whitening.block, config.data.hop_length
+    block, hop = config.waveglow.whitening.block, config.data.hop_length
     # The block's centre in halves of a sample: whole numbers, for lengths known and unknown alike.
     centre = (2 * jnp.arange(n_samples // block) + 1) * block
     last = mel.shape[1] - 1

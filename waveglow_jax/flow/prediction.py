@@ -60,7 +60,7 @@ def predictor_of_mel(mel: jax.Array, config: Config, n_samples: int) -> Predicto
 
 def _predictor(of_block: jax.Array, config: Config) -> Predictor:
     """The mel at each block `[B, blocks, M]` -> its predictor."""
-    whitening = config.waveglow.mel_whitening
+    whitening = config.waveglow.whitening
     power = power_of_mel(of_block, config) + (whitening.floor**2 + 1e-9)
     response = emphasis_response(config)
     lags = jnp.fft.irfft(power * row(np.abs(response) ** 2, power))[..., : whitening.order]

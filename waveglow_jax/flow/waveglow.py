@@ -6,7 +6,7 @@ leave; log_det `[B]`; mask `[B, T / G]`, 1 for a signal's own steps and 0 for pa
 Parameters: {"upsample": {kernel, bias}, "flows": [{"conv": W `[C, C]`, "wn": {layer: ...}}, ...]}.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -301,7 +301,7 @@ def _block_mask(mask: jax.Array | None, config: Config) -> jax.Array | None:
     if mask is None:
         return None
     samples = jnp.repeat(mask, config.waveglow.n_group, axis=1)
-    return samples[:, :: config.waveglow.mel_whitening.block]
+    return samples[:, :: config.waveglow.whitening.block]
 
 
 def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
@@ -309,7 +309,7 @@ def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
     return noise_of_frames(seed, config, jnp.arange(n_frames))
 
 
-def noise_of_frames(seed: int, config: Config, frames: jax.Array) -> jax.Array:
+def noise_of_frames(seed: int | jax.Array, config: Config, frames: jax.Array) -> jax.Array:
     """The rows of `latent_noise` of any frames, `[F]` -> `[F * hop / G, G]`.
 
     So the samples do not depend on batch, padding, cut or device.
@@ -335,7 +335,7 @@ def conditioning_of(
         seen = frames_seen(mel, -(-config.waveglow.upsample_kernel // hop))
         return seen[:, : n_steps * group // hop]
     upsampled = upsampler_network(config, dtype).apply({"params": params["upsample"]}, mel)
-    return squeeze_conditioning(upsampled, config, n_steps)
+    return squeeze_conditioning(cast(jax.Array, upsampled), config, n_steps)
 
 
 def conditioner_of(
@@ -348,7 +348,7 @@ def conditioner_of(
     def conditioner(half: jax.Array) -> tuple[jax.Array, jax.Array]:
         network = wn_network(config, half.shape[-1], dtype, phases)
         out = network.apply({"params": wn_params}, half, conditioning, mask)
-        shift, log_s = jnp.split(out, 2, axis=-1)
+        shift, log_s = jnp.split(cast(jax.Array, out), 2, axis=-1)
         return shift, log_s
 
     return conditioner

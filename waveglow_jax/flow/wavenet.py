@@ -155,7 +155,8 @@ def _layer_after_layer(
     dtype.
     """
     wide = inputs.dtype
-    h, out, kept = matmul(inputs, weights["widen"], narrow, wide), 0, []
+    h, kept = matmul(inputs, weights["widen"], narrow, wide), []
+    out: Any = 0
     for i, layer in enumerate(weights["layers"]):
         conditions = conditioning, layer["cond"]
         if backend == "cpu":
@@ -199,24 +200,35 @@ def _gate(
     return filtered, jax.nn.sigmoid(sums[1]).astype(narrow)
 
 
-def _low_precision_fwd(weights, inputs, conditioning, mask, narrow, backend):
+def _low_precision_fwd(
+    weights: Params,
+    inputs: jax.Array,
+    conditioning: jax.Array,
+    mask: jax.Array | None,
+    narrow: Any,
+    backend: str,
+) -> tuple[jax.Array, tuple[Any, ...]]:
     out, kept = _layer_after_layer(weights, inputs, conditioning, mask, narrow, backend)
     rounded = jax.tree.map(lambda w: w.astype(narrow) if w.ndim > 1 else w, weights)
     return out, (rounded, inputs, conditioning, mask, kept)
 
 
-def _low_precision_bwd(narrow, backend, saved, g):
+def _low_precision_bwd(
+    narrow: Any, backend: str, saved: tuple[Any, ...], g: jax.Array
+) -> tuple[Params, jax.Array, jax.Array, None]:
     # Autodiff alone would keep float32 gates and the taps' inputs, multiply float32 slopes, add the
     # taps' shares up shifted, and each layer's slope of the conditioning to those before it.
     weights, inputs, conditioning, mask, kept = saved
-    wide, g, dh = inputs.dtype, g.astype(narrow), None
+    wide, g = inputs.dtype, g.astype(narrow)
+    dh: Any = None
     together = backend == "cpu" or _fills_tiles(inputs, backend)
-    d_layers, slopes = [], []
+    d_layers: list[dict[str, Any]] = []
+    slopes: list[list[jax.Array]] = []
     for i, (layer, (seen, filtered, gate)) in reversed(
         list(enumerate(zip(weights["layers"], kept, strict=True)))
     ):
         activated = filtered * gate
-        d_layer = {"end": _of_kernel(activated, g, wide)}
+        d_layer: dict[str, Any] = {"end": _of_kernel(activated, g, wide)}
         d_activated = matmul(g, _transposed(layer["end"]), narrow, wide)
         if "res" in layer:
             d_activated = d_activated + matmul(dh, _transposed(layer["res"]), narrow, wide)
@@ -233,7 +245,7 @@ def _low_precision_bwd(narrow, backend, saved, g):
             _back_through_taps(seen, slope, kernel, 2**i, wide, backend)
             for slope, kernel in zip(of_halves, layer["in"], strict=True)
         ]
-        d_seen = sum(of_half for of_half, _ in of_taps)
+        d_seen: Any = sum(of_half for of_half, _ in of_taps)
         d_layer["in"] = tuple(of_half for _, of_half in of_taps)
         d_layer["bias"] = tuple(slope.astype(wide).sum(axis=(0, 1)) for slope in of_halves)
         if i:
@@ -245,17 +257,16 @@ def _low_precision_bwd(narrow, backend, saved, g):
     if dh is not None:
         d_inputs = d_inputs + matmul(dh, _transposed(weights["widen"]), narrow, wide)
         d_widen = _of_kernel(inputs.astype(narrow), dh, wide)
-    d_conditioning = 0
+    d_conditioning: Any = 0
     for layers in [range(len(kept))] if together else [[i] for i in range(len(kept))]:
         # One product for all layers: the sum over them is its own. Elsewhere one a layer: the
         # slopes of all would be copied beside each other.
-        of_layers = [slope for i in layers for slope in slopes[i]]
+        of_layers = _side_by_side([slope for i in layers for slope in slopes[i]], backend)
         conds = [cond for i in layers for cond in weights["layers"][i]["cond"]]
-        of_layers = _side_by_side(of_layers, backend)
         back = jnp.concatenate([cond.T for cond in conds])
         d_conditioning = d_conditioning + matmul(of_layers, back, narrow, wide)
-        d_conds = _of_kernel(conditioning.astype(narrow), of_layers, wide)
-        d_conds = jnp.split(d_conds, len(conds), axis=-1)
+        d_kernels = _of_kernel(conditioning.astype(narrow), of_layers, wide)
+        d_conds = jnp.split(d_kernels, len(conds), axis=-1)
         for i in layers:
             d_layers[i]["cond"] = tuple(d_conds.pop(0) for _ in slopes[i])
     return {"widen": d_widen, "layers": d_layers}, d_inputs, d_conditioning, None
@@ -287,8 +298,8 @@ def _back_through_taps(
         dimension_numbers=("NWC", "WIO", "NWC"),
         preferred_element_type=wide,
     )
-    d_kernel = [_of_kernel(shifted, slope, wide) for shifted in _shifted(seen, dilation, taps)]
-    return d_seen, jnp.concatenate(d_kernel)
+    by_taps = [_of_kernel(shifted, slope, wide) for shifted in _shifted(seen, dilation, taps)]
+    return d_seen, jnp.concatenate(by_taps)
 
 
 def _not_before(
@@ -421,14 +432,18 @@ def _low_precision_matmul(x: jax.Array, w: jax.Array, dtype: Any, result: Any) -
     return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=result)
 
 
-def _low_precision_matmul_fwd(x, w, dtype, result):
+def _low_precision_matmul_fwd(
+    x: jax.Array, w: jax.Array, dtype: Any, result: Any
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     # Of the operands only the rounded ones are kept, of the others their dtypes.
     dtypes = jnp.zeros(0, x.dtype), jnp.zeros(0, w.dtype)
     y = _low_precision_matmul(x, w, dtype, result)
     return y, (x.astype(dtype), w.astype(dtype), *dtypes)
 
 
-def _low_precision_matmul_bwd(dtype, result, saved, g):
+def _low_precision_matmul_bwd(
+    dtype: Any, result: Any, saved: tuple[jax.Array, ...], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     # Autodiff alone would multiply the float32 cotangent: both operands rounded keep the backward
     # pass on the fast units too.
     x, w, like_x, like_w = saved

@@ -64,8 +64,8 @@ def find_offset(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -
         return offset
     hop = max(1, round(_ENVELOPE_HOP_SECONDS * sampling_rate))
     size = max(1, round(_ENVELOPE_WINDOW_SECONDS * sampling_rate))
-    envelopes = [_envelope(each, size, hop) for each in (reference, output)]
-    steps, agreement = _correlation_peak(*envelopes, most // hop)
+    first, second = (_envelope(each, size, hop) for each in (reference, output))
+    steps, agreement = _correlation_peak(first, second, most // hop)
     told = agreement >= _SAME_WAVEFORM
     told &= abs(steps * hop) > _ENVELOPE_RESOLUTION_SECONDS * sampling_rate
     return steps * hop if told else 0

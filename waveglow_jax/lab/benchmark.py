@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +206,9 @@ def _our_training(params: Params, config: Config, clips: np.ndarray, dtype: str)
     device = jax.local_devices()[:1]
     state = replicate(init_state(config, params), device)
     batch = {"clips": clips[None], "index": np.arange(len(clips), dtype=np.int32)[None]}
-    lowered = parallel_train_step(config, train.steps, device).lower(state, batch)
+    # On one device `parallel_train_step` gives the jitted function itself.
+    jitted = cast(jax.stages.Wrapped, parallel_train_step(config, train.steps, device))
+    lowered = jitted.lower(state, batch)
     began = time.monotonic()
     step = lowered.compile()
     compiling = time.monotonic() - began
@@ -285,7 +287,7 @@ def _rows(
     rate: int,
     peaks: dict[str, float],
 ) -> list[Row]:
-    exact = [c.output for c in contenders if (c.name, c.dtype) == ("ours", "float32")]
+    exact = next((c.output for c in contenders if (c.name, c.dtype) == ("ours", "float32")), None)
     torches = [c for c in contenders if c.name == "PyTorch"]
 
     def times(contender: Contender, clock: str) -> dict[str, float]:
@@ -299,7 +301,7 @@ def _rows(
         seconds = float(np.median(each.seconds))
         # The peak of the units that the products run on: float16 has none of its own on CPUs.
         peak = peaks.get(each.dtype, float("nan"))
-        off = each.name == "ours" and each.dtype != "float32" and exact and exact[0] is not None
+        rough = each.output if each.name == "ours" and each.dtype != "float32" else None
         rows.append(
             Row(
                 what=f"{what}, {each.name}",
@@ -313,7 +315,7 @@ def _rows(
                 times_real_time=n_samples / rate / seconds,
                 share_of_peak=flops / seconds / peak,
                 memory_bytes=each.memory_bytes,
-                snr=signal_to_noise(exact[0], each.output) if off else None,
+                snr=None if exact is None or rough is None else signal_to_noise(exact, rough),
                 times_torch=times(each, "seconds"),
                 times_torch_cpu=times(each, "cpu_seconds"),
             )
@@ -373,8 +375,11 @@ def forward_flops(config: Config, n_samples: int) -> float:
     return 2 * n_samples * (wns / glow.n_group + upsampler)
 
 
-def _bytes_of(compiled: jax.stages.Compiled) -> int:
+def _bytes_of(compiled: jax.stages.Compiled) -> int | None:
+    """None where the backend does not tell."""
     memory = compiled.memory_analysis()
+    if memory is None:
+        return None
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + new
 

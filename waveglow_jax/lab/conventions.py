@@ -233,5 +233,5 @@ def filters(spectrum: Spectrum) -> np.ndarray:
             fmin=spectrum.fmin,
             fmax=min(spectrum.fmax, rate / 2),
             htk=spectrum.scale == "htk",
-            norm=None if spectrum.norm == "none" else spectrum.norm,
+            norm=None if spectrum.norm == "none" else "slaney",
         )

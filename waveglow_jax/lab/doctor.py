@@ -174,7 +174,7 @@ class Fit:
     lag: int = 0
 
 
-_WITHOUT_FILTERS = {
+_WITHOUT_FILTERS: dict[str, Any] = {
     "n_mels": 0,
     "fmin": 0.0,
     "fmax": 0.0,
@@ -708,7 +708,7 @@ def diagnose_alone(array: np.ndarray, own: Convention) -> Diagnosis:
     guesses.sort(key=lambda guess: guess[0])
     _, values, power, gain, score, found, axes = guesses[0]
     mel = _turned(array, axes)
-    evidence = {
+    evidence: dict[str, Any] = {
         "implausibility": score,
         "values": values.name,
         **found,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def evaluate(
                 rate,
                 output / "audio",
                 executor,
-                lambda done, total, name=each.name: progress(name, done, total),
+                partial(progress, each.name),
             )
         for system in systems:
             if system.name in voices:
@@ -170,7 +171,7 @@ def evaluate(
                     voices[system.name],
                     references,
                     output / "audio",
-                    lambda done, total, name=system.name: progress(name, done, total),
+                    partial(progress, system.name),
                 )
             else:
                 found, unmatched = _matched(system, references)
@@ -244,7 +245,8 @@ def _readable(
     found: dict[str, Path], rate: int, files: int | None
 ) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     """The recordings that can be used, the first `files` of them, and why others cannot."""
-    usable, left_out = {}, []
+    usable: dict[str, Path] = {}
+    left_out = []
     for name, path in found.items():
         if files is not None and len(usable) >= files:
             break
@@ -264,6 +266,7 @@ def _reason(path: Path, error: Exception) -> tuple[str, str]:
 def _matched(
     system: System, references: dict[str, Path]
 ) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    assert system.source is not None  # a folder of recordings
     found = files_by_name(system.source)
     shared = {name: found[name] for name in references if name in found}
     if not shared:

@@ -18,7 +18,6 @@ from waveglow_jax.flow.waveglow import forward, init
 from waveglow_jax.flow.wavenet import Params
 from waveglow_jax.lab.layers import (
     CONVOLUTION,
-    COUPLING,
     KINDS,
     Layer,
     layers_of,
@@ -284,7 +283,9 @@ def representable(x: jax.Array, precision: Precision) -> jax.Array:
     return jax.lax.reduce_precision(x, *precision.values)
 
 
-def latent_of(config: Config, n_samples: int, precision: Precision, sigma: float = 1.0):
+def latent_of(
+    config: Config, n_samples: int, precision: Precision, sigma: float = 1.0
+) -> jax.Array:
     """Float32 normal noise `[1, N, G]`, seed 0, the same in every precision."""
     group = config.waveglow.n_group
     z = np.random.default_rng(0).normal(0, sigma, (1, n_samples // group, group))
@@ -491,10 +492,10 @@ def lipschitz_constants(
             weight = np.asarray(params["flows"][layer.flow]["conv"])
             shapes.append(_convolution_shape(layer, weight, config.waveglow.n_group))
             continue
-        ahead = spectral_norm(lambda x, layer=layer: layer.forward(x)[0], states[depth])
-        back = spectral_norm(lambda y, layer=layer: layer.inverse(y)[0], states[depth + 1])
+        ahead = spectral_norm(_without_log_det(layer.forward), states[depth])
+        back = spectral_norm(_without_log_det(layer.inverse), states[depth + 1])
         shape = LayerShape(layer.name, layer.kind, ahead, back, ahead * back)
-        if layer.kind == COUPLING:
+        if layer.log_s is not None:
             log_s = np.asarray(layer.log_s(states[depth]))
             shape = replace(shape, log_s_min=float(log_s.min()), log_s_max=float(log_s.max()))
         shapes.append(shape)
@@ -503,6 +504,12 @@ def lipschitz_constants(
         spectral_norm(lambda z: run_inverse(layers, z)[0][0], states[-1]),
     )
     return shapes, whole
+
+
+def _without_log_det(
+    direction: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: direction(x)[0]
 
 
 def _convolution_shape(layer: Layer, weight: np.ndarray, group: int) -> LayerShape:
@@ -577,7 +584,12 @@ def stress(
     for precision in precisions:
         layers = layers_at(params, config, signal, precision)
 
-        def trip(name: str, audio: np.ndarray, layers=layers, precision=precision) -> Stress:
+        def trip(
+            name: str,
+            audio: np.ndarray,
+            layers: Sequence[Layer] = layers,
+            precision: Precision = precision,
+        ) -> Stress:
             x = state_of(audio, config, precision)
             back = run_inverse(layers, run_forward(layers, x)[0][-1])[0][0]
             error = error_of(back, x, precision.significand)

@@ -1,16 +1,21 @@
 """Invertibility to read: Markdown tables, JSON, and one figure of error against depth."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from waveglow_jax.audio.files import replacing, write_text
 from waveglow_jax.lab.invertibility import Blame, Error, LayerShape, Report
 from waveglow_jax.lab.layers import KINDS, WHITENING
 from waveglow_jax.lab.precisions import BY_NAME
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NONE, _TO = "\N{EN DASH}", "\N{RIGHTWARDS ARROW}"
 _BOUNDED = "float32"
@@ -232,7 +237,7 @@ def _stress(report: Report) -> list[str]:
 # ------------------------------------------------------------------------------ the figure
 
 
-def depth_figure(report: Report):
+def depth_figure(report: Report) -> Figure:
     """A matplotlib Figure: relative error of the states on the way to z and on the way back."""
     from matplotlib.figure import Figure
 

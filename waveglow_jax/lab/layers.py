@@ -70,13 +70,13 @@ def layers_of(
     glow, stream = config.waveglow, precision.stream
     check_shapes(config, (1, n_samples), (1, *mel.shape))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, stream), params)
-    mel = jnp.asarray(mel, stream)[None]
+    frames = jnp.asarray(mel, stream)[None]
     steps = n_samples // glow.n_group
     upsample = {"upsample": params["upsample"]}
-    conditioning = _conditioning(upsample, mel, config, steps, precision)
+    conditioning = _conditioning(upsample, frames, config, steps, precision)
     layers = []
     if glow.mel_whitening:
-        layers.append(_whitening_layer(mel, config, n_samples, past))
+        layers.append(_whitening_layer(frames, config, n_samples, past))
     for k, flow in enumerate(params["flows"]):
         layers.append(_convolution_layer(flow["conv"], config, k, precision))
         layers.append(_coupling_layer(weight_norm(flow["wn"]), conditioning, config, k, precision))
@@ -120,10 +120,10 @@ def _whitening_layer(
     mel: jax.Array, config: Config, n_samples: int, past: np.ndarray | None
 ) -> Layer:
     spectrum = _spectrum(mel, config, n_samples)
-    past = None if past is None else jnp.asarray(past, mel.dtype)[None]
+    before = None if past is None else jnp.asarray(past, mel.dtype)[None]
 
     def layer(inverse: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y, log_det = _whitened(spectrum, past, x.reshape(1, -1), config, inverse)
+        y, log_det = _whitened(spectrum, before, x.reshape(1, -1), config, inverse)
         return y.reshape(x.shape), log_det
 
     group = config.waveglow.n_group
@@ -133,7 +133,7 @@ def _whitening_layer(
 @partial(jax.jit, static_argnums=(1, 2))
 def _spectrum(mel: jax.Array, config: Config, n_samples: int) -> Any:
     """What the mel tells the whitening: a predictor, or the blocks' factors."""
-    of_mel = predictor_of_mel if config.waveglow.mel_whitening.order else whitening_factors
+    of_mel = predictor_of_mel if config.waveglow.whitening.order else whitening_factors
     return of_mel(mel, config, n_samples)
 
 
@@ -141,7 +141,7 @@ def _spectrum(mel: jax.Array, config: Config, n_samples: int) -> Any:
 def _whitened(
     spectrum: Any, past: jax.Array | None, audio: jax.Array, config: Config, inverse: bool
 ) -> tuple[jax.Array, jax.Array]:
-    if config.waveglow.mel_whitening.order:
+    if config.waveglow.whitening.order:
         direction = prediction_inverse if inverse else prediction_forward
         return direction(spectrum, audio, past)
     return (whitening_inverse if inverse else whitening_forward)(spectrum, audio)

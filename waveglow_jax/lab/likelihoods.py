@@ -3,9 +3,13 @@
 Arrays: audio `[T]`; mel `[F, M]`; z `[N, G]`; F = T // hop whole frames, N = F * hop / G steps.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +22,9 @@ from waveglow_jax.flow.prediction import prediction_forward, predictor_of_mel
 from waveglow_jax.flow.waveglow import forward_whitened
 from waveglow_jax.flow.wavenet import Params
 from waveglow_jax.synthesis.windows import context_of, size_at_least
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KEPT_FRAMES = 1024
 """Of a window, less its context: longer recordings are computed in several."""
@@ -72,14 +79,14 @@ def likelihood_of(params: Params, config: Config, audio: np.ndarray, mel: np.nda
         )
     if not frames:
         raise ValueError(f"{len(audio)} samples are less than a frame")
-    energy, log_det, powers = [], [], np.zeros((4, glow.n_group))
+    energies, log_dets, powers = [], [], np.zeros((4, glow.n_group))
     for window in _windows(config, audio, mel):
         z, of_steps = _encode_locally(params, config, *window.inputs)
         z, of_steps = (np.asarray(each, np.float64)[0, window.kept] for each in (z, of_steps))
         powers += [np.sum(z**k, axis=0) for k in (1, 2, 3, 4)]
-        energy.append(_by_frame(-0.5 * np.sum(z**2, axis=1), config))
-        log_det.append(_by_frame(of_steps, config))
-    energy, log_det = np.concatenate(energy), np.concatenate(log_det)
+        energies.append(_by_frame(-0.5 * np.sum(z**2, axis=1), config))
+        log_dets.append(_by_frame(of_steps, config))
+    energy, log_det = np.concatenate(energies), np.concatenate(log_dets)
     of_frame = energy + log_det - loss_constant()
     nats = float(of_frame.mean())
     return Likelihood(
@@ -140,7 +147,7 @@ class _Window:
     kept: slice
 
 
-def _windows(config: Config, audio: np.ndarray, mel: np.ndarray):
+def _windows(config: Config, audio: np.ndarray, mel: np.ndarray) -> Iterator[_Window]:
     """A recording in windows of one size; a yield a window, in order."""
     hop, glow = config.data.hop_length, config.waveglow
     frames, steps = len(audio) // hop, hop // glow.n_group
@@ -190,9 +197,9 @@ def _whiten_locally(
     audio: jax.Array, mel: jax.Array, past: jax.Array, config: Config
 ) -> tuple[jax.Array, jax.Array]:
     """Whitened audio `[1, T]`, and each sample's share of the log-determinant, `[1, T]`."""
-    if config.waveglow.mel_whitening.order:
+    if config.waveglow.whitening.order:
         predictor = predictor_of_mel(mel, config, audio.shape[1])
-        of_samples = jnp.repeat(-jnp.log(predictor.gain), config.waveglow.mel_whitening.block, 1)
+        of_samples = jnp.repeat(-jnp.log(predictor.gain), config.waveglow.whitening.block, 1)
         return prediction_forward(predictor, audio, past)[0], of_samples
     factors = whitening_factors(mel, config, audio.shape[1])
     of_samples = -jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)).reshape(audio.shape)
@@ -202,7 +209,7 @@ def _whiten_locally(
 # ------------------------------------------------------------------------------ the figure
 
 
-def likelihood_figure(found: Likelihood, mel: np.ndarray, data: DataConfig, title: str):
+def likelihood_figure(found: Likelihood, mel: np.ndarray, data: DataConfig, title: str) -> Figure:
     """A matplotlib Figure: the mel above the curve of nats per sample and its two parts."""
     from matplotlib.figure import Figure
 

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 
 # PESQ-wb, STOI, ViSQOL's speech mode and DNSMOS are defined at this rate; pitch needs no more.
 SPEECH_RATE = 16000
 # The mel that the vocoder is given.
-MEL = {"n_fft": 1024, "n_mels": 80, "fmin": 0.0, "fmax": 8000.0}
+MEL: dict[str, Any] = {"n_fft": 1024, "n_mels": 80, "fmin": 0.0, "fmax": 8000.0}
 MEL_HOP = 256
 LOG_FLOOR = 1e-5
 CEPSTRA = 13
@@ -223,7 +224,7 @@ def visqol(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> flo
 
 
 @cache
-def _visqol_model():
+def _visqol_model() -> Any:
     from visqol import VisqolApi
 
     model = VisqolApi()
@@ -336,7 +337,7 @@ def mr_stft(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> fl
             np.abs(librosa.stft(each, n_fft=n_fft, hop_length=hop, win_length=window))
             for each in (reference, output)
         )
-        convergence = np.linalg.norm(first - second) / np.linalg.norm(first)
+        convergence = float(np.linalg.norm(first - second) / np.linalg.norm(first))
         logs = [np.log(np.maximum(each, LOG_FLOOR)) for each in (first, second)]
         total += convergence + float(np.abs(logs[0] - logs[1]).mean())
     return total / len(STFT_RESOLUTIONS)

@@ -125,7 +125,7 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any], precision: Precisio
         elif isinstance(inner, ClosedJaxpr) and name != "scan":
             results = _evaluate(inner, given, precision)
         elif name == "dot_general" and precision.operands:
-            results = [_product(*given, equation.params, precision)]
+            results = [_product(given[0], given[1], equation.params, precision)]
         else:
             results = equation.primitive.bind(*given, **equation.params)
             results = results if equation.primitive.multiple_results else [results]
@@ -153,10 +153,12 @@ def _result(x: Any, precision: Precision) -> Any:
 
 def _product(a: jax.Array, b: jax.Array, parameters: dict[str, Any], precision: Precision) -> Any:
     how = {"dimension_numbers": parameters["dimension_numbers"], "precision": "highest"}
-    a_high, b_high = rounded(a, precision.operands), rounded(b, precision.operands)
+    operands = precision.operands
+    assert operands is not None
+    a_high, b_high = rounded(a, operands), rounded(b, operands)
     high = jax.lax.dot_general(a_high, b_high, **how)
     if not precision.split:
         return high
-    a_low, b_low = (rounded(x - top, precision.operands) for x, top in ((a, a_high), (b, b_high)))
+    a_low, b_low = (rounded(x - top, operands) for x, top in ((a, a_high), (b, b_high)))
     low = jax.lax.dot_general(a_high, b_low, **how) + jax.lax.dot_general(a_low, b_high, **how)
     return high + low

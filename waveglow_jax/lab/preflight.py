@@ -329,7 +329,7 @@ def instructions(text: str) -> Iterator[tuple[str, int]]:
             yield line, times
             if " while(" in line:
                 condition, body = (
-                    re.search(rf"{name}=%?([\w.-]+)", line)[1] for name in ("condition", "body")
+                    re.findall(rf"{name}=%?([\w.-]+)", line)[0] for name in ("condition", "body")
                 )
                 yield from walk(body, times * _trips(line, bodies.get(condition, [])))
             elif inner := re.search(
@@ -387,12 +387,12 @@ def as_text(result: Preflight) -> str:
         f"{result.flops / 1e12:.3g} TFLOP a chip; {result.collective_count} collectives of "
         f"{result.collective_bytes / mib:,.1f} MiB together",
     ]
-    if result.estimated_seconds is None:
+    seconds, rate = result.estimated_seconds, result.estimated_samples_per_second
+    if seconds is None or rate is None:
         return "\n".join([*lines, "this compiler gives no estimate of time"])
     lines += [
         "the compiler's estimate, not a measurement: "
-        f"{1e3 * result.estimated_seconds:.1f} ms, "
-        f"{result.estimated_samples_per_second / 1e6:.2f} million samples/s, "
+        f"{1e3 * seconds:.1f} ms, {rate / 1e6:.2f} million samples/s, "
         f"{result.share_of_peak:.0%} of the bfloat16 peak",
         "",
         "| operation | fusions | ms (estimate) |",

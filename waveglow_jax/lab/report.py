@@ -122,7 +122,9 @@ def _difference_table(evaluation: Evaluation, metrics: Sequence[Metric]) -> list
 
 def verdict(difference: Estimate | None, metric: Metric) -> str:
     """'better' or 'worse' where the interval leaves out zero, else ''."""
-    if difference is None or difference.low is None or difference.low <= 0 <= difference.high:
+    if difference is None or difference.low is None or difference.high is None:
+        return ""
+    if difference.low <= 0 <= difference.high:
         return ""
     return "better" if (difference.mean > 0) == metric.higher_is_better else "worse"
 
@@ -155,7 +157,7 @@ def _estimate(found: Estimate | None, decimals: int, signed: bool = False) -> st
     if found is None:
         return ""
     mean = _number(found.mean, decimals, signed)
-    if found.low is None:
+    if found.low is None or found.high is None:
         return mean
     low, high = (_number(each, decimals, signed) for each in (found.low, found.high))
     return f"{mean} [{low}, {high}]"
@@ -320,7 +322,7 @@ def _samples_html(evaluation: Evaluation, players: int, audio: bool) -> Iterator
         n for n in evaluation.names if all(n in files for files in evaluation.audio.values())
     ]
     count = max(0, min(players, len(everywhere)))
-    places = np.linspace(0, len(everywhere) - 1, count).round().astype(int) if count else []
+    places = np.linspace(0, len(everywhere) - 1, count).round().astype(int)
     for place in places:
         name = everywhere[place]
         truth = read_audio(next(iter(evaluation.audio.values()))[name], rate)

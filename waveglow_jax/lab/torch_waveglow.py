@@ -6,6 +6,7 @@ flow, weight norm as a parametrization while training and folded for synthesis. 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,7 +153,7 @@ def _set(conv: nn.Conv1d, layers: Iterable[dict]) -> None:
     conv.bias.copy_(torch.cat(biases))
 
 
-def _tensor(array) -> torch.Tensor:
+def _tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array, np.float32))
 
 

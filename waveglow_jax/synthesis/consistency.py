@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -225,11 +225,11 @@ class _State(NamedTuple):
     `[N, 2 R, span * hop]`; spectra `[N, R, bins]`, without momentum.
     """
 
-    hops: jax.Array
-    mel: jax.Array
-    exists: jax.Array
-    segments: jax.Array
-    spectra: jax.Array
+    hops: jax.Array | np.ndarray
+    mel: jax.Array | np.ndarray
+    exists: jax.Array | np.ndarray
+    segments: jax.Array | np.ndarray
+    spectra: jax.Array | np.ndarray
 
 
 def _silent_state(config: Config, iterations: int) -> _State:
@@ -293,7 +293,7 @@ def _corrected_piece(
         return (moved, after), (segments, unmoved[-before:])
 
     ks = jnp.arange(iterations - 1)
-    pasts = (state.segments[:-1], state.spectra[:-1], ks)
+    pasts: Any = (state.segments[:-1], state.spectra[:-1], ks)
     (spectra, _), (segments, unmoved) = jax.lax.scan(corrected, (start, start), pasts)
     last, last_segments = signal(spectra, state.segments[-1], iterations - 1)
     after = _State(
@@ -365,7 +365,7 @@ def _signal(segments: jax.Array, exists: jax.Array, config: Config) -> jax.Array
 def _overlapped(segments: jax.Array, config: Config) -> jax.Array:
     span, n = _span(config), segments.shape[-2]
     parts = segments.reshape(*segments.shape[:-1], span, config.data.hop_length)
-    return sum(parts[..., span - 1 - p : n - p, p, :] for p in range(span))
+    return cast(jax.Array, sum(parts[..., span - 1 - p : n - p, p, :] for p in range(span)))
 
 
 def _spectra(hops: jax.Array, config: Config) -> jax.Array:

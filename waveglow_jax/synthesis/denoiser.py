@@ -5,6 +5,7 @@ Arrays: audio `[T]` float32; spectra `[513]` magnitudes of a Hann-windowed FFT o
 """
 
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,7 @@ def _denoised_piece(segment: jax.Array, exists: jax.Array, bias: jax.Array) -> j
     def overlap_added(frames: jax.Array) -> jax.Array:
         # Hop h is the last quarter of frame h, the third of frame h + 1, and so on.
         quarters = frames.reshape(PIECE + 3, FFT // HOP, HOP)
-        return sum(quarters[3 - p : 3 - p + PIECE, p] for p in range(FFT // HOP)).reshape(-1)
+        added = sum(quarters[3 - p : 3 - p + PIECE, p] for p in range(FFT // HOP))
+        return cast(jax.Array, added).reshape(-1)
 
     return overlap_added(again) / jnp.maximum(overlap_added(weight), 1e-8)

@@ -99,7 +99,7 @@ def _converted_form(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
         case "scan":
             return _scan(parameters, values)
         case "pad":
-            return [_padded(*values, parameters["padding_config"])]
+            return [_padded(values[0], values[1], parameters["padding_config"])]
         case "concatenate":  # ONNX takes a size of 0 for one to copy
             axis = parameters["dimension"]
             parts = [v for v in values if not (type(v.shape[axis]) is int and not v.shape[axis])]

@@ -119,8 +119,8 @@ def _program_of_size(
     scalars = np.int32(0), np.float32(0), np.uint32(0)
     there = jax.sharding.SingleDeviceSharding(device)
     search = partial(_search, config, dtype, rounds, corrections)
-    search = jax.jit(search, in_shardings=there, out_shardings=there)
-    return search.lower(params, mel, *scalars).compile()
+    program = jax.jit(search, in_shardings=there, out_shardings=there)
+    return program.lower(params, mel, *scalars).compile()
 
 
 def _search(
@@ -152,7 +152,7 @@ def _search(
         before: tuple[jax.Array, jax.Array, jax.Array], _: None
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
         audio = consistent(before[0], mel, full_band, corrections, n_frames=n_frames[None])
-        z, _ = forward(params, config, audio, mel, mask=mask, dtype=jnp.dtype(dtype))
+        z = forward(params, config, audio, mel, mask=mask, dtype=jnp.dtype(dtype))[0]
         # Chosen, not multiplied: what the padding holds may be anything.
         z = typical(jnp.where(own[..., None], z, 0), sigma, mask.sum() * z.shape[-1])
         return decoded(z), None

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,34 @@ class Voice:
         padded = np.pad(audio, [*lead, (half, half)], mode="reflect")
         padded = np.pad(padded, [*lead, (0, max(0, wanted - padded.shape[-1]))])[..., :wanted]
         return np.asarray(_mel_of_padded(padded, self.config))[..., :frames, :]
+
+    @overload
+    def synthesize(
+        self,
+        mel: np.ndarray,
+        sigma: float | None = ...,
+        seed: int = ...,
+        denoise: float = ...,
+        dtype: str = ...,
+        consistency: Consistency = ...,
+        *,
+        window: int | None = ...,
+        batch: int | None = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def synthesize(
+        self,
+        mel: Sequence[np.ndarray],
+        sigma: float | None = ...,
+        seed: int = ...,
+        denoise: float = ...,
+        dtype: str = ...,
+        consistency: Consistency = ...,
+        *,
+        window: int | None = ...,
+        batch: int | None = ...,
+    ) -> list[np.ndarray]: ...
 
     def synthesize(
         self,
@@ -127,6 +155,7 @@ class Voice:
         sigma, consistency = self._settings(sigma, consistency)
         self._check(sigma, seed, denoise, dtype)
         mels = map(self._checked, mels)
+        blocks: Iterator[tuple[int, np.ndarray]]
         if consistency == LATENT:
             blocks = (
                 (utterance, self.typical_sample(mel, sigma, seed, dtype).audio)
@@ -187,13 +216,13 @@ class Voice:
         sigma, consistency = self._settings(sigma, consistency)
         self._check(sigma, seed, denoise, dtype)
         chunk = self.chunk_frames(chunk_frames)
-        frames = [mel] if isinstance(mel, np.ndarray | jax.Array) else mel
-        if frames is not mel:
-            self._checked(mel)
+        if isinstance(mel, np.ndarray | jax.Array):
+            mel = [self._checked(np.asarray(mel))]
         self.compile_stream(chunk, dtype, consistency)
-        checked = (self._checked(block, at_least=0) for block in frames)
+        checked = (self._checked(block, at_least=0) for block in mel)
         pieces = self._reverse.stream(checked, chunk, sigma, seed, dtype)
-        corrected = consistent_blocks(pieces, self.config, consistency, chunk, self._device)
+        corrections = _streamable(consistency)
+        corrected = consistent_blocks(pieces, self.config, corrections, chunk, self._device)
         blocks = (block for _, block in corrected)
         return denoised_blocks(blocks, self.bias_spectrum, denoise) if denoise else blocks
 

@@ -320,6 +320,7 @@ class ReversePass:
     def memory_bytes(self, window: int, batch: int, dtype: str) -> int:
         """Of the program for such windows, which has been compiled, with its arguments."""
         memory = self._programs[window, batch, dtype].memory_analysis()
+        assert memory is not None
         sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         return sum(sizes) + memory.output_size_in_bytes
 

@@ -1,13 +1,21 @@
 """A run's curves as one picture: loss, held-out loss, gradient norm, learning rate."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from waveglow_jax.training.history import History, window_means
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _POINTS = 1500
 
 
-def run_figure(history: History, title: str):
+def run_figure(history: History, title: str) -> Figure:
     """A matplotlib Figure. Where a session began anew there is a dotted line."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -45,7 +53,7 @@ def run_figure(history: History, title: str):
     return figure
 
 
-def _raw_and_smooth(axis, steps: np.ndarray, values: np.ndarray, label: str) -> None:
+def _raw_and_smooth(axis: Axes, steps: np.ndarray, values: np.ndarray, label: str) -> None:
     axis.plot(
         *_thinned(steps, values),
         color="tab:blue",

@@ -7,9 +7,10 @@ either side, so that the mel computed from it holds the whole recording's own fr
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -135,7 +136,7 @@ def training_batches(
     rows = rows or range(train.batch_size)
     index = np.asarray(rows, np.int32)
 
-    def clip(slot: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def clip(slot: int, rng: np.random.Generator) -> dict[str, Any]:
         unreadable = -1
         for _ in range(MAX_UNREADABLE):
             recording = recordings[slot]
@@ -173,7 +174,7 @@ def training_batches(
     return iter(batches)
 
 
-def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
@@ -181,7 +182,9 @@ def _end_with_parent(_worker: int, _workers: int) -> None:
     """A worker whose parent was killed would wait for it for ever."""
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -23,7 +23,7 @@ class Feed:
 
     def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
         self._batches = batches
-        self._ready: queue.Queue[tuple[dict[str, np.ndarray] | None, Exception | None]]
+        self._ready: queue.Queue[tuple[Any, Exception | None]]
         self._ready = queue.Queue(DEPTH)
         self._closed = threading.Event()
         self._others = set(multiprocessing.active_children())
@@ -61,13 +61,14 @@ class Feed:
 
     def _fill(self) -> None:
         while not self._closed.is_set():
+            ready: tuple[Any, Exception | None]
             try:
                 ready = next(self._batches), None
             except Exception as error:  # told by the thread that waits for batches
                 ready = None, error
             self._put(ready)
 
-    def _put(self, ready: tuple[Any, Any]) -> None:
+    def _put(self, ready: tuple[Any, Exception | None]) -> None:
         while not self._closed.is_set():
             try:
                 return self._ready.put(ready, timeout=LOOK_SECONDS)

@@ -24,7 +24,7 @@ def validation_figures(
     speech that the flow fits they are 0 and `train_config.sigma`); and a number a flow: max_log_s
     (the largest |log_s|), determinants (|det W|), condition_numbers (of W).
     """
-    total = {
+    total: dict[str, Any] = {
         name: sum(np.asarray(s[name], np.float64) for s in sums)
         for name in ("nats", "weight", "z", "z_squared")
     }

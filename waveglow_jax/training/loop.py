@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def train(
             first_state = partial(init_state, config, params, moments)
             return _run(config, run, corpus, first_state, allow_changed_data, layout, stop)
         except Stopped:
+            assert stop.by is not None
             say(f"stopped by {stop.by.name} before a first step; the same command starts it again")
             return stop.exit_code
 
@@ -118,7 +120,7 @@ def _run(
             session = _Session(config, corpus, checkpoints, monitor, state, progress, layout, stop)
             session.go(total_steps)
             if session.step < total_steps or stop:
-                by = stop.by.name if stop else "a signal to another process"
+                by = stop.by.name if stop.by else "a signal to another process"
                 saved = ", saved" if session.step else ", before the first was done"
                 monitor.say(
                     f"stopped by {by} at step {session.step}{saved}; the same command goes on from "
@@ -323,9 +325,8 @@ class _Session:
         dropped = float(self.state.learning_rate_scale) < 1
         if train.plateau_patience and since_best >= train.plateau_patience and not dropped:
             scale = train.plateau_learning_rate / train.learning_rate
-            self.state = self.state.replace(
-                learning_rate_scale=replicate(np.float32(scale), self.layout.local)
-            )
+            scale_of_devices = replicate(np.float32(scale), self.layout.local)
+            self.state = replace(self.state, learning_rate_scale=scale_of_devices)
             self.monitor.say(
                 f"step {self.step}  no better validation loss for {since_best} times: "
                 f"learning rate from {train.learning_rate:g} to {train.plateau_learning_rate:g}"

@@ -92,7 +92,7 @@ def resemblance(pairs: Sequence[tuple[Path, int, Path]], config: Config) -> list
     for recording, n_samples, path in dict.fromkeys(few):
         given, own = _given_and_own(recording, n_samples, path, config)
         by_lag = {lag: _correlation(given.mean(axis=1), own.mean(axis=1), lag) for lag in _LAGS}
-        lags.append(max(by_lag, key=by_lag.get))
+        lags.append(max(by_lag, key=by_lag.__getitem__))
         likenesses.append(max(by_lag.values()))
         levels.append(float(np.mean(given) - np.mean(own)))
     lag, alike, level = (float(np.median(each)) for each in (lags, likenesses, levels))

@@ -138,7 +138,7 @@ class Monitor:
         say(line)
 
     def _scalars(self, group: str, figures: Figures, step: int) -> None:
-        named = {}
+        named: dict[str, Any] = {}
         for name, value in figures.items():
             if isinstance(value, list):  # a number a flow, or an exit: a group of their own
                 named |= {f"{name}/{i:02}": each for i, each in enumerate(value)}

@@ -5,6 +5,7 @@ side; index `[B]` its position in the batch of all devices; mel `[B, F, M]`, whe
 not to be taken.
 """
 
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -114,8 +115,7 @@ def train_step(
     train = config.train
     noise = schedule(train, total_steps, state.step).noise
     value, gradients = _value_and_gradients(state.params, batch, config, state.step, noise)
-    gradients, _ = ravel_pytree(gradients)
-    value, gradients = jax.lax.pmean((value, gradients), axis)
+    value, gradients = jax.lax.pmean((value, ravel_pytree(gradients)[0]), axis)
     gradient_norm = jnp.linalg.norm(gradients)
     good = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
 
@@ -132,7 +132,8 @@ def train_step(
     def if_good(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
-    state = state.replace(
+    state = replace(
+        state,
         step=state.step + 1,
         params=if_good(new_params, state.params),
         optimizer=if_good(new_optimizer, state.optimizer),
@@ -165,7 +166,7 @@ def _as_tree(vector: jax.Array, like: Params) -> Params:
     leaves, structure = jax.tree.flatten(like)
     ends = list(accumulate(leaf.size for leaf in leaves))
     parts = jnp.split(vector, ends[:-1])
-    return structure.unflatten(map(shaped, parts, leaves))
+    return jax.tree.unflatten(structure, map(shaped, parts, leaves))
 
 
 def _value_and_gradients(
@@ -180,7 +181,10 @@ def _value_and_gradients(
 
     def of_clips(clips: dict[str, jax.Array]) -> tuple[jax.Array, Params]:
         audio, past, mel = _clips(clips, config, step, noise)
-        keywords = {"dtype": jnp.dtype(train.wn_dtype), "checkpoint_flows": train.checkpoint_flows}
+        keywords: dict[str, Any] = {
+            "dtype": jnp.dtype(train.wn_dtype),
+            "checkpoint_flows": train.checkpoint_flows,
+        }
 
         def objective(params: Params) -> jax.Array:
             z, log_det = forward(params, config, audio, mel, past=past, **keywords)

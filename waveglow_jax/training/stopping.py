@@ -85,5 +85,5 @@ def signals() -> Iterator[Stop]:
             before[number] = signal.signal(number, receive)
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -33,6 +33,7 @@ def download(source: str) -> Path:
             "its library: pip install 'waveglow-jax[hub]'"
         ) from None
     named = _NAME.fullmatch(source)
+    assert named is not None  # `is_hub_name`
     try:
         return Path(
             snapshot_download(named["repo"], revision=named["revision"], allow_patterns=_WANTED)

@@ -10,6 +10,7 @@ PyTorch's convolutions are `[C_out, C_in, taps]`, its transposed one `[C_in, C_o
 """
 
 import gzip
+import io
 import itertools
 import re
 import tarfile
@@ -18,8 +19,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -109,7 +111,7 @@ def read_published(
 
 
 @contextmanager
-def _inside_nemo(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+def _inside_nemo(file: io.BufferedIOBase, path: Path) -> Iterator[io.BufferedIOBase]:
     """The weights inside a .nemo, a tar that may be gzipped, copied to a temporary file."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -119,7 +121,8 @@ def _inside_nemo(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
         try:
             source = gzip.GzipFile(fileobj=file) if gzipped else file
             end = _MAX_GROWTH * size if gzipped else size
-            with tarfile.open(fileobj=InPieces(source, end), mode="r:") as archive:
+            pieces = cast(IO[bytes], InPieces(source, end))  # tarfile only reads, seeks and tells
+            with tarfile.open(fileobj=pieces, mode="r:") as archive:
                 _copy_ckpt(archive, end, path, copy)
         except UserError:  # a ValueError too, and said already
             raise
@@ -129,7 +132,7 @@ def _inside_nemo(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
         yield copy
 
 
-def _copy_ckpt(archive: tarfile.TarFile, end: int, path: Path, copy: BinaryIO) -> None:
+def _copy_ckpt(archive: tarfile.TarFile, end: int, path: Path, copy: io.BufferedIOBase) -> None:
     for number, member in enumerate(archive):
         if member.size < 0 or number > _MAX_MEMBERS:
             break
@@ -140,6 +143,7 @@ def _copy_ckpt(archive: tarfile.TarFile, end: int, path: Path, copy: BinaryIO) -
                     "weights would; not unpacked"
                 )
             source = archive.extractfile(member)
+            assert source is not None  # of a regular file
             while piece := source.read(MAX_PIECE):
                 copy.write(piece)
             return
@@ -147,7 +151,7 @@ def _copy_ckpt(archive: tarfile.TarFile, end: int, path: Path, copy: BinaryIO) -
 
 
 def _of_torch(
-    file: BinaryIO, name: str, kind: str, alternating_halves: bool, with_moments: bool
+    file: io.BufferedIOBase, name: str, kind: str, alternating_halves: bool, with_moments: bool
 ) -> Published:
     torch_file = TorchFile(file, name)
     tree = torch_file.tree
@@ -155,7 +159,7 @@ def _of_torch(
     said = tree.get("config") if isinstance(tree, dict) else None
     notes = [f"{stale} plain weights beside weight_g and weight_v are stale: ignored"] * (stale > 0)
     lazy = {
-        key: _Lazy(tensor.shape, tensor.dtype, lambda tensor=tensor: torch_file.array(tensor))
+        key: _Lazy(tensor.shape, tensor.dtype, partial(torch_file.array, tensor))
         for key, tensor in state.items()
     }
     stride = None
@@ -193,7 +197,7 @@ def _of_safetensors(path: Path, alternating_halves: bool) -> Published:
                 lazy[key] = _Lazy(
                     tuple(header.get_shape()),
                     header.get_dtype(),
-                    lambda key=key: file.get_tensor(key),
+                    partial(file.get_tensor, key),
                 )
             if "flows.0.conv" in lazy:
                 raise UserError(
@@ -238,10 +242,11 @@ def _walk(module: Holder, prefix: str, state: dict[str, Tensor], seen: set[int],
             if isinstance(value, Tensor):
                 state[f"{prefix}{key}"] = value
     own = inside.get("_parameters")
-    stale = isinstance(inside.get("weight"), Tensor) and isinstance(own, dict) and "weight_v" in own
+    plain = isinstance(inside.get("weight"), Tensor)
+    stale = int(plain and isinstance(own, dict) and "weight_v" in own)
     for key, child in _children(module):
         stale += _walk(child, f"{prefix}{key}.", state, seen, name)
-    return int(stale)
+    return stale
 
 
 def _children(module: Holder) -> list[tuple[Any, Holder]]:
@@ -308,14 +313,19 @@ def _moments(
     means, squares, counts = {}, {}, set()
     for (key, tensor), index in zip(state.items(), order, strict=True):
         entry = told.get(index) if type(index) is int else None
-        moments = [_dict(entry).get(part) for part in ("exp_avg", "exp_avg_sq")]
-        if not all(isinstance(m, Tensor) and m.shape == tensor.shape for m in moments):
+        moments = [
+            moment
+            for part in ("exp_avg", "exp_avg_sq")
+            if isinstance(moment := _dict(entry).get(part), Tensor) and moment.shape == tensor.shape
+        ]
+        if len(moments) < 2:
             return f"its entry for {key} is missing or of another shape"
         means[key], squares[key] = (
-            _Lazy(m.shape, m.dtype, lambda m=m: file.array(m)) for m in moments
+            _Lazy(m.shape, m.dtype, partial(file.array, m)) for m in moments
         )
         counts.add(_step(_dict(entry).get("step"), file))
-    if len(counts) != 1 or None in counts:
+    count = counts.pop() if len(counts) == 1 else None
+    if count is None:
         return "its parameters have not all done the same number of steps"
     if published.generation.endswith(_PLAIN):
         return "the model's weights are not normalised, as they were in training"
@@ -323,7 +333,7 @@ def _moments(
         _params(_Source(*_canonical(lazy, name), name), published.config)
         for lazy in (means, squares)
     )
-    return Moments(counts.pop(), mean, square)
+    return Moments(count, mean, square)
 
 
 def _step(value: Any, file: TorchFile) -> int | None:
@@ -488,7 +498,7 @@ def _hyper_parameters(source: _Source, said: Mapping[str, Any]) -> tuple[dict[st
     wn_channels = source.shape("WN.0.start.bias")[0]
     skip_channels = _rank(source, "WN.0.end.weight", 3)[1]
     conditioning = _conditioning_rows(source)
-    glow = {
+    glow: dict[str, Any] = {
         "n_mel_channels": bins,
         "n_flows": n_flows,
         "n_group": channels[0],
@@ -524,8 +534,10 @@ def _leaving(channels: list[int], said: Mapping[str, Any]) -> tuple[int, int]:
         return first, drops[first - 1]
     # Nothing leaves: any values say so whose first leaving lies behind the last flow.
     every, size = said.get("n_early_every"), said.get("n_early_size")
-    far = type(every) is int and every >= len(channels)
-    return (every if far else len(channels)), (size if type(size) is int else 2)
+    return (
+        every if type(every) is int and every >= len(channels) else len(channels),
+        size if type(size) is int else 2,
+    )
 
 
 def _conditioning_rows(source: _Source) -> int:

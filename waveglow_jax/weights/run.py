@@ -86,7 +86,7 @@ def _best_first(folders: list[Path], damages: list[str]) -> list[Path]:
             continue
         if path.exists():
             losses[folder] = read_json(path)[VALIDATION_LOSS]
-    return sorted(losses, key=losses.get)
+    return sorted(losses, key=losses.__getitem__)
 
 
 def load_run_moments(run: Path) -> Moments | None:

@@ -11,6 +11,7 @@ storages. `write_torch` writes the former. Of the house this needs only `errors`
 `audio/files` reads mels with it.
 """
 
+import io
 import math
 import struct
 import zipfile
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -119,7 +120,7 @@ class TorchFile:
     `Token` in their places. Sets are tuples. Cycles and shared parts are possible, as in the file.
     """
 
-    def __init__(self, file: BinaryIO, name: str):
+    def __init__(self, file: io.BufferedIOBase, name: str):
         self._name = name
         self._size = file.seek(0, 2)
         file.seek(0)
@@ -211,7 +212,7 @@ class InPieces:
     For the readers of archives, which would believe a size that lies. They see a ValueError.
     """
 
-    def __init__(self, file: BinaryIO, end: int | None = None):
+    def __init__(self, file: io.BufferedIOBase, end: int | None = None):
         """end: by default the file's size."""
         self._file, self._end = file, file.seek(0, 2) if end is None else end
         file.seek(0)
@@ -239,7 +240,7 @@ class _Zip:
 
     NAME = "zip"
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.BufferedIOBase):
         with _zip_refusals():
             self._archive = zipfile.ZipFile(InPieces(file))
             self._entries = _checked_entries(self._archive, file.seek(0, 2))
@@ -350,7 +351,7 @@ class _Legacy:
 
     NAME = "older than torch 1.6"
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.BufferedIOBase):
         self._file = file
         size = file.seek(0, 2)
         file.seek(0)
@@ -656,7 +657,7 @@ def _said(value: Any) -> str:
     return {type(None): "None", str: "a text"}.get(type(value), f"a {type(value).__name__}")
 
 
-_OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
+_OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x80": _Machine._proto,
     b"\x95": _Machine._frame,
     b"(": lambda m: m._push(_MARK),
