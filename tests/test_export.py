@@ -88,7 +88,7 @@ def test_onnx_of_any_batch_and_length(tmp_path, kind, tolerance):
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.abs(ours).max())
 
 
-def test_with_corrections(tmp_path):
+def test_with_corrections(tmp_path, capsys):
     """The voice's own number of them, and another one."""
     import jax.export
 
@@ -100,6 +100,8 @@ def test_with_corrections(tmp_path):
     for options, corrections in (([], 2), (["--consistency", "0"], 0)):
         target = tmp_path / f"{corrections}.jaxexport"
         assert main(["export", str(tmp_path / "release"), "-o", str(target), *options]) == 0
+        assert f"JAX {jax.__version__} wrote it" in (told := capsys.readouterr().out)
+        assert "six months" in told
         made = jax.export.deserialize(bytearray(target.read_bytes())).call(z, mel)
         bare = wg.inverse(params, config, z, mel)[0]
         expected = np.asarray(consistent(bare, mel, config, corrections))

@@ -134,19 +134,23 @@ def run_export(arguments: argparse.Namespace) -> int:
             "ONNX files hold the bare reverse pass, for ONNX has no complex numbers to correct "
             "spectra with; leave --consistency out, or write a jax.export file"
         )
-    from waveglow_jax.synthesis.export import write_export
+    from waveglow_jax.synthesis.export import promise, write_export
     from waveglow_jax.synthesis.onnx_export import write_onnx
     from waveglow_jax.weights.release import read_weights
 
     weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
+    consistency = arguments.consistency
+    if consistency is None:
+        consistency = weights.config.synthesis.consistency
+    told = f"{arguments.output}: from {weights.kind}"
     if to_onnx:
         write_onnx(Path(arguments.output), weights.config, weights.params)
+        if consistency:
+            told += f"; without the voice's {consistency} corrections, which ONNX cannot hold"
     else:
-        consistency = arguments.consistency
-        if consistency is None:
-            consistency = weights.config.synthesis.consistency
         write_export(
             Path(arguments.output), weights.config, weights.params, arguments.dtype, consistency
         )
-    print(f"{arguments.output}: from {weights.kind}")
+        told += f"; {promise()}"
+    print(told)
     return 0

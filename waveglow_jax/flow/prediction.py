@@ -47,9 +47,9 @@ def predictor_of_mel(mel: jax.Array, config: Config, n_samples: int) -> Predicto
     # rounding than any other step.
     of_block = mel_at_blocks(mel, config, n_samples)
     batch, blocks, bins = of_block.shape
-    groups = -(-blocks // BLOCKS_AT_ONCE)
-    missing = groups * BLOCKS_AT_ONCE - blocks
-    of_block = jnp.pad(of_block, ((0, 0), (0, missing), (0, 0)), mode="edge")
+    groups = (blocks + BLOCKS_AT_ONCE - 1) // BLOCKS_AT_ONCE
+    # The last block again fills the last group.
+    of_block = of_block[:, jnp.minimum(jnp.arange(groups * BLOCKS_AT_ONCE), blocks - 1)]
     grouped = of_block.reshape(batch * groups, 1, BLOCKS_AT_ONCE, bins)
     predictor = jax.lax.map(lambda group: _predictor(group, config), grouped)
     return jax.tree.map(

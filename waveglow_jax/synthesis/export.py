@@ -4,6 +4,9 @@
     voice = jax.export.deserialize(open("voice.jaxexport", "rb").read())
     audio = voice.call(sigma * noise, mel)
 
+JAX reads a file for six months after the release that wrote it, and newer releases may refuse it
+then: keep the weights, and run `export` again to renew it.
+
 noise `[B, F * hop / G, G]` standard normal, mel `[B, F, M]`, audio `[B, F * hop]`, all float32; B
 and F are free. It runs on CPUs, NVIDIA GPUs and TPUs.
 """
@@ -44,6 +47,14 @@ def export(config: Config, params: Params, dtype: str = "float32", consistency: 
         raise UserError(
             "jax.export needs the library flatbuffers: pip install 'waveglow-jax[export]'"
         ) from None
+
+
+def promise() -> str:
+    """How long the file can be read, for the person who keeps it."""
+    return (
+        f"JAX {jax.__version__} wrote it, and JAX promises to read it for six months; after that, "
+        "run the same command again with the JAX of that day"
+    )
 
 
 def input_shapes(config: Config) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
