@@ -61,6 +61,7 @@ def equal(a, b) -> bool:
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b)))
 
 
+@pytest.mark.slow
 def test_every_moment_goes_where_its_weight_goes(tmp_path, tensors):
     means, squares = random_like(tensors, 1), random_like(tensors, 2)
     write_torch(tmp_path / "run.pt", with_adam(tensors, means, squares))

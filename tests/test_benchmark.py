@@ -98,6 +98,7 @@ def test_signal_to_noise():
     assert signal_to_noise(exact, np.array([3.3, -4.4])) == pytest.approx(20)
 
 
+@pytest.mark.slow
 def test_flops_are_two_a_weight_and_step():
     """Every kernel but the upsampler's is used once a group of samples."""
     config = config_from_dict({})
@@ -111,6 +112,7 @@ def test_flops_are_two_a_weight_and_step():
     assert forward_flops(config, 8000) == 2 * 8000 * (sum(kernels) / 8 + upsampler)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "named"),
     [

@@ -267,6 +267,7 @@ def dtypes_within(jaxpr) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @every_bijection
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_value_has_another_dtype_where_float64_is_allowed(name, dtype):
@@ -282,6 +283,7 @@ def test_no_value_has_another_dtype_where_float64_is_allowed(name, dtype):
             assert dtypes_within(jax.make_jaxpr(jax.value_and_grad(total))(at).jaxpr) <= {dtype}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv, det < 0", "coupling, swapped", "prediction"])
 def test_vmap_of_grad_under_jit_is_a_loop(name):
     params, forward, _, x_shape, _ = BIJECTIONS[name]()
@@ -340,6 +342,7 @@ def test_jit_changes_nothing(name):
                 assert off(ours, theirs) <= 1e-12
 
 
+@pytest.mark.slow
 @every_bijection
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_gradients_are_those_of_finite_differences(name, direction):
@@ -511,6 +514,7 @@ def test_whitening_whitens_noise_of_its_covariance():
     assert np.max(np.abs(coloured.T @ coloured / blocks - np.eye(16))) >= 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [16, 64])
 @pytest.mark.parametrize(
     # Mels that fall by 52 and by 87 dB to the high bands, with formants; the second is at full

@@ -40,6 +40,7 @@ def test_weights_are_float16_and_all_different_from_a_new_model():
     assert ends and all(np.abs(end).max() > 0 for end in ends)
 
 
+@pytest.mark.slow
 def test_config_is_that_of_the_recipe(voice):
     recipe = config_to_dict(wg.load_config(ROOT / "configs" / "voice.json"))
     bundled = config_to_dict(voice.config)
@@ -76,6 +77,7 @@ def test_recordings():
     assert [p for p in folder.iterdir() if re.match(r"(?i)(licen[cs]e|copyright|copying)", p.name)]
 
 
+@pytest.mark.slow
 def test_it_speaks(voice):
     """Copy-synthesis: the mel of what comes out is that of what went in."""
     mel = voice.mel(read_audio(recordings()[0], RATE))[:256]
@@ -87,6 +89,7 @@ def test_it_speaks(voice):
     assert np.corrcoef(mel.ravel(), again.ravel())[0, 1] > 0.99
 
 
+@pytest.mark.slow
 def test_nothing_is_heard_above_its_recordings_band(voice):
     """They end at 8,000 Hz, and so does the mel: what the flow has there is hiss."""
     mel = voice.mel(read_audio(recordings()[0], RATE))[40:104]

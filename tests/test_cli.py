@@ -125,6 +125,7 @@ def is_speech_file(path: Path, frames: int = FRAMES) -> np.ndarray:
 # ------------------------------------------------------------------------------ synthesize: good
 
 
+@pytest.mark.slow
 def test_mels_of_every_kind_give_what_the_voice_gives(run, tmp_path, weights, voice):
     mel = some_mel(FRAMES)
     mel_file(tmp_path / "in/plain.npy")
@@ -142,6 +143,7 @@ def test_mels_of_every_kind_give_what_the_voice_gives(run, tmp_path, weights, vo
         assert np.array_equal(is_speech_file(tmp_path / "out" / name), expected)
 
 
+@pytest.mark.slow
 def test_recordings_by_way_of_their_mel(run, tmp_path, weights, voice):
     recording(tmp_path / "a.wav")
     recording(tmp_path / "sub/b.flac", 7777)
@@ -197,6 +199,7 @@ def test_sigma_and_seed_reach_the_voice(run, tmp_path, weights, voice):
     assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
 
 
+@pytest.mark.slow
 def test_dtype_reaches_the_voice(run, tmp_path, weights, voice):
     mel = mel_file(tmp_path / "a.npy")
     to = tmp_path / "out"
@@ -207,6 +210,7 @@ def test_dtype_reaches_the_voice(run, tmp_path, weights, voice):
     assert not np.array_equal(samples, files.to_int16(voice.synthesize(some_mel(FRAMES))))
 
 
+@pytest.mark.slow
 def test_plot(run, tmp_path, weights):
     mel = mel_file(tmp_path / "in/a.npy")
     code, _, err = run("synthesize", mel, "-o", tmp_path / "out", "-w", weights, "--plot")
@@ -235,6 +239,7 @@ def test_consistency_reaches_the_voice(run, tmp_path, weights, voice):
     assert not np.array_equal(expected, files.to_int16(voice.synthesize(some_mel(FRAMES))))
 
 
+@pytest.mark.slow
 def test_latent_search_goes_on_after_a_bad_file(run, tmp_path, weights, voice):
     mel, too_long = (
         mel_file(tmp_path / "a.npy"),
@@ -259,6 +264,7 @@ def test_latent_search_does_without_windows(run, tmp_path, weights, option):
     assert not to.exists()
 
 
+@pytest.mark.slow
 def test_without_options_the_command_and_python_agree(run, tmp_path):
     """The bundled voice, with its own sigma and corrections."""
     voice = once_loaded(None)
@@ -269,6 +275,7 @@ def test_without_options_the_command_and_python_agree(run, tmp_path):
     assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
 
 
+@pytest.mark.slow
 def test_verbose_tells_the_windows(run, tmp_path, weights, voice):
     mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(70).T)]
     arguments = ["synthesize", *mels, "-o", tmp_path / "out", "-w", weights, "--verbose"]
@@ -288,6 +295,7 @@ def test_verbose_tells_the_windows(run, tmp_path, weights, voice):
 # ------------------------------------------------------------------------------ synthesize: stream
 
 
+@pytest.mark.slow
 def test_stream_is_the_samples_and_nothing_else(run_binary, tmp_path, weights, voice):
     mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(70).T)]
     for options, said in (
@@ -307,6 +315,7 @@ def test_stream_is_the_samples_and_nothing_else(run_binary, tmp_path, weights, v
         assert line.startswith(f"latency: {frames} frames ({frames * HOP / RATE:.2f} s)")
 
 
+@pytest.mark.slow
 def test_stream_goes_on_after_a_bad_file(run_binary, tmp_path, weights):
     bad = mel_file(tmp_path / "bad.npy", np.zeros((100, 9), np.float32))
     wild = mel_file(tmp_path / "wild.npy", np.full((80, FRAMES), 300, np.float32))
@@ -544,6 +553,7 @@ def open_on_a_full_disk(folder: Path, size: int):
     return opened
 
 
+@pytest.mark.slow
 def test_interrupt_and_full_disk_leave_whole_files_only(run, tmp_path, weights, monkeypatch):
     """In the middle of the second file, whose first blocks are written."""
     mels = [mel_file(tmp_path / f"{name}.npy", some_mel(70).T) for name in "abc"]
@@ -858,6 +868,7 @@ def test_synthesize_py(tmp_path, weights, voice):
     assert np.abs(samples - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_stream_into_a_pipe_that_closes(tmp_path, weights):
     mel = mel_file(tmp_path / "a.npy", np.tile(some_mel(FRAMES), (40, 1)).T)
     stream = [sys.executable, str(ROOT / "synthesize.py"), str(mel), "--stream", "--chunk", "9"]
@@ -880,6 +891,7 @@ def test_every_help_is_printed(run, command):
     assert (code, err) == (0, []) and out[0].startswith("usage: ")
 
 
+@pytest.mark.slow
 def test_the_demo_speaks_the_bundled_recordings(run, tmp_path):
     code, out, err = run("demo", "-o", tmp_path / "out")
     assert (code, err, len(out)) == (0, [], 4)

@@ -73,6 +73,7 @@ def target_of(config: Config, frames: int, seed: int) -> tuple[np.ndarray, np.nd
     return some_audio(samples, seed), np.asarray(log_mel(other, config))[:frames]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TACOTRON, OTHER], ids=["tacotron", "other"])
 @pytest.mark.parametrize(("frames", "iterations"), [(9, 1), (9, 4), (2, 2), (1, 2)])
 def test_is_the_formula(config, frames, iterations):
@@ -86,6 +87,7 @@ def test_no_corrections_change_nothing():
     np.testing.assert_array_equal(consistent(audio, mel, TACOTRON, 0), audio)
 
 
+@pytest.mark.slow
 def test_a_consistent_signal_is_a_fixed_point():
     audio = some_audio(40 * HOP)
     mel = np.asarray(log_mel(audio, TACOTRON))  # one frame more, which is left out
@@ -93,6 +95,7 @@ def test_a_consistent_signal_is_a_fixed_point():
     close(consistent(audio, mel, TACOTRON, 4), audio, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_mel_comes_nearer_with_every_correction():
     """Without momentum; with it, more in all, but not in each."""
     audio, mel = target_of(TACOTRON, 40, 3)
@@ -123,6 +126,7 @@ def test_extreme_mels(levels):
             assert left.max() < 0.01 * there.max()
 
 
+@pytest.mark.slow
 def test_padding_means_nothing():
     audio, mel = target_of(TACOTRON, 7, 1)
     padded = np.concatenate([audio, some_audio(5 * HOP, 9)])
@@ -183,6 +187,7 @@ def in_pieces(signals, sizes):
             done += size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TACOTRON, OTHER], ids=["tacotron", "other"])
 @pytest.mark.parametrize(("iterations", "frames"), [(1, 5), (3, 1), (3, 16)])
 def test_pieces_are_the_whole(config, iterations, frames):
@@ -205,6 +210,7 @@ def test_nothing_gives_nothing():
     assert list(consistent_blocks([empty], TACOTRON, 2, 4)) == []
 
 
+@pytest.mark.slow
 def test_an_utterance_that_is_not_finite_spoils_no_other():
     good = target_of(TACOTRON, 9, 0)
     bad = np.full_like(good[0], np.nan), good[1]
@@ -248,6 +254,7 @@ def correcting() -> Voice:
     return Voice(config, lively_params(config), tuple(jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_a_voices_own_setting(correcting):
     mel = some_mel(20)
     own = correcting.synthesize(mel)
@@ -257,6 +264,7 @@ def test_a_voices_own_setting(correcting):
     assert np.abs(own - bare).max() > 0.01 * np.abs(bare).max()
 
 
+@pytest.mark.slow
 def test_one_shot_streamed_batched_and_on_several_devices(correcting):
     mel = some_mel(150)
     whole = correcting.synthesize(mel)
@@ -267,6 +275,7 @@ def test_one_shot_streamed_batched_and_on_several_devices(correcting):
     close(many.synthesize(mel, window=33, batch=8), whole, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_stream_keeps_its_latency(correcting):
     chunk, given = 8, 0
     mel = some_mel(90)
@@ -288,6 +297,7 @@ def test_the_stream_keeps_its_latency(correcting):
     assert correcting.latency_frames(chunk) == context + delay(correcting.config, 3)
 
 
+@pytest.mark.slow
 def test_the_denoiser_comes_last(correcting):
     mel = some_mel(30)
     corrected = correcting.synthesize(mel)
@@ -296,6 +306,7 @@ def test_the_denoiser_comes_last(correcting):
     close(np.concatenate(list(correcting.stream(mel, 16, denoise=0.1))), wanted, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_and_sigma_0(correcting, dtype):
     for sigma in (0.0, 0.8):
@@ -309,6 +320,7 @@ def test_any_kind_of_integer(correcting):
     )
 
 
+@pytest.mark.slow
 def test_runs_on_the_voices_own_device(correcting):
     """Wherever its parameters lie, and whatever the default device is."""
     there = jax.devices()[3]

@@ -102,6 +102,7 @@ def test_refusals(golden):
         denoised_blocks([audio], bias, float("inf"))
 
 
+@pytest.mark.slow
 def test_a_voices_bias_is_its_first_frame_of_the_zero_mel(voice):
     zeros = np.zeros((1, 88 * HOP // 16, 16), np.float32)
     inverse = quick_jit(wg.inverse, static_argnums=1)
@@ -111,6 +112,7 @@ def test_a_voices_bias_is_its_first_frame_of_the_zero_mel(voice):
     close(voice.bias_spectrum, first, 1e-4)
 
 
+@pytest.mark.slow
 def test_through_the_voice(voice):
     mels = [some_mel(31), some_mel(1), some_mel(97)]
     plain, ours = voice.synthesize(mels), voice.synthesize(mels, denoise=0.2)
@@ -123,6 +125,7 @@ def test_through_the_voice(voice):
     assert voice.latency_frames(13, 0.2) == voice.latency_frames(13) + 3
 
 
+@pytest.mark.slow
 def test_by_its_full_name():
     """In a fresh interpreter: here it has been imported."""
     code = "import waveglow_jax as wg; print(wg.synthesis.denoiser.denoise.__name__)"

@@ -213,6 +213,7 @@ FINDINGS = {
 """Mistakes that no convention tells: the mel, the finding, and whether it can be converted."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 def test_conventions_are_named(name):
     found = diagnose(NAMED[name](), AUDIO, RATE, OWN)
@@ -224,6 +225,7 @@ def test_every_convention_of_the_table_is_planted():
     assert {row.name for row in CONVENTIONS} == {OWN.name, *NAMED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_planted_mistakes_are_named(name):
     make, convention, convertible = MISTAKES[name]
@@ -235,6 +237,7 @@ def test_planted_mistakes_are_named(name):
         np.testing.assert_allclose(mended(array, found.recipe), ln(mel()).T, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FINDINGS)
 def test_mistakes_of_no_convention_are_found(name):
     make, finding, convertible = FINDINGS[name]
@@ -244,6 +247,7 @@ def test_mistakes_of_no_convention_are_found(name):
     assert bool(found.steps) == convertible == (found.recipe is not None)
 
 
+@pytest.mark.slow
 def test_what_is_found_is_undone():
     for name in ("transposed", "reversed", "16 bits"):
         array = FINDINGS[name][0]()
@@ -265,6 +269,7 @@ def test_healthy_mels_are_fine(chunk):
         assert (found.verdict, found.findings) == ("fine", ()), found
 
 
+@pytest.mark.slow
 def test_a_healthy_mel_may_be_predicted_cut_or_of_half_precision():
     rng = np.random.default_rng(0)
     array = ln(mel())

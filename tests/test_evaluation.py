@@ -77,6 +77,7 @@ def values(found: evaluation.Evaluation, system: str, key: str) -> dict[str, flo
     return {row.name: row.values[key] for row in found.rows if row.system == system}
 
 
+@pytest.mark.slow
 def test_folders_weights_and_what_is_always_there(reference, tmp_path, clips, weights):
     other = tmp_path / "other"
     write(other / "a.flac", 0.5 * np.concatenate([np.zeros(100), clips["a"]])[: len(clips["a"])])
@@ -157,6 +158,7 @@ def check_reports(found: evaluation.Evaluation, output: Path) -> None:
         assert str(output.parent) not in text.split("eft out")[0]
 
 
+@pytest.mark.slow
 def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypatch, quick):
     other = tmp_path / "other"
     for name, audio in clips.items():
@@ -399,6 +401,7 @@ def test_seconds_are_those_of_a_second_run(reference, tmp_path, monkeypatch):
         assert rate == RATE and abs(samples - 0.3).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_which_baselines_and_what_is_compared_with_which(reference, tmp_path, clips, quick):
     other = tmp_path / "other"
     write(other / "a.wav", clips["a"])
@@ -442,6 +445,7 @@ def test_noise_needs_the_mels_whole_band(reference, tmp_path):
 # ------------------------------------------------------------------------------ the command
 
 
+@pytest.mark.slow
 def test_command(reference, tmp_path, clips, capsys, quick):
     other = tmp_path / "other"
     write(other / "a.wav", clips["a"])
@@ -502,6 +506,7 @@ def test_command_fails_in_one_line(reference, tmp_path, capsys, more, code, word
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_report_in_a_browser(reference, tmp_path, browser, quick):
     iterations = {"griffin_lim_iterations": 1, "noise_corrections": 1}
     found = evaluate(reference, [], tmp_path / "out", **iterations)

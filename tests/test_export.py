@@ -42,6 +42,7 @@ def predicting():
 
 
 # A predicting voice, too, has its conditioning at the rate of the groups.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pytest.param("group", marks=pytest.mark.slow), "sample", "predicting"]
 )
@@ -88,6 +89,7 @@ def test_onnx_of_any_batch_and_length(tmp_path, kind, tolerance):
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.abs(ours).max())
 
 
+@pytest.mark.slow
 def test_with_corrections(tmp_path, capsys):
     """The voice's own number of them, and another one."""
     import jax.export
@@ -108,6 +110,7 @@ def test_with_corrections(tmp_path, capsys):
         np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_the_bundled_voice_and_the_published_shape():
     """Large enough for choices by size, which an export of free lengths must not ask for."""
     voice = wg.load()

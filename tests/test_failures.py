@@ -61,6 +61,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_damage_of_any_file_is_detected_and_named(tmp_path, damage):
     saved_run(tmp_path / "run", steps=[3])
@@ -82,6 +83,7 @@ def test_damage_of_any_file_is_detected_and_named(tmp_path, damage):
         shutil.rmtree(copy)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path):
     saved_run(tmp_path)
     voice = next((tmp_path / "checkpoints/3/voice/d").iterdir())
@@ -107,6 +109,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path):
         Checkpoints(tmp_path, tiny_config())
 
 
+@pytest.mark.slow
 def test_checkpoints_of_before_the_checksums_load_with_a_line(tmp_path):
     saved_run(tmp_path)
     for step in (1, 2, 3):
@@ -118,6 +121,7 @@ def test_checkpoints_of_before_the_checksums_load_with_a_line(tmp_path):
         assert int(checkpoints.restore(3)[0].step) == 3
 
 
+@pytest.mark.slow
 def test_what_a_cut_short_deletion_leaves_is_no_checkpoint(tmp_path):
     saved_run(tmp_path)
     for name in ("SHA256SUMS", "_CHECKPOINT_METADATA", "host/metadata"):
@@ -128,6 +132,7 @@ def test_what_a_cut_short_deletion_leaves_is_no_checkpoint(tmp_path):
     assert not (tmp_path / "checkpoints/3").exists()
 
 
+@pytest.mark.slow
 def test_the_best_is_remembered_by_the_next_start(tmp_path):
     config = tiny_config(keep_checkpoints=1)
     state = init_state(config)
@@ -138,6 +143,7 @@ def test_the_best_is_remembered_by_the_next_start(tmp_path):
     assert kept == ["1", "3"]
 
 
+@pytest.mark.slow
 def test_checksums_are_those_of_sha256sum(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a").write_bytes(b"abc")
@@ -146,6 +152,7 @@ def test_checksums_are_those_of_sha256sum(tmp_path):
     assert (tmp_path / "SHA256SUMS").read_text() == f"{known}  sub/a\n"
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written(tmp_path):
     """As another user, if the tests run as one who may write everywhere."""
     config = tiny_config()
@@ -221,6 +228,7 @@ def test_a_broken_recording_changes_nothing_but_its_own_clips(recordings, tmp_pa
         take()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_past_what_breaks(recordings, tmp_path, monkeypatch, capsys):  # noqa: F811
     """A recording that breaks after the start, and a save and figures that the disk refuses."""
     shutil.copytree(recordings, tmp_path / "in")
@@ -261,6 +269,7 @@ def test_a_run_goes_on_past_what_breaks(recordings, tmp_path, monkeypatch, capsy
         loop.train(config, str(tmp_path / "in"), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_killed_worker_is_an_error_in_seconds(recordings, after):  # noqa: F811
     config = tiny_config(num_workers=2)
@@ -301,6 +310,7 @@ def test_work_is_left_at_a_signal_and_errors_come_through():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_data_is_waited_for():
     with signals() as stop, Feed(iter(forever, None)) as feed:
         send_soon()
@@ -308,6 +318,7 @@ def test_a_signal_while_the_data_is_waited_for():
             feed.next(stop, 0.0)
 
 
+@pytest.mark.slow
 def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, monkeypatch):  # noqa: F811
     """One run, stopped in each of them; in the end it is the run that nobody stopped."""
     config = tiny_config(steps=6, ema_decay=0.9)
@@ -360,7 +371,7 @@ def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, 
 # ------------------------------------------------------------------------------ kills and moves
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_run_moves_from_eight_devices_to_four_to_one(recordings, tmp_path, monkeypatch):  # noqa: F811
     config = tiny_config(steps=6, iters_per_checkpoint=2, validation_fraction=0.0)
     assert loop.train(config, str(recordings), tmp_path / "whole") == 0
@@ -382,7 +393,8 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(recordings, tmp_path, mon
     np.testing.assert_allclose(list(moved.values()), list(whole.values()), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.stress)])
 def test_killed_again_and_again_the_curve_is_the_same(tmp_path, kills):
     command = [sys.executable, ROOT / "benchmarks/chaos.py", "--kills", str(kills)]
     # Compiled without much ado: the same to the bit is the same to the bit.

@@ -82,6 +82,7 @@ def test_mel():
     assert np.max(np.abs(np.asarray(ours) - values["mel"].T)) <= 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [16, 64])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
 def test_mel_whitening(block, dtype, tolerance):

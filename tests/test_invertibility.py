@@ -69,6 +69,7 @@ def report():
 # ------------------------------------------------------------------------------ layers
 
 
+@pytest.mark.slow
 def test_the_layers_are_the_flow():
     config = small(n_flows=2, mel_whitening={"block": 16, "floor": 0.02, "order": 12})
     params, one = params_of(config), signal()
@@ -142,6 +143,7 @@ def brute_layers(params, config, mel):
         yield lambda state, k=k: coupled(k, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1], ids=["float32", "bfloat16 in WN"])
 def test_every_layers_error_is_that_of_brute_force_in_float64(report, which):
     params, one, found = params_of(CONFIG), signal(), report.blamed[which]
@@ -161,6 +163,7 @@ def test_every_layers_error_is_that_of_brute_force_in_float64(report, which):
             assert each.there_and_back == pytest.approx(off, rel=1e-6), each.layer
 
 
+@pytest.mark.slow
 def test_the_layers_parts_add_up_to_the_error(report):
     for each in report.blamed:
         assert each.unexplained < 0.02
@@ -169,6 +172,7 @@ def test_the_layers_parts_add_up_to_the_error(report):
         assert each.rms == pytest.approx(trip.audio.rms)
 
 
+@pytest.mark.slow
 def test_a_planted_fault_is_found():
     with jax.enable_x64(True):
         worse = with_condition(params_of(CONFIG), 1, 1e5)
@@ -178,6 +182,7 @@ def test_a_planted_fault_is_found():
     assert max(found.layers, key=lambda each: each.share).share > 0.9
 
 
+@pytest.mark.slow
 def test_with_condition_bends_one_weight_only():
     params = params_of(CONFIG)
     worse = with_condition(params, 1, 1e6)
@@ -190,6 +195,7 @@ def test_with_condition_bends_one_weight_only():
 # ------------------------------------------------------------------------------ geometry
 
 
+@pytest.mark.slow
 def test_lipschitz_constants_are_those_of_the_jacobian(report):
     with jax.enable_x64(True):
         layers = layers_at(params_of(CONFIG), CONFIG, signal(), FLOAT64)
@@ -213,6 +219,7 @@ def test_lipschitz_constants_are_those_of_the_jacobian(report):
             assert shape.log_abs_det == pytest.approx(np.linalg.slogdet(weight)[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_errors_keep_below_their_bounds(report):
     for depth in report.depths:
         for way in ("forward", "back"):
@@ -226,6 +233,7 @@ def test_errors_keep_below_their_bounds(report):
     assert by_name["float32"].forward[-1] < by_name["bfloat16 in WN"].forward[-1]
 
 
+@pytest.mark.slow
 def test_the_jacobians_log_det(report):
     assert report.jacobian.log_det == pytest.approx(report.jacobian.autodiff, abs=1e-9)
     assert abs(report.jacobian.log_det) > 1
@@ -312,6 +320,7 @@ def test_the_loudest_piece_and_its_past():
     np.testing.assert_array_equal(again.past, before)
 
 
+@pytest.mark.slow
 def test_random_weights_are_alive_and_seeded():
     first, other = (random_params(CONFIG, seed) for seed in (0, 1))
     for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True):
@@ -335,6 +344,7 @@ def test_without_x64_nothing_is_measured():
 # ------------------------------------------------------------------------------ report, command
 
 
+@pytest.mark.slow
 def test_the_report_reads_back(report, tmp_path):
     text = markdown(report)
     for part in (f"**{dominant(report.blamed[0])}**", "float64", "| silence |", "the whole flow"):
@@ -368,6 +378,7 @@ def recording(path, samples=8192):
     return path
 
 
+@pytest.mark.slow
 def test_the_command(run, tmp_path):
     config = tmp_path / "config.json"
     sizes = {"n_flows": 1, "n_group": 8, "WN_config": {"n_layers": 1, "n_channels": 4}}
@@ -384,6 +395,7 @@ def test_the_command(run, tmp_path):
     assert (tmp_path / "o" / "depth.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -36,6 +36,7 @@ def load_once(monkeypatch):
     monkeypatch.setattr(vocoder, "load", lambda source: voice_of("group"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "n_samples"), [("group", 20 * HOP + 77), ("sample", 20 * HOP)])
 def test_a_recording_comes_back_whole(kind, n_samples):
     voice, audio = voice_of(kind), some_audio(n_samples)
@@ -48,6 +49,7 @@ def test_a_recording_comes_back_whole(kind, n_samples):
     assert exact.max_error == np.abs(again - audio).max()
 
 
+@pytest.mark.slow
 def test_decoding_is_the_flow_s_inverse():
     voice, config = voice_of("group"), tiny_config()
     z = np.random.default_rng(0).normal(size=(21 * HOP // 16, 16)).astype(np.float32)
@@ -56,6 +58,7 @@ def test_decoding_is_the_flow_s_inverse():
     np.testing.assert_allclose(latent.decode(voice, z, mel), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_decoded_and_corrected():
     voice, config = voice_of("group"), tiny_config()
     z = np.random.default_rng(0).normal(size=(20 * HOP // 16, 16)).astype(np.float32)
@@ -80,6 +83,7 @@ def test_groups_are_the_channels_that_leave_together():
     assert published.waveglow.exits() == [slice(0, 2), slice(2, 4), slice(4, 8)]
 
 
+@pytest.mark.slow
 def test_only_the_chosen_part_of_z_changes():
     voice, config = voice_of("group"), tiny_config()
     found = latent.encode(voice, some_audio(20 * HOP))
@@ -125,6 +129,7 @@ def test_slerp_keeps_the_temperature():
     assert np.linalg.norm(0.5 * (a + b)) < 0.75 * np.linalg.norm(a)  # what a straight mean does
 
 
+@pytest.mark.slow
 def test_between_two_of_different_lengths():
     voice = voice_of("group")
     first, second = (latent.encode(voice, some_audio(n * HOP, seed=n)) for n in (12, 9))
@@ -139,6 +144,7 @@ def test_between_two_of_different_lengths():
 # ------------------------------------------------------------------------------ commands
 
 
+@pytest.mark.slow
 def test_resynthesize_tells_how_exact_it_is(run, tmp_path, weights):  # noqa: F811
     path = recording(tmp_path / "in/a.wav", 20 * HOP + 77)
     code, out, err = run("resynthesize", tmp_path / "in", "-o", tmp_path / "o", "--json")
@@ -157,6 +163,7 @@ def test_resynthesize_tells_how_exact_it_is(run, tmp_path, weights):  # noqa: F8
         assert code == 0 and json.loads(out[0])["snr_db"] < 60
 
 
+@pytest.mark.slow
 def test_interpolate_and_sweep_write_what_they_name(run, tmp_path):  # noqa: F811
     a, b = recording(tmp_path / "a.wav", 20 * HOP), recording(tmp_path / "b.wav", 12 * HOP)
     code, out, _ = run("interpolate", a, b, "-o", tmp_path / "i", "--steps", 3, "--path", "mel")
@@ -213,6 +220,7 @@ def test_bad_input_is_one_line(run, tmp_path):  # noqa: F811
         assert run(*arguments)[0] == 2
 
 
+@pytest.mark.slow
 def test_the_toy_flow_learns_inverts_and_knows_its_determinant(capsys):
     spec = importlib.util.spec_from_file_location("toy_flow", ROOT / "docs" / "toy_flow.py")
     toy = importlib.util.module_from_spec(spec)

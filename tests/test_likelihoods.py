@@ -34,6 +34,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shares_of_the_frames_add_up_to_the_flows_own(name, monkeypatch):
     config = CONFIGS[name]
@@ -62,6 +63,7 @@ def test_shares_of_the_frames_add_up_to_the_flows_own(name, monkeypatch):
         assert moments.kurtosis == pytest.approx(scipy.stats.kurtosis(values), abs=1e-2)
 
 
+@pytest.mark.slow
 def test_the_log_det_of_a_frame_is_what_its_own_samples_are_stretched_by():
     """With a conditioner that hears no neighbours the frames are independent: each its own flow."""
     sizes = {"n_layers": 1, "n_channels": 4, "kernel_size": 1}
@@ -101,6 +103,7 @@ def test_noise_is_of_that_size_and_always_the_same():
     np.testing.assert_array_equal(noisy(audio, 0, HOP), audio[: 3 * HOP])
 
 
+@pytest.mark.slow
 def test_the_picture_draws():
     config = CONFIGS["whitening"]
     mel = some_mel(9)
@@ -141,6 +144,7 @@ def recording(path, samples=FRAMES * HOP):
     return path
 
 
+@pytest.mark.slow
 def test_the_command_tells_what_the_flow_does(run, weights, tmp_path):
     path = recording(tmp_path / "a.wav")
     code, out, _ = run(path, "-w", weights, "--json", "--noise", "0.002")
@@ -158,6 +162,7 @@ def test_the_command_tells_what_the_flow_does(run, weights, tmp_path):
     assert (tmp_path / "out" / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_mel_from_a_file(run, weights, tmp_path):
     path, voice = recording(tmp_path / "a.wav"), vocoder.load(weights)
     mel = voice.mel(some_audio(FRAMES * HOP))

@@ -80,7 +80,7 @@ def run(command: str) -> int:
     return subprocess.run(["bash", "-c", command], check=False).returncode
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "OF_SIGNALS", METRICS)

@@ -63,6 +63,7 @@ def copy(corpus, tmp_path):
 # ------------------------------------------------------------------------------ which
 
 
+@pytest.mark.slow
 def test_each_recording_gets_the_mel_of_its_relative_name(corpus):
     found = scan(corpus)
     assert len(found.training) == 5 and not found.left_out and not found.doubts
@@ -72,6 +73,7 @@ def test_each_recording_gets_the_mel_of_its_relative_name(corpus):
     assert all(r.mel is None for r in scan_corpus(str(corpus / "wavs"), tiny_config()).training)
 
 
+@pytest.mark.slow
 def test_a_list_finds_mels_by_the_end_of_its_paths(corpus, tmp_path):
     listed = tmp_path / "files.txt"
     listed.write_text("".join(f"{corpus}/wavs/a/{i}.wav\n" for i in (0, 1)))
@@ -181,6 +183,7 @@ def test_a_clips_frames_are_those_of_its_place(corpus, copy, name, without_last)
             np.testing.assert_allclose(example["mel"][f], np.log(1e-5), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_and_validation_take_the_given_mels(corpus):
     """The recordings' own from files give the likelihood that the step computes by itself."""
     config = tiny_config(batch_size=4, validation_clips=4, noise_std=0.0)

@@ -64,6 +64,7 @@ PERFECT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", PERFECT)
 def test_equal_files(key):
     expected, tolerance = PERFECT[key]
@@ -74,6 +75,7 @@ def test_visqol_of_equal_files_is_near_the_top():
     assert 4.0 < value("visqol", speech(), speech()) <= 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [*PERFECT, "visqol", "dnsmos_bak"])
 def test_more_noise_is_worse(key):
     """From 40 dB of signal to noise to 0 dB, every metric goes the way it says is worse."""

@@ -281,6 +281,7 @@ def test_a_config_that_the_tensors_belie(tmp_path, tensors):
 # ------------------------------------------------------------------------------ loading
 
 
+@pytest.mark.slow
 def test_a_voice_from_any_of_them(tmp_path):
     voice = wg.load(DATA / "module_fused_half_zip.pt")
     mel = np.zeros((3, 8), np.float32)
@@ -432,6 +433,7 @@ def test_convert_alternating_halves(tmp_path, capsys):
     assert not (tmp_path / "a.pt").exists()
 
 
+@pytest.mark.slow
 def test_convert_check_tells_the_likelihood(tmp_path, capsys, reference):
     import soundfile
 

@@ -54,6 +54,7 @@ def test_levinson_solves_the_normal_equations(order):
     np.testing.assert_allclose(variance[0], lags[0] - expected @ lags[1:], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_predictor_is_that_of_the_spectrum():
     """Unit-variance noise through the inverse filter has the mel's spectrum, pole for pole."""
     config = config_of(16, 24)
@@ -73,6 +74,7 @@ def test_predictor_is_that_of_the_spectrum():
         assert np.abs(np.roots(taps)).max() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "order"),
     [(8, 4), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((16, 24), (64, 17)))],
@@ -118,6 +120,7 @@ def test_of_constant_taps_it_is_a_plain_filter():
     assert log_det[0] == pytest.approx(blocks * block * np.log(0.3))
 
 
+@pytest.mark.slow
 def test_a_clip_with_its_past_is_part_of_the_whole():
     config = config_of(16, 24)
     samples = FRAMES * HOP
@@ -132,6 +135,7 @@ def test_a_clip_with_its_past_is_part_of_the_whole():
     np.testing.assert_allclose(piece, back[:, 80:], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mask_counts_only_the_signals_own_blocks():
     config = config_of(16, 24)
     predictor = predictor_of_mel(jnp.asarray(random_mel(), jnp.float32), config, FRAMES * HOP)
@@ -144,6 +148,7 @@ def test_mask_counts_only_the_signals_own_blocks():
     np.testing.assert_allclose(prediction_inverse(predictor, x, None, mask)[1], -alone, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_stable_and_invertible_in_float32_for_any_mel():
     """Loud, silent, and as coloured as no speech is: the filter stays minimum-phase."""
     config = config_of(16, 64)

@@ -82,6 +82,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_bad_topologies_are_one_line():
     for topology in ("v99:2x4", "v5e:lots", "h100:0", "h100:12"):
         with pytest.raises(UserError) as error:
@@ -113,6 +114,7 @@ def test_what_the_compiler_finds_too_large_is_one_line():
     assert "\n" not in line and "more" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "topology", "extra"),
     [("libtpu", "v5e:2x4", "tpu"), ("jax_cuda12_plugin", "h100:8", "cuda12")],

@@ -70,6 +70,7 @@ def ended(run: Path, started) -> list[int]:
     return codes
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_one_step_and_one_goes_on(recordings, tmp_path):  # noqa: F811
     """The signal goes to the process that writes nothing; the run is that of one process."""
     (tmp_path / "config.json").write_text(
@@ -102,7 +103,7 @@ def test_two_processes_stop_at_one_step_and_one_goes_on(recordings, tmp_path):  
     np.testing.assert_allclose([together[i] for i in first], [alone[i] for i in first], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_losses_do_not_depend_on_processes_and_devices(recordings, tmp_path):  # noqa: F811
     config = tiny_config(steps=8)
     (tmp_path / "config.json").write_text(config_to_json(config))
@@ -118,7 +119,7 @@ def test_losses_do_not_depend_on_processes_and_devices(recordings, tmp_path):  #
         assert max(differences) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_run_moves_between_numbers_of_processes(recordings, tmp_path):  # noqa: F811
     """8 devices, 4, 1, then 2 processes of 4: the curve of a run that never moved."""
     layouts, run = ((1, 8), (1, 4), (1, 1), (2, 4)), tmp_path / "moved"
@@ -133,7 +134,7 @@ def test_a_run_moves_between_numbers_of_processes(recordings, tmp_path):  # noqa
     np.testing.assert_allclose(list(moved.values()), list(still.values()), atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_killed_process_ends_the_others_of_a_slurm_job(recordings, tmp_path):  # noqa: F811
     (tmp_path / "config.json").write_text(config_to_json(tiny_config(steps=10**6)))
     run = tmp_path / "run"

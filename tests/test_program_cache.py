@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 keep_programs = program_cache.keep_programs  # before any test replaces it
 
 
+@pytest.mark.slow
 def test_programs_are_kept_unless_told_otherwise(tmp_path):
     wg.save(tmp_path / "voice", tiny_config(), lively_params(tiny_config()))
     write_mel(tmp_path / "a.npy", some_mel(3))

@@ -203,6 +203,7 @@ def test_one_byte_too_many(release):
     refused(release)
 
 
+@pytest.mark.slow
 def test_flipped_bits_in_the_header_are_refused_or_harmless(release, params):
     content = (release / WEIGHTS).read_bytes()
     header = 8 + struct.unpack("<Q", content[:8])[0]

@@ -350,6 +350,7 @@ def test_memory_bombs_by_size_fields(tmp_path):
 P61 = 2**61 - 1  # what Python's hash of an integer is modulo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -573,6 +574,7 @@ def test_the_pickle_module_is_not_used():
 # ------------------------------------------------------------------------------ mutants
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
 def test_mutants_end_in_weights_or_one_line(tmp_path, path):
     outcome = fuzz(path, 100, tmp_path, seed=1)
@@ -581,7 +583,7 @@ def test_mutants_end_in_weights_or_one_line(tmp_path, path):
     assert outcome.memory < 3 * path.stat().st_size + 200e6
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
 def test_twenty_thousand_mutants(tmp_path, path):
     outcome = fuzz(path, 20_000, tmp_path)

@@ -219,6 +219,7 @@ def test_one_step_on_eight_devices_equals_one_on_one(recordings):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_whole(recordings):
     """Noise and mean are those of the undivided batch, and so is the step."""
     results = []
@@ -245,6 +246,7 @@ def test_parts_that_do_not_divide_the_batch_are_refused():
         check_batch(tiny_config(batch_size=24, gradient_accumulation=2), 8)
 
 
+@pytest.mark.slow
 def test_first_step_is_adams(recordings):
     """Against optax alone on a gradient taken without pmap, clipping, noise or EMA."""
     config = tiny_config(noise_std=0.0)
@@ -269,6 +271,7 @@ def test_first_step_is_adams(recordings):
     assert float(metrics["parameter_norm"]) == pytest.approx(norm, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_non_finite_loss_changes_nothing_but_the_counters(recordings):
     config = tiny_config(ema_decay=0.9)
     batch = batch_of(config, recordings)
@@ -311,6 +314,7 @@ def test_schedule():
     assert float(constant.noise) == pytest.approx(0.002)
 
 
+@pytest.mark.slow
 def test_validation_counts_every_clip_once(recordings):
     """The mean over 5 clips in two batches of 4 is that of the 5 clips one by one."""
     config = tiny_config(validation_clips=5)
@@ -352,6 +356,7 @@ def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
     monkeypatch.setattr(Monitor, "step", tell_and_stop)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch):
     number = signal.SIGINT
     config = tiny_config(ema_decay=0.9)
@@ -367,6 +372,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_config_is_refused(recordings, tmp_path):
     config = tiny_config(steps=1)
     assert loop.train(config, str(recordings), tmp_path) == 0
@@ -397,6 +403,7 @@ def test_a_run_from_before_the_synthesis_section_is_resumed(recordings, tmp_path
     assert read_weights(tmp_path).config == changed
 
 
+@pytest.mark.slow
 def test_ten_non_finite_losses_in_a_row_stop_the_run(recordings, tmp_path, monkeypatch):
     config = tiny_config(steps=40)
     good = loop.training_batches
@@ -455,6 +462,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
 
 
+@pytest.mark.slow
 def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch):
     config = tiny_config(
         steps=8, iters_per_validation=1, iters_per_checkpoint=8, plateau_patience=2
@@ -472,6 +480,7 @@ def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch)
     assert rates == pytest.approx([1e-3] * 3 + [5e-5] * 5)
 
 
+@pytest.mark.slow
 def test_weights_to_start_from(recordings, tmp_path):
     config = tiny_config(steps=1, learning_rate=1e-12)
     given = jax.tree.map(lambda leaf: leaf + 0.01, init_state(config).params)

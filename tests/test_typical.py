@@ -20,6 +20,7 @@ def searched(voice: Voice, mel: np.ndarray, sigma: float = 1.0, **how):
     return typical_sample(voice.params, voice.config, mel, sigma, **how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["group", "sample"])
 @pytest.mark.parametrize("sigma", [1.0, 0.7])
 def test_is_a_typical_sample_of_the_flow_itself(kind, sigma):
@@ -38,6 +39,7 @@ def test_is_a_typical_sample_of_the_flow_itself(kind, sigma):
     assert abs(found.nats - encoded[0]) < 2e-3
 
 
+@pytest.mark.slow
 def test_padding_means_nothing():
     """21 frames are computed as 64, as 64 are: nothing of the padding may be seen."""
     voice = voice_of("sample")
@@ -51,6 +53,7 @@ def test_padding_means_nothing():
     assert searched(voice, whole, rounds=1, corrections=2).audio.shape == (64 * HOP,)
 
 
+@pytest.mark.slow
 def test_rounds_bring_the_bundled_voice_to_its_mel():
     voice = wg.load()
     mel = voice.mel(read_audio(RECORDING, 22050))[100:164]
@@ -64,12 +67,14 @@ def test_rounds_bring_the_bundled_voice_to_its_mel():
     assert np.abs(found.z).max() < 3
 
 
+@pytest.mark.slow
 def test_sigma_0_and_a_mel_of_one_frame():
     for mel in (some_mel(1), some_mel(5)):
         found = searched(voice_of("sample"), mel, 0.0, rounds=1, corrections=2)
         assert np.isfinite(found.audio).all() and not found.z.any()
 
 
+@pytest.mark.slow
 def test_the_voices_door():
     voice, mels = voice_of("sample"), [some_mel(9), some_mel(5)]
     each = voice.synthesize(mels, consistency="latent")

@@ -113,6 +113,7 @@ def close(ours, theirs, relative=1e-5):
 # ------------------------------------------------------------------------------ synthesize
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "frames"),
     [*(("group", n) for n in LENGTHS), *(("sample", n) for n in (1, 31, 65))],
@@ -126,6 +127,7 @@ def test_padded_run_is_the_bare_inverse(kind, frames):
     close(audio, bare[0])
 
 
+@pytest.mark.slow
 def test_one_batch_and_list_agree(voice):
     mels = [some_mel(31, seed) for seed in range(3)]
     alone = [voice.synthesize(mel) for mel in mels]
@@ -162,6 +164,7 @@ def test_seed_and_sigma_matter(voice):
     assert np.abs(last - voice.synthesize(mel, 0.6, 2**31 - 1)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_prefix_of_the_noise_does_not_depend_on_length(voice):
     long = noise_of("group", 3)
     assert np.array_equal(latent_noise(3, voice.config, 4), long[: 4 * HOP // 16])
@@ -169,6 +172,7 @@ def test_prefix_of_the_noise_does_not_depend_on_length(voice):
 
 
 # Measured with these weights: bfloat16 49 dB, float16 68 dB.
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "decibels"), [("bfloat16", 42), ("float16", 60)])
 def test_low_precision_is_close_but_not_the_same(voice, dtype, decibels):
     mel = some_mel(31)
@@ -224,6 +228,7 @@ def test_sizes():
     assert {64, 80, 96, 112, 128, 160, 192, 224, 256, 320} <= set(sizes)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_twice(voice):
     """Here the compiler itself tells."""
     voice.synthesize(some_mel(10))
@@ -289,6 +294,7 @@ def test_mel_refuses_what_is_too_short_or_no_signal(voice, shape):
 # ------------------------------------------------------------------------------ encode
 
 
+@pytest.mark.slow
 def test_encode_and_back(voice):
     audio = np.stack([some_audio(31 * HOP, seed) for seed in range(2)])
     mel = voice.mel(audio)
@@ -306,6 +312,7 @@ def test_encode_and_back(voice):
     assert np.abs(log_det / audio.shape[1]).min() > 0.1 and nats[0] != nats[1]
 
 
+@pytest.mark.slow
 def test_encoding_what_was_synthesised_gives_the_noise(voice):
     mel = some_mel(31)
     z, _ = voice.encode(voice.synthesize(mel, sigma=0.8, seed=4)[None], mel[None])

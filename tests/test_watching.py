@@ -58,6 +58,7 @@ def three_exits() -> Config:
 # ------------------------------------------------------------------------------ figures
 
 
+@pytest.mark.slow
 def test_log_s_is_what_a_coupling_does_to_its_second_half():
     """Against autodiff, along the direction that the 1x1 convolution turns into that half."""
     config = three_exits()
@@ -81,6 +82,7 @@ def test_log_s_is_what_a_coupling_does_to_its_second_half():
         np.testing.assert_allclose(told[k], jnp.log(scaled[:, :, half:]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_figures_are_those_of_the_clips_one_by_one(recordings):  # noqa: F811
     """Five clips in two batches of four: the three that fill up are not counted."""
     config = three_exits()
@@ -158,6 +160,7 @@ def events(run) -> dict[str, list[int]]:
     return found
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_figures_clips_and_pictures(run):
     tags = events(run)
     for name in ("loss", "gradient_norm", "update_norm", "parameter_norm", "learning_rate"):
@@ -182,6 +185,7 @@ def test_the_voices_own_sigma_is_heard_first_and_each_once():
     assert loop._sigmas_to_hear(own) == (1.0, 0.6, 0.8)
 
 
+@pytest.mark.slow
 def test_clips_have_the_voices_own_corrections():
     config = dataclasses.replace(tiny_config(), synthesis=SynthesisConfig(consistency=2))
     params, mel = (
@@ -197,6 +201,7 @@ def test_clips_have_the_voices_own_corrections():
     np.testing.assert_allclose(clips, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_every_step_tells_its_figures(run):
     history = read_history(run / "metrics.jsonl")
     assert history.steps["step"].tolist() == list(range(1, 13))
@@ -216,6 +221,7 @@ def inspect(capsys, *arguments) -> tuple[int, str, str]:
     return code, out, err
 
 
+@pytest.mark.slow
 def test_report_of_a_run_that_is_done(run, capsys, tmp_path):
     code, out, _ = inspect(capsys, run, "--plot", tmp_path / "curves.png")
     assert code == 0
@@ -236,6 +242,7 @@ def test_report_of_a_run_that_is_done(run, capsys, tmp_path):
     assert "release folder" not in out
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_run(run, capsys):
     code, out, _ = inspect(capsys, run, "--weights")
     assert code == 0 and "million parameters" in out
@@ -243,6 +250,7 @@ def test_the_weights_of_a_run(run, capsys):
     assert f"{sum(leaf.size for leaf in jax.tree.leaves(weights.params)) / 1e6:.2f}" in out
 
 
+@pytest.mark.slow
 def test_another_run_starts_with_its_weights_and_adams_state(run):
     config = wg.load(run).config
     with Checkpoints(run, config) as checkpoints:
@@ -313,6 +321,7 @@ def test_wandb_that_is_missing_is_one_line(tmp_path, monkeypatch):
         told_to_wandb(tmp_path)
 
 
+@pytest.mark.slow
 def test_wandb_itself_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -381,6 +390,7 @@ def test_a_run_that_is_being_written_or_was_killed(tmp_path, capsys):
     assert inspect(capsys, run)[0] == 0
 
 
+@pytest.mark.slow
 def test_lines_of_another_kind_are_no_reason_to_fail(tmp_path, capsys):
     steps = [{"step": i, "loss": -1.0, "samples_per_second": 100} for i in range(1, 5)]
     odd = [

@@ -102,6 +102,7 @@ def both_ways(config: Config, dtype: str):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [(name, "float64", 1e-9) for name in MODELS]
@@ -126,6 +127,7 @@ def test_round_trips_and_log_dets_cancel(name, dtype, tolerance):
         np.testing.assert_allclose(log_det, -inverse_log_det, rtol=0, atol=30 * tolerance)
 
 
+@pytest.mark.slow
 @every_model
 def test_log_det_is_that_of_the_jacobian(name):
     config, samples, frames = MODELS[name]
@@ -145,6 +147,7 @@ def test_log_det_is_that_of_the_jacobian(name):
         assert np.count_nonzero(np.abs(jacobian[-1]) > 1e-12) > samples // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["published", "whitening, one more frame"])
 def test_one_of_a_batch_is_itself_alone(name):
     config, samples, frames = MODELS[name]
@@ -164,6 +167,7 @@ def test_one_of_a_batch_is_itself_alone(name):
             np.testing.assert_array_equal(alone_log_det[i], log_det[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 @pytest.mark.parametrize("config", [PUBLISHED, PREDICTING], ids=["published", "voice"])
 def test_padding_is_not_heard(config, direction):
@@ -198,6 +202,7 @@ def test_padding_is_not_heard(config, direction):
         assert (abs(float(unmasked_log_det[i]) - expected_log_det) > 0.1) == (n < frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", ["sample", "group"])
 @pytest.mark.parametrize("whitening", [None, {"block": 2, "floor": 0.02}])
 def test_the_density_integrates_to_one(conditioning, whitening):
@@ -260,6 +265,7 @@ def fresh(config: Config, seed: int = 0):
     return quick_jit(init, static_argnums=1)(jax.random.key(seed), config)
 
 
+@pytest.mark.slow
 def test_a_fresh_model_only_rotates():
     params = fresh(PUBLISHED)
     for k, flow in enumerate(params["flows"]):
@@ -288,6 +294,7 @@ def test_a_fresh_model_only_rotates():
     np.testing.assert_allclose(z, np.concatenate([*left, x], axis=-1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_start_anew_for_every_flow_and_seed():
     flows = [fresh(PUBLISHED, seed)["flows"] for seed in (0, 1)]
     for k in range(3):
@@ -316,6 +323,7 @@ def test_early_channels_are_untouched_by_later_flows():
         assert np.all(np.abs(changed[:, :, 2 * k :] - z[:, :, 2 * k :]).max(axis=(0, 1)) > 1e-3)
 
 
+@pytest.mark.slow
 def test_latent_noise_depends_on_seed_and_frame_alone():
     steps = HOP // 8
     long = np.asarray(latent_noise(3, PUBLISHED, 2000))
@@ -342,6 +350,7 @@ def objective(config, params, audio, mel, **how):
     return loss(*forward(params, config, audio, mel, **how))
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     config, samples, frames = MODELS["whitening, one more frame"]
     rng = np.random.default_rng(7)
@@ -380,6 +389,7 @@ def test_gradients_are_those_of_finite_differences():
             assert float(ours) / norm == pytest.approx(numeric, rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_vmap_and_checkpointing_change_nothing():
     config, samples, frames = MODELS["group conditioning"]
     with jax.enable_x64(True):
@@ -399,6 +409,7 @@ def test_vmap_and_checkpointing_change_nothing():
             np.testing.assert_allclose(mapped[1][i], log_det, rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.12), ("float16", 0.008)])
 def test_low_precision_inside_wn_is_near(dtype, bound):
     """Three times what was measured: 0.041 and 0.0027."""
@@ -414,6 +425,7 @@ def test_low_precision_inside_wn_is_near(dtype, bound):
         assert 0 < log_det_error <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_product_of_the_networks_is_in_low_precision(dtype):
     """Small errors would not tell: the upsampler alone, rounded, makes as large ones."""

@@ -100,6 +100,7 @@ def test_wn_is_the_loops(sizes):
             np.testing.assert_allclose(ours[i], theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", WNS[1:3], ids=str)
 def test_a_masked_wn_is_the_unpadded_one(sizes):
     layers, channels, skips, _ = sizes
@@ -120,6 +121,7 @@ def test_a_masked_wn_is_the_unpadded_one(sizes):
         assert (leaked > 1e-3) == (n < n_steps), "without a mask the padding must be heard"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", WNS, ids=str)
 def test_the_accelerators_form_is_the_loops(sizes):
     """Run on this CPU: what the brute loops say, masked or not, with the other form's slopes."""
@@ -154,6 +156,7 @@ def test_the_accelerators_form_is_the_loops(sizes):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize(
     ("layers", "batch", "phases", "masked"),
@@ -186,6 +189,7 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize(("of_parameters", "batch"), [("float32", 9), ("bfloat16", 2)])
 def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
@@ -215,6 +219,7 @@ def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
     assert 1e-4 < max(errors) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_accelerators_form_rounds_no_more_than_its_dtype(dtype):
     sizes = (3, 16, 12, 3)
@@ -261,6 +266,7 @@ def brute_transposed_convolution(mel, kernel, bias, stride):
     return out[: len(mel) * stride]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("taps", "stride"), [(16, 4), (10, 4), (4, 4), (7, 3), (5, 1), (9, 8)])
 def test_the_upsampler_is_the_loops(taps, stride):
     mel = np.random.default_rng(4).normal(size=(2, 4, 3))

@@ -110,6 +110,7 @@ def test_whitening_alone_hears_the_next_frame():
     assert context_of(config_from_dict({"waveglow_config": glow})).right == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["published", "plain"])
 def test_the_context_is_what_is_heard_and_no_more(kind):
     config, context = config_of(kind), context_of(config_of(kind))
@@ -225,15 +226,16 @@ def test_given_window_and_batch():
 # ------------------------------------------------------------------------------ equality
 
 
+# The default run tries one of them.
 @pytest.mark.parametrize(
     ("kind", "window", "batch"),
     [
-        *((kind, 24, 3) for kind in KINDS),
-        *((kind, None, None) for kind in ("predicting", "published")),
-        # The choice does not ask for the kind: here it is tried once more with the others.
+        ("plain", 24, 3),
         *(
-            pytest.param(kind, None, None, marks=pytest.mark.slow)
-            for kind in ("block by block", "plain", "alternating")
+            pytest.param(kind, *sizes, marks=pytest.mark.slow)
+            for kind in KINDS
+            for sizes in ((24, 3), (None, None))
+            if (kind, *sizes) != ("plain", 24, 3)
         ),
     ],
 )
@@ -250,6 +252,7 @@ def test_in_windows_and_in_a_batch(kind, window, batch):
         close(ours, bare(kind, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_streamed(kind):
     voice = voice_of(kind)
@@ -262,6 +265,7 @@ def test_streamed(kind):
     close(np.concatenate(list(blocks)), bare(kind, 2))
 
 
+@pytest.mark.slow
 def test_streamed_in_chunks_of_any_size():
     voice = voice_of("predicting")
     blocks = list(voice.stream(mel_of(31), 1, SIGMA, SEED))
@@ -270,6 +274,7 @@ def test_streamed_in_chunks_of_any_size():
     close(np.concatenate(list(voice.stream(mel_of(97), None, SIGMA, SEED))), bare("predicting", 97))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_devices", [2, 8])
 def test_on_several_devices(n_devices):
     lengths = [31, 1, 97, 2]
@@ -280,7 +285,7 @@ def test_on_several_devices(n_devices):
         close(ours, bare("predicting", n))
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frames", [500, 3000])
 def test_long_ones(kind, frames):
@@ -291,6 +296,7 @@ def test_long_ones(kind, frames):
     close(np.concatenate(list(voice_of(kind).stream(irregular(mel), 77, SIGMA, SEED))), expected)
 
 
+@pytest.mark.slow
 def test_a_mel_beyond_all_numbers_spoils_no_other():
     wild = np.full((9, 80), 3e38, np.float32)
     mels = [mel_of(31), wild, mel_of(2), wild, mel_of(97)]
@@ -308,6 +314,7 @@ def test_a_mel_beyond_all_numbers_spoils_no_other():
 # ------------------------------------------------------------------------------ time and memory
 
 
+@pytest.mark.slow
 def test_a_block_is_out_as_soon_as_its_context_is_there():
     voice, pulled = voice_of("predicting"), 0
 
@@ -323,6 +330,7 @@ def test_a_block_is_out_as_soon_as_its_context_is_there():
         assert pulled == min(97, k * chunk + latency)
 
 
+@pytest.mark.slow
 def test_mels_are_taken_as_they_are_needed():
     """So that memory grows with neither their number nor what is done."""
     voice, pulled = voice_of("predicting"), 0
@@ -351,6 +359,7 @@ def compilations(work) -> int:
     return sum("backend_compile" in name for name in events)
 
 
+@pytest.mark.slow
 def test_200_utterances_compile_three_programs_at_most():
     lengths = np.random.default_rng(3).integers(1, 90, 200)
     mels = [mel_of(int(n)) for n in lengths]
@@ -362,6 +371,7 @@ def test_200_utterances_compile_three_programs_at_most():
     assert compilations(lambda: [voice.synthesize(mel) for mel in mels[:40]]) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -379,6 +389,7 @@ def test_what_cannot_be_streamed_is_refused_at_once(change, named):
         voice_of("plain").stream(**{"mel": np.zeros((5, 80), np.float32), **change})
 
 
+@pytest.mark.slow
 def test_a_bad_block_of_frames_is_refused_when_it_comes():
     good, bad = mel_of(31), np.full((2, 80), np.nan, np.float32)
     blocks = voice_of("predicting").stream(iter([good, bad]), 13)
