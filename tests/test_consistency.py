@@ -142,6 +142,7 @@ def test_padding_means_nothing():
     close(both[1], consistent(padded, padded_mel, TACOTRON, 3), 1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_beyond_the_bandwidth():
     """A voice of recordings up to 8,000 Hz keeps its hiss above them without corrections only."""
     synthesis = SynthesisConfig(bandwidth=8000.0)
@@ -225,6 +226,7 @@ def test_an_utterance_that_is_not_finite_spoils_no_other():
     assert np.isnan(np.concatenate(made[1])).any()
 
 
+@pytest.mark.slow
 def test_samples_come_out_after_their_delay():
     audio, mel = target_of(TACOTRON, 60, 0)
     given = 0

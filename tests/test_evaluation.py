@@ -356,6 +356,7 @@ def test_a_report_says_which_settings_made_a_row(system, settings):
 # ------------------------------------------------------------------------------ baselines
 
 
+@pytest.mark.slow
 def test_noise_is_corrected_as_if_nothing_were_padded(clips):
     rate = 24000  # not the default
     mel = metrics.log_mel(clips["a"], rate)

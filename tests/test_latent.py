@@ -190,6 +190,7 @@ def test_interpolate_and_sweep_write_what_they_name(run, tmp_path):  # noqa: F81
     np.testing.assert_allclose(found, np.clip(expected, -1, 1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(run, tmp_path):  # noqa: F811
     good = recording(tmp_path / "good.wav", 20 * HOP)
     other = recording(tmp_path / "z_1.00.wav", 20 * HOP)

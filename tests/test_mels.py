@@ -87,6 +87,7 @@ def test_a_list_finds_mels_by_the_end_of_its_paths(corpus, tmp_path):
     assert any("would be the mel of" in line and "b/0.wav" in line for line in found.left_out)
 
 
+@pytest.mark.slow
 def test_recordings_without_a_readable_mel_are_left_out_by_name(corpus, copy):
     mel_of(copy, "a/0.wav").unlink()
     mel_of(copy, "b/2.wav").write_bytes(b"\x93NUMPY cut")

@@ -411,6 +411,7 @@ def test_low_precision_products_sum_in_float32(dtype):
     assert rounding > 1e-3, "the operands were not rounded at all"
 
 
+@pytest.mark.slow
 def test_full_precision_products():
     rng = np.random.default_rng(12)
     x, w = rng.normal(size=(2, 5, 60)), rng.normal(size=(60, 4))
