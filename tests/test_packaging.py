@@ -113,7 +113,7 @@ def test_the_wheel_makes_sound(installed, tmp_path):
     assert "ours" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
     systems = ["--system", "real=real", "--system", "ours=ours"]
     finished([command, "listening-test", "make", *systems, "-o", "test"], tmp_path)
-    assert (tmp_path / "test/index.html").stat().st_size > 10_000
+    assert (tmp_path / "test/page/index.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow
