@@ -539,3 +539,18 @@ def test_report_in_a_browser(reference, tmp_path, browser, quick):
     page.locator("#system").select_option("Recordings")
     assert column() == [0, 0, 0]
     assert faults == []
+
+
+def test_griffin_lim_starts_from_the_same_phases_with_every_librosa():
+    """After no iteration at all it is the inverse transform of the magnitudes with these phases."""
+    import librosa
+
+    mel = np.random.default_rng(0).normal(-4, 1, (9, 80)).astype(np.float32)
+    filters = librosa.filters.mel(sr=RATE, **metrics.MEL)
+    magnitudes = librosa.util.nnls(filters, np.exp(mel.T))
+    phases = 2 * np.pi * np.random.RandomState(0).random_sample(magnitudes.shape)
+    expected = librosa.istft(
+        magnitudes * np.exp(1j * phases), hop_length=metrics.MEL_HOP, n_fft=metrics.MEL["n_fft"]
+    )
+    ours = systems.griffin_lim(mel, RATE, 0)
+    np.testing.assert_allclose(ours, expected, atol=1e-3 * np.abs(expected).max())

@@ -93,7 +93,8 @@ def command_lines(work: Path, weights: str, out: Path) -> dict[str, list]:
 
 OF_NO_WEIGHTS = ("train", "prepare", "mel", "preflight", "listening-test")
 TRIED = [
-    (kind, name)
+    # Converting the bundled voice takes minutes.
+    pytest.param(kind, name, marks=pytest.mark.stress if "ONNX" in name else pytest.mark.slow)
     for kind in ("bundled", "published")
     for name in command_lines(Path(), "", Path())
     if kind == "bundled" or name not in OF_NO_WEIGHTS
@@ -102,10 +103,11 @@ TRIED = [
 
 def test_none_is_missing():
     of_the_bundled_recordings = {"demo"}  # in test_cli.py
-    assert {name.split()[0] for _, name in TRIED} == set(COMMANDS) - of_the_bundled_recordings
+    assert {each.values[1].split()[0] for each in TRIED} == set(
+        COMMANDS
+    ) - of_the_bundled_recordings
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), TRIED)
 def test_it_ends_well(work, tmp_path, capsys, kind, name):
     needed = NEEDS.get(name)

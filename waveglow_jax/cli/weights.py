@@ -112,7 +112,11 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     """The reverse pass as one file that needs nothing of this package: for jax.export, or ONNX."""
     source_arguments(parser)
     parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="ends in .onnx for ONNX"
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="ends in .onnx for ONNX, which takes minutes to convert",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="inside WN")
     parser.add_argument(

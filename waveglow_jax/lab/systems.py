@@ -304,7 +304,8 @@ def griffin_lim(mel: np.ndarray, sampling_rate: int, iterations: int) -> np.ndar
     magnitudes = librosa.util.nnls(filters, np.exp(mel.T).astype(np.float32))
     # librosa 1.0 renamed the argument. A number would seed another generator there.
     arguments = inspect.signature(librosa.griffinlim).parameters
-    seed = {"rng" if "rng" in arguments else "random_state": np.random.RandomState(0)}
+    name = "rng" if "rng" in arguments else "random_state"
+    seed: dict[str, Any] = {name: np.random.RandomState(0)}
     return librosa.griffinlim(
         magnitudes, n_iter=iterations, hop_length=MEL_HOP, n_fft=MEL["n_fft"], **seed
     )
