@@ -798,6 +798,7 @@ def test_init_from(run, tmp_path, weights, trained):
     assert len(trained) == 1
 
 
+@pytest.mark.devices(8)
 def test_batch_that_the_devices_do_not_divide(run, tmp_path):
     recording(tmp_path / "in/a.wav")
     code, _, err = run(

@@ -266,6 +266,7 @@ def test_a_voices_own_setting(correcting):
     assert np.abs(own - bare).max() > 0.01 * np.abs(bare).max()
 
 
+@pytest.mark.devices(8)
 @pytest.mark.slow
 def test_one_shot_streamed_batched_and_on_several_devices(correcting):
     mel = some_mel(150)
@@ -322,6 +323,7 @@ def test_any_kind_of_integer(correcting):
     )
 
 
+@pytest.mark.devices(4)
 @pytest.mark.slow
 def test_runs_on_the_voices_own_device(correcting):
     """Wherever its parameters lie, and whatever the default device is."""

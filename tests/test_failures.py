@@ -371,6 +371,7 @@ def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, 
 # ------------------------------------------------------------------------------ kills and moves
 
 
+@pytest.mark.devices(8)
 @pytest.mark.stress
 def test_a_run_moves_from_eight_devices_to_four_to_one(recordings, tmp_path, monkeypatch):  # noqa: F811
     config = tiny_config(steps=6, iters_per_checkpoint=2, validation_fraction=0.0)

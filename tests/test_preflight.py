@@ -50,6 +50,7 @@ def test_loops_count_as_often_as_they_run():
     assert cycles == {"%deep.1": 30, "%fusion.3": 10, "ROOT %fusion.1": 1}
 
 
+@pytest.mark.devices(2)
 def test_flops_are_counted_by_hand():
     """A loop of five, both directions, on the platform asked for, one device's share."""
     w = jnp.zeros((3, 3))

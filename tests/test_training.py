@@ -196,6 +196,7 @@ def batch_of(config: Config, recordings) -> dict[str, np.ndarray]:
     return next(training_batches(corpus.training, config))
 
 
+@pytest.mark.devices(8)
 def test_one_step_on_eight_devices_equals_one_on_one(recordings):
     config = tiny_config(gradient_clip=0.5, ema_decay=0.9)
     batch = batch_of(config, recordings)
@@ -219,6 +220,7 @@ def test_one_step_on_eight_devices_equals_one_on_one(recordings):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_a_batch_in_parts_is_the_whole(recordings):
     """Noise and mean are those of the undivided batch, and so is the step."""
@@ -314,6 +316,7 @@ def test_schedule():
     assert float(constant.noise) == pytest.approx(0.002)
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_validation_counts_every_clip_once(recordings):
     """The mean over 5 clips in two batches of 4 is that of the 5 clips one by one."""
@@ -494,6 +497,7 @@ def test_weights_to_start_from(recordings, tmp_path):
         init_state(wider, given)
 
 
+@pytest.mark.devices(8)
 def test_a_batch_that_the_devices_do_not_divide_is_refused(recordings, tmp_path):
     with pytest.raises(UserError, match=r"batch_size 12 .* 8 devices"):
         loop.train(tiny_config(batch_size=12), str(recordings), tmp_path)

@@ -83,6 +83,7 @@ def test_log_s_is_what_a_coupling_does_to_its_second_half():
 
 
 @pytest.mark.slow
+@pytest.mark.devices(2)
 def test_validation_figures_are_those_of_the_clips_one_by_one(recordings):  # noqa: F811
     """Five clips in two batches of four: the three that fill up are not counted."""
     config = three_exits()

@@ -200,6 +200,7 @@ def test_long_and_many_ones_are_cut_with_little_overhead():
     assert choose([310_000], Context(99, 96, 4), CPU[:1]).overhead < 0.3
 
 
+@pytest.mark.devices(8)
 def test_rows_go_over_all_devices_if_there_are_enough_of_them():
     assert choose([100], VOICE, CPU[:8]).devices == 1
     plan = choose([400] * 64, VOICE, CPU[:8])
@@ -274,6 +275,7 @@ def test_streamed_in_chunks_of_any_size():
     close(np.concatenate(list(voice.stream(mel_of(97), None, SIGMA, SEED))), bare("predicting", 97))
 
 
+@pytest.mark.devices(8)
 @pytest.mark.slow
 @pytest.mark.parametrize("n_devices", [2, 8])
 def test_on_several_devices(n_devices):

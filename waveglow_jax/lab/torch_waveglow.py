@@ -78,7 +78,7 @@ class TorchWaveGlow(nn.Module):
         glow = self.config.waveglow
         mel = self.conditioning(mel, audio.shape[1])
         x = audio.unfold(1, glow.n_group, glow.n_group).transpose(1, 2)
-        left, log_det = [], torch.zeros(audio.shape[0])
+        left, log_det = [], torch.zeros(audio.shape[0], device=audio.device)
         for k, (weight, wn) in enumerate(zip(self.convs, self.wns, strict=True)):
             if glow.leaves_before(k):
                 left.append(x[:, : glow.n_early_size])

@@ -1,0 +1,567 @@
+"""One command that proves, measures and trains on an accelerator, and keeps what it found.
+
+    python benchmarks/accelerator_day.py -o OUT [--stages machine tests ...] [--scale full|tiny]
+        [--data CORPUS] [--minutes STAGE=MINUTES ...]
+
+Each stage is a process of its own with a time limit. It writes one line of JSON to
+OUT/STAGE.jsonl as soon as it has measured something, so that nothing is lost when the time is up.
+The same command goes on where it was stopped: what OUT already holds is not measured again.
+OUT/report.md has a table for each stage.
+
+Stages: machine (device, driver, measured peaks), tests (the suite's accelerator part), reverse (mel
+to samples, beside PyTorch), training (one step, beside PyTorch), invertibility (round trips at each
+matmul precision), voice (a training run on CORPUS, for all the time that is left).
+
+docs/accelerator.md explains the tables.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+# The JAX and the PyTorch of one process share the device's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+MINUTES = {
+    "machine": 2.0,
+    "tests": 6.0,
+    "reverse": 8.0,
+    "training": 6.0,
+    "invertibility": 2.0,
+    "voice": 60.0,
+}
+"""Time limits of the stages, which run in this order."""
+
+PUBLISHED_FIGURES = {
+    "reverse": "The published model card states 1,200 kHz in float16 on one V100 (256 channels).",
+    "training": "DeepLearningExamples reports 149,479 samples/s on one A100 (512 channels, AMP).",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    matmul: int
+    copy_bytes: int
+    seconds: tuple[float, ...]
+    batches: tuple[int, ...]
+    clips: tuple[int, ...]
+    repeats: int
+    few: dict[str, int] | None
+    """Fields of waveglow_config that make the models small, for a rehearsal."""
+
+
+SCALES = {
+    "full": Scale(8192, 1 << 30, (1.0, 10.0, 60.0), (1, 8, 32), (12, 24, 48, 96, 192), 5, None),
+    "tiny": Scale(256, 1 << 20, (0.1,), (1, 2), (1,), 2, {"n_flows": 2, "n_early_every": 1}),
+}
+
+
+# ------------------------------------------------------------------------------ the whole day
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--stages", nargs="+", choices=MINUTES, default=list(MINUTES))
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--data", type=Path, metavar="CORPUS", help="recordings, for stage voice")
+    parser.add_argument("--minutes", nargs="+", default=[], metavar="STAGE=MINUTES")
+    parser.add_argument("--run-stage", help=argparse.SUPPRESS)  # what the process of a stage does
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.run_stage:
+        return run_stage(arguments)
+    limits = MINUTES | {
+        name: float(m) for name, _, m in (x.partition("=") for x in arguments.minutes)
+    }
+    for name in arguments.stages:
+        command = [sys.executable, __file__, *sys.argv[1:], "--run-stage", name]
+        began = time.monotonic()
+        try:
+            code = subprocess.run(command, timeout=60 * limits[name], check=False).returncode
+            outcome = "done" if code == 0 else f"ended with exit code {code}"
+        except subprocess.TimeoutExpired:
+            outcome = f"stopped at its limit of {limits[name]:g} minutes"
+        Rows(arguments.output, "stages").write(
+            key=f"{name} {time.time():.0f}",
+            stage=name,
+            seconds=time.monotonic() - began,
+            outcome=outcome,
+        )
+        print(f"{name}: {outcome}", flush=True)
+        (arguments.output / "report.md").write_text(report(arguments.output), encoding="utf-8")
+    return 0
+
+
+class Rows:
+    """The lines of one stage, each with a `key` that names what was measured."""
+
+    def __init__(self, output: Path, stage: str):
+        self.path = output / f"{stage}.jsonl"
+        self.known = {row["key"] for row in self.read()}
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        # A line that a time limit cut short is measured again.
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def write(self, **row: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.known.add(row["key"])
+
+    def measure(self, key: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Writes what the work finds; where the memory does not suffice, that."""
+        if key in self.known:
+            return
+        try:
+            found = work()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            found = {"failed": "out of memory"}
+        self.write(key=key, **found)
+        print(json.dumps({"key": key, **found}), flush=True)
+
+
+def out_of_memory(error: Exception) -> bool:
+    text = f"{type(error).__name__} {error}"
+    return any(word in text for word in ("RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory"))
+
+
+def run_stage(arguments: argparse.Namespace) -> int:
+    stage = {
+        "machine": measure_machine,
+        "tests": run_tests,
+        "reverse": measure_reverse,
+        "training": measure_training,
+        "invertibility": measure_invertibility,
+        "voice": train_voice,
+    }[arguments.run_stage]
+    rows = Rows(arguments.output, arguments.run_stage)
+    return stage(rows, SCALES[arguments.scale], arguments) or 0
+
+
+# ------------------------------------------------------------------------------ measuring
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """The median of `repeats` runs after one that warms up. `run` waits for its own result."""
+    return in_turns({"only": run}, repeats)["only"]
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The median seconds of each, which run one after another in every round."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: sorted(found)[len(found) // 2] for name, found in seconds.items()}
+
+
+def models(scale: Scale) -> Iterator[tuple[str, Any]]:
+    """The published shape and the paper's, as configs."""
+    from waveglow_jax.config import load_config
+
+    for name in ("nvidia256", "paper"):
+        config = load_config(ROOT / "configs" / f"{name}.json")
+        if scale.few:
+            few = dict(scale.few)
+            wn = replace(config.waveglow.WN_config, n_layers=2, n_channels=8, n_skip_channels=8)
+            config = replace(config, waveglow=replace(config.waveglow, **few, WN_config=wn))
+        yield name, config
+
+
+def torch_device() -> Any:
+    """PyTorch's device beside JAX's, or None where PyTorch is missing."""
+    import jax
+
+    try:
+        import torch
+    except ImportError:
+        return None
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        return None
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as JAX does
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def synchronised(run: Callable[[], Any], device: Any) -> Callable[[], Any]:
+    """PyTorch's work, waited for."""
+    import torch
+
+    def wait() -> Any:
+        result = run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return wait
+
+
+# ------------------------------------------------------------------------------ stages
+
+
+def measure_machine(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
+    """Device, memory, driver, versions; measured FLOP/s of matmuls and bytes/s of a copy."""
+    import jax
+    import jax.numpy as jnp
+    import jaxlib
+
+    device = jax.local_devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+
+    def versions() -> dict[str, Any]:
+        query = [
+            "nvidia-smi",
+            "--query-gpu=name,driver_version,memory.total",
+            "--format=csv,noheader",
+        ]
+        try:
+            driver = subprocess.run(
+                query, capture_output=True, text=True, timeout=60
+            ).stdout.strip()
+        except OSError:
+            driver = ""
+        return {
+            "device": device.device_kind,
+            "count": jax.device_count(),
+            "memory_bytes": memory,
+            "driver": driver,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "python": sys.version.split()[0],
+        }
+
+    rows.measure("versions", versions)
+    size = scale.matmul
+    for name, dtype, precision in (
+        ("bfloat16", "bfloat16", "default"),
+        ("float16", "float16", "default"),
+        ("float32, default (TF32 on such GPUs)", "float32", "default"),
+        ("float32, highest", "float32", "highest"),
+    ):
+
+        def product(dtype: str = dtype, precision: str = precision) -> dict[str, Any]:
+            a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
+            run = jax.jit(lambda x: jnp.matmul(x, x, precision=precision))
+            seconds = median_seconds(lambda: run(a).block_until_ready(), scale.repeats)
+            return {"flops_per_second": 2 * size**3 / seconds}
+
+        rows.measure(f"matmul {name}", product)
+
+    def copy() -> dict[str, Any]:
+        x = jnp.zeros(scale.copy_bytes // 4, jnp.float32)
+        run = jax.jit(lambda x: x + 1)
+        seconds = median_seconds(lambda: run(x).block_until_ready(), scale.repeats)
+        return {"bytes_per_second": 2 * scale.copy_bytes / seconds}
+
+    rows.measure("copy, bytes read and written", copy)
+
+
+def run_tests(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
+    """The default tests on this device, in one process; see tests/conftest.py."""
+    log = arguments.output / "tests.log"
+    what = ["tests/test_accelerator.py"] if scale.few else []
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-rs", "-p", "no:cacheprovider", *what]
+    environment = {**os.environ, "WAVEGLOW_JAX_TEST_DEVICE": "accelerator"}
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+    rows.write(key=f"tests {time.time():.0f}", exit_code=done.returncode, summary=last)
+    return done.returncode
+
+
+def measure_reverse(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
+    """Mel and noise on the device -> samples on the device, beside PyTorch in turns."""
+    from waveglow_jax.config import DTYPES
+
+    for name, config in models(scale):
+        for seconds in scale.seconds:
+            for batch in scale.batches:
+                for dtype in DTYPES:
+                    rows.measure(
+                        f"{name}, {seconds:g} s x {batch}, {dtype}",
+                        lambda c=config, s=seconds, b=batch, d=dtype: reverse(c, s, b, d, scale),
+                    )
+
+
+def reverse(config: Any, seconds: float, batch: int, dtype: str, scale: Scale) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from waveglow_jax.flow.waveglow import inverse_prepared, prepare_inverse
+    from waveglow_jax.lab.benchmark import forward_flops, random_voice
+
+    glow, data = config.waveglow, config.data
+    frames = max(1, round(seconds * data.sampling_rate / data.hop_length))
+    n_samples = frames * data.hop_length
+    params = random_voice(config).params
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(batch, n_samples // glow.n_group, glow.n_group)).astype(np.float32)
+    mel = rng.normal(-5, 1, size=(batch, frames, glow.n_mel_channels)).astype(np.float32)
+
+    prepared, inputs = jax.jit(prepare_inverse)(params), (jnp.asarray(z), jnp.asarray(mel))
+    program = jax.jit(
+        lambda p, z, mel: inverse_prepared(p, config, z, mel, dtype=jnp.dtype(dtype))[0]
+    ).lower(prepared, *inputs)
+    began = time.perf_counter()
+    compiled = program.compile()
+    found: dict[str, Any] = {
+        "samples": batch * n_samples,
+        "flops": forward_flops(config, batch * n_samples),
+        "compile_seconds": time.perf_counter() - began,
+        "memory_bytes": memory_of(compiled),
+    }
+    runs = {"ours": lambda: compiled(prepared, *inputs).block_until_ready()}
+    device = torch_device()
+    if device is not None:
+        import torch
+
+        from waveglow_jax.lab.torch_waveglow import from_params
+
+        model = from_params(params, config).to(device).ready_for_synthesis(getattr(torch, dtype))
+        theirs = torch.from_numpy(z).to(device), torch.from_numpy(mel).mT.contiguous().to(device)
+        eager = synchronised(lambda: model.inverse(*theirs), device)
+        try:
+            made = eager().float().cpu().numpy()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            found["eager"] = "out of memory"
+        else:
+            ours = np.asarray(compiled(prepared, *inputs))
+            found["difference"] = float(np.abs(ours - made).max() / np.abs(made).max())
+            runs["eager"] = eager
+            # Compiling takes PyTorch a minute or so for each shape.
+            if batch == scale.batches[1] and seconds == scale.seconds[len(scale.seconds) // 2]:
+                began = time.perf_counter()
+                inverse = torch.compile(model.inverse)
+                runs["compiled"] = synchronised(lambda: inverse(*theirs), device)
+                runs["compiled"]()
+                found["torch_compile_seconds"] = time.perf_counter() - began
+    return {**found, "median_seconds": in_turns(runs, scale.repeats)}
+
+
+def measure_training(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
+    """One step in bfloat16, the mel computed in it, for batches that double until memory is out."""
+    for name, config in models(scale):
+        for checkpointed in (False, True):
+            for clips in scale.clips:
+                key = f"{name}, {clips} clips" + ", checkpoint_flows" * checkpointed
+                rows.measure(
+                    key, lambda c=config, n=clips, k=checkpointed: training_step(c, n, k, scale)
+                )
+
+
+def training_step(config: Any, clips: int, checkpointed: bool, scale: Scale) -> dict[str, Any]:
+    import jax
+    import numpy as np
+
+    from waveglow_jax.audio.mel import log_mel_of_padded
+    from waveglow_jax.lab.benchmark import forward_flops, random_voice
+    from waveglow_jax.training.parallel import parallel_train_step, replicate
+    from waveglow_jax.training.step import init_state
+
+    data = config.data
+    train = replace(
+        config.train, batch_size=clips, checkpoint_flows=checkpointed, wn_dtype="bfloat16"
+    )
+    config = replace(config, train=train)
+    params, devices = random_voice(config).params, jax.local_devices()[:1]
+    audio = np.random.default_rng(0).normal(size=(clips, data.segment_length + data.filter_length))
+    audio = (0.1 * audio).astype(np.float32)
+    batch = {"clips": audio[None], "index": np.arange(clips, dtype=np.int32)[None]}
+    state = replicate(init_state(config, params), devices)
+    program = parallel_train_step(config, train.steps, devices).lower(state, batch)
+    began = time.perf_counter()
+    step = program.compile()
+    n_samples = clips * data.segment_length
+    found: dict[str, Any] = {
+        "samples": n_samples,
+        "flops": 3 * forward_flops(config, n_samples),
+        "compile_seconds": time.perf_counter() - began,
+        "memory_bytes": memory_of(step),
+    }
+
+    def ours() -> None:
+        nonlocal state
+        state, metrics = step(state, batch)
+        float(metrics["loss"])
+
+    runs: dict[str, Callable[[], Any]] = {"ours": ours}
+    device = torch_device()
+    if device is not None and not checkpointed:
+        import torch
+
+        from waveglow_jax.lab.torch_waveglow import Trainer, from_params
+
+        half = data.filter_length // 2
+        clip = torch.from_numpy(audio[:, half : half + data.segment_length].copy()).to(device)
+        mel = np.asarray(jax.jit(log_mel_of_padded, static_argnums=1)(audio, config))
+        mel = torch.from_numpy(mel.transpose(0, 2, 1).copy()).to(device)
+        trainer = Trainer(from_params(params, config).to(device))
+
+        def autocast() -> None:
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                trainer.step(clip, mel)
+
+        try:
+            autocast()
+            runs["autocast"] = synchronised(autocast, device)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            found["autocast"] = "out of memory"
+    return {**found, "median_seconds": in_turns(runs, scale.repeats)}
+
+
+def measure_invertibility(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
+    """Round trips of random weights and the bundled voice, at each precision of float32 matmuls."""
+    import waveglow_jax as wg
+    from waveglow_jax.lab.benchmark import random_voice
+
+    voices = {name: random_voice(config) for name, config in models(scale)}
+    voices["bundled voice"] = wg.load()
+    for name, voice in voices.items():
+        for precision in ("default", "high", "highest"):
+            rows.measure(f"{name}, {precision}", lambda v=voice, p=precision: round_trip(v, p))
+
+
+def round_trip(voice: Any, precision: str) -> dict[str, Any]:
+    """The error of the samples relative to the largest one, and of the log-determinants' sum."""
+    import jax
+    import numpy as np
+
+    import waveglow_jax as wg
+    from waveglow_jax.audio.files import read_audio
+    from waveglow_jax.weights.release import BUNDLED_VOICE
+
+    hop = voice.config.data.hop_length
+    recording = sorted((BUNDLED_VOICE / "recordings").glob("*.wav"))[0]
+    audio = read_audio(recording, voice.config.data.sampling_rate)[: 64 * hop][None]
+    audio = audio + np.float32(1e-4) * np.random.default_rng(0).normal(size=audio.shape)
+    audio = audio.astype(np.float32)
+    mel = voice.mel(audio)[:, :-1]  # one frame a hop, for both directions
+    with jax.default_matmul_precision(precision):
+        z, log_det = jax.jit(wg.forward, static_argnums=1)(voice.params, voice.config, audio, mel)
+        back, back_log_det = jax.jit(wg.inverse, static_argnums=1)(
+            voice.params, voice.config, z, mel
+        )
+    back, total = np.asarray(back), np.asarray(log_det + back_log_det)
+    return {
+        "round_trip": float(np.abs(back - audio).max() / np.abs(audio).max()),
+        "log_det_nats_per_sample": float(np.abs(total).max()) / audio.shape[1],
+    }
+
+
+def train_voice(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
+    """A run of configs/voice.json on the corpus, which goes on where the last one stopped."""
+    if arguments.data is None:
+        rows.write(key="no corpus", failed="no --data, so that nothing was trained")
+        return 0
+    run = arguments.output / "voice"
+    command = [sys.executable, str(ROOT / "train.py"), str(ROOT / "configs" / "voice.json")]
+    command += ["--data", str(arguments.data / "train"), "--output", str(run)]
+    command += ["--train.validation_files", str(arguments.data / "heldout")]
+    if scale.few:
+        command[2] = str(ROOT / "configs" / "tiny.json")
+        command = [*command[:-2], "--train.steps", "2"]
+    return subprocess.run(command).returncode
+
+
+def memory_of(compiled: Any) -> int | None:
+    """What the compiler plans for arguments, results and temporaries, in bytes."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + new
+
+
+# ------------------------------------------------------------------------------ the report
+
+
+def report(output: Path) -> str:
+    """Markdown: one table for each stage that has measured something."""
+    parts = ["# A day on an accelerator", ""]
+    peaks = {
+        row["key"].removeprefix("matmul "): row["flops_per_second"]
+        for row in Rows(output, "machine").read()
+        if "flops_per_second" in row
+    }
+    for stage in (*MINUTES, "stages"):
+        rows = Rows(output, stage).read()
+        if not rows:
+            continue
+        parts += [f"## {stage}", ""]
+        if stage in PUBLISHED_FIGURES:
+            parts += [PUBLISHED_FIGURES[stage], ""]
+        table = [cells_of(row, peaks) for row in rows]
+        columns = list(dict.fromkeys(name for cells in table for name in cells))
+        parts += [line(columns), line("---" for _ in columns)]
+        parts += [line(cells.get(name, "") for name in columns) for cells in table]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def cells_of(row: dict[str, Any], peaks: dict[str, float]) -> dict[str, str]:
+    """What a table's line says of a row: ratios and rates in place of raw seconds."""
+    cells = {"what": str(row["key"])}
+    seconds = row.get("median_seconds", {})
+    if "ours" in seconds:
+        cells["ours, ms"] = f"{1e3 * seconds['ours']:.3g}"
+        cells["samples/s"] = f"{row['samples'] / seconds['ours']:,.0f}"
+        peak = peaks.get(dtype_of(row["key"]))
+        if peak:
+            cells["share of the matmul peak"] = f"{row['flops'] / seconds['ours'] / peak:.0%}"
+        for name in ("eager", "compiled", "autocast"):
+            if name in seconds:
+                cells[f"x PyTorch {name}"] = f"{seconds[name] / seconds['ours']:.2f}"
+    for name, value in row.items():
+        if name in ("key", "median_seconds", "samples", "flops"):
+            continue
+        title = name.replace("_", " ")
+        if name.endswith("bytes"):
+            cells[title.replace("bytes", "GiB")] = "" if value is None else f"{value / 2**30:.2f}"
+        elif name.endswith("per_second"):
+            cells[title.replace("flops", "TFLOP").replace("bytes", "TB")] = f"{value / 1e12:.4g}"
+        else:
+            cells[title] = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return cells
+
+
+def dtype_of(key: str) -> str:
+    """The row of measured peaks that a measurement is held against; training runs in bfloat16."""
+    last = key.rsplit(", ", 1)[-1]
+    return {"float32": "float32, default (TF32 on such GPUs)", "float16": "float16"}.get(
+        last, "bfloat16"
+    )
+
+
+def line(cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
