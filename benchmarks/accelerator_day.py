@@ -37,7 +37,7 @@ MINUTES = {
     "tests": 6.0,
     "reverse": 8.0,
     "training": 6.0,
-    "invertibility": 2.0,
+    "invertibility": 4.0,
     "voice": 60.0,
 }
 """Time limits of the stages, which run in this order."""
@@ -110,14 +110,17 @@ class Rows:
 
     def __init__(self, output: Path, stage: str):
         self.path = output / f"{stage}.jsonl"
+        if self.path.exists():
+            # A line that a time limit cut short goes, and is measured again.
+            whole, _, cut = self.path.read_text(encoding="utf-8").rpartition("\n")
+            if cut:
+                self.path.write_text(whole + "\n" * bool(whole), encoding="utf-8")
         self.known = {row["key"] for row in self.read()}
 
     def read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        # A line that a time limit cut short is measured again.
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def write(self, **row: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
