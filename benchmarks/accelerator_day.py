@@ -18,6 +18,7 @@ docs/accelerator.md explains the tables.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,6 +42,9 @@ MINUTES = {
     "voice": 60.0,
 }
 """Time limits of the stages, which run in this order."""
+
+SECONDS_TO_STOP = 90
+"""What a stage has for its last words: the training run saves a checkpoint and a release."""
 
 PUBLISHED_FIGURES = {
     "reverse": "The published model card states 1,200 kHz in float16 on one V100 (256 channels).",
@@ -89,11 +93,7 @@ def main() -> int:
     for name in arguments.stages:
         command = [sys.executable, __file__, *sys.argv[1:], "--run-stage", name]
         began = time.monotonic()
-        try:
-            code = subprocess.run(command, timeout=60 * limits[name], check=False).returncode
-            outcome = "done" if code == 0 else f"ended with exit code {code}"
-        except subprocess.TimeoutExpired:
-            outcome = f"stopped at its limit of {limits[name]:g} minutes"
+        outcome = finished(command, 60 * limits[name])
         Rows(arguments.output, "stages").write(
             key=f"{name} {time.time():.0f}",
             stage=name,
@@ -103,6 +103,24 @@ def main() -> int:
         print(f"{name}: {outcome}", flush=True)
         (arguments.output / "report.md").write_text(report(arguments.output), encoding="utf-8")
     return 0
+
+
+def finished(command: list[str], seconds: float) -> str:
+    """How the process ended. At its limit it is asked to stop with all its own, and then killed."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        outcome = f"stopped at its limit of {seconds / 60:g} minutes"
+    else:
+        return "done" if code == 0 else f"ended with exit code {code}"
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return outcome
 
 
 class Rows:
@@ -479,18 +497,36 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
 
 
 def train_voice(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
-    """A run of configs/voice.json on the corpus, which goes on where the last one stopped."""
+    """A run on the corpus, which goes on where the last one stopped, and its release folder.
+
+    The release is in float16, in files of less than 16 MiB, and small enough to come along.
+    """
     if arguments.data is None:
-        rows.write(key="no corpus", failed="no --data, so that nothing was trained")
+        rows.write(key=f"{time.time():.0f}", failed="no --data, so that nothing was trained")
         return 0
-    run = arguments.output / "voice"
-    command = [sys.executable, str(ROOT / "train.py"), str(ROOT / "configs" / "voice.json")]
-    command += ["--data", str(arguments.data / "train"), "--output", str(run)]
-    command += ["--train.validation_files", str(arguments.data / "heldout")]
-    if scale.few:
-        command[2] = str(ROOT / "configs" / "tiny.json")
-        command = [*command[:-2], "--train.steps", "2"]
-    return subprocess.run(command).returncode
+    run, release = arguments.output / "voice", arguments.output / "voice_release"
+    config = "tiny" if scale.few else "voice_gpu"
+    train = [str(ROOT / "train.py"), str(ROOT / "configs" / f"{config}.json")]
+    train += ["--data", str(arguments.data / "train"), "--output", str(run)]
+    train += (
+        ["--train.steps", "2"]
+        if scale.few
+        else ["--train.validation_files", str(arguments.data / "heldout")]
+    )
+    # At the time limit the run stops by itself and leaves a checkpoint.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    began = time.monotonic()
+    code = subprocess.run([sys.executable, *train]).returncode
+    convert = ["-m", "waveglow_jax", "convert", str(run), "-o", str(release), "--dtype", "float16"]
+    released = subprocess.run([sys.executable, *convert], cwd=ROOT).returncode == 0
+    rows.write(
+        key=f"{time.time():.0f}",
+        config=config,
+        seconds=time.monotonic() - began,
+        exit_code=code,
+        release=released,
+    )
+    return 0 if released else 1
 
 
 def memory_of(compiled: Any) -> int | None:
