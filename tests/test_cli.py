@@ -19,6 +19,7 @@ from test_vocoder import lively_params, some_audio, some_mel, tiny_config
 
 import waveglow_jax as wg
 from waveglow_jax.audio import files
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli import COMMANDS, main
 from waveglow_jax.synthesis import vocoder
 

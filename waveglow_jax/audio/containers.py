@@ -21,8 +21,9 @@ from waveglow_jax.errors import UserError
 _ENDLESS = 0x7FFF0000
 # ... or something else that is far from the truth: at least this, and this many times the truth.
 _FAR, _FAR_TIMES = 1 << 28, 64
-# Programs that count headers into the length, or round it, are off by a few dozen bytes.
-_SLIGHTLY = 64
+# Programs that count headers into the length, one or all of them, are off by so many bytes. A file
+# that was cut is hardly ever cut there.
+_HEADERS = range(8, 37)
 # A file of zeros would be chunks without end.
 _MOST_CHUNKS = 10_000
 
@@ -38,12 +39,14 @@ class Container:
         count is then not to be believed.
     note: what the user should know of a file that is read all the same; empty if nothing.
     mpeg: whether it is a stream of MPEG frames.
+    sure: whether the decoder's count, where it is to be believed, need not be seen to be true.
     """
 
     parts: tuple[bytes, ...] = ()
     counted: int | None = None
     note: str = ""
     mpeg: bool = False
+    sure: bool = True
 
 
 def inspect(path: Path) -> Container:
@@ -182,7 +185,7 @@ def _measured(chunk: _Chunk, file: IO[bytes], path: Path, size: int) -> Containe
     endless = chunk.length & 0x7FFFFFFF >= _ENDLESS or 0 <= chunk.length - 0x80000000 <= 4096
     if (endless and chunk.form in _RIFF_FORMS) or chunk.length >= max(_FAR, _FAR_TIMES * there):
         return _to_the_end(chunk, file, size)
-    if missing <= _SLIGHTLY < there:
+    if there > 0 and (missing in _HEADERS or chunk.length in (size, size - 8)):
         note = f"its header promises {missing} bytes more than there are; it was read to its end"
         return replace(_to_the_end(chunk, file, size), note=f"{path}: {note}")
     raise UserError(
@@ -320,10 +323,7 @@ def _mpeg(content: bytes, path: Path) -> Container:
         return Container(mpeg=True)
     # Some programs count the frame that holds the number.
     if promised is not None and promised > len(frames) + (0 if broken else 1):
-        raise UserError(
-            f"{path}: cut short, {len(frames)} of {promised} frames of sound are there; "
-            "copy it again"
-        )
+        return Container(mpeg=True, sure=False)
     note = "ends in the middle of a frame, so that it may be cut short; it was read to there"
     return Container(
         (b"".join(frames),),

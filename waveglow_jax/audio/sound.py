@@ -82,7 +82,7 @@ def audio_frames(path: str | Path, sampling_rate: int) -> int:
     """
     with _opened(path) as sound:
         _check_form(sound, sampling_rate)
-        if sound.frames is None or not (sound.seeks or sound.format in ("OGG", "MP3")):
+        if sound.frames is None or not sound.sure:
             return len(_whole(sound))
         if sound.format == "FLAC" and not len(_decode(sound, sound.frames - 1, sound.frames)):
             # FLAC's header promises a length wherever the file ends: see whether the end is there.
@@ -138,6 +138,7 @@ class _Sound:
     files: its parts, to be decoded one after the other.
     frames: samples that there must be; None if only decoding tells.
     counted: samples that there should be, a frame or two aside; None if unknown.
+    sure: whether `frames` can be believed without decoding.
     seeks: whether the decoder, sent into the middle, delivers what it would have come to.
     most: samples that a file of this size may be decoded to.
     """
@@ -149,6 +150,7 @@ class _Sound:
     format: str
     frames: int | None
     counted: int | None
+    sure: bool
     seeks: bool
     most: int
 
@@ -250,6 +252,7 @@ def _sound(path: Path, size: int, container: Container, files: tuple[_File, ...]
     if known and first.frames == 0:
         raise UserError(f"{path}: holds no samples; leave it out")
     plain = first.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
+    packed = first.format in ("OGG", "MP3")
     most = (_MOST_DECODED + _MOST_GROWTH * size) // (4 * first.channels)
     return _Sound(
         path,
@@ -259,7 +262,8 @@ def _sound(path: Path, size: int, container: Container, files: tuple[_File, ...]
         first.format,
         first.frames if known else None,
         container.counted,
-        known and plain and first.format not in ("OGG", "MP3"),
+        container.sure and (plain or packed),
+        known and plain and not packed,
         most,
     )
 
