@@ -38,7 +38,7 @@ class Container:
     counted: the samples that its frames hold where its header does not say so; the decoder's own
         count is then not to be believed.
     note: what the user should know of a file that is read all the same; empty if nothing.
-    mpeg: whether it is a stream of MPEG frames.
+    mpeg: whether it is a stream of MPEG frames, or may be taken for one.
     sure: whether the decoder's count, where it is to be believed, need not be seen to be true.
     """
 
@@ -64,7 +64,7 @@ def inspect(path: Path) -> Container:
             return _ogg(file.read(), path)
         if head.startswith(b"ID3") or head[:1] == b"\xff" or path.suffix.lower() == ".mp3":
             return _mpeg(file.read(), path)
-    return Container()
+        return Container(mpeg=not head.startswith(b"fLaC"))
 
 
 # ------------------------------------------------------------------------------ chunks
@@ -93,9 +93,9 @@ def _chunked(head: bytes, file: IO[bytes], path: Path, size: int) -> Container |
     elif head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
         chunks, name = _riff_chunks(file, ">I", size), b"SSND"
     elif head[:4] == b"caff":
-        chunks, name = _caf_chunks(file), b"data"
+        chunks, name = _caf_chunks(file, size), b"data"
     elif head[:4] == b"riff":
-        chunks, name = _wave64_chunks(file), b"data"
+        chunks, name = _wave64_chunks(file, size), b"data"
     elif head[:4] in (b".snd", b"dns."):
         order = ">" if head[:4] == b".snd" else "<"
         start, length = struct.unpack(order + "II", head[4:12].ljust(8, b"\0"))
@@ -147,24 +147,24 @@ def _riff_chunks(file: IO[bytes], form: str, size: int) -> Iterator[_Chunk]:
         file.seek(start + length + length % 2)
 
 
-def _caf_chunks(file: IO[bytes]) -> Iterator[_Chunk]:
+def _caf_chunks(file: IO[bytes], size: int) -> Iterator[_Chunk]:
     file.seek(8)
     while len(head := file.read(12)) == 12:
         length = struct.unpack(">q", head[4:])[0]
         start = file.tell()
         yield _Chunk(head[:4], start, None if length < 0 else length, start - 8, ">q")
-        if length < 0 or start + length > 2**62:
+        if length < 0 or start + length > size:
             return
         file.seek(start + length)
 
 
-def _wave64_chunks(file: IO[bytes]) -> Iterator[_Chunk]:
+def _wave64_chunks(file: IO[bytes], size: int) -> Iterator[_Chunk]:
     file.seek(40)
     while len(head := file.read(24)) == 24:
         length = struct.unpack("<Q", head[16:])[0] - 24  # it counts its own header
         start = file.tell()
         yield _Chunk(head[:4], start, max(0, length), start - 8, "<Q", 24)
-        if not 0 <= length < 2**62:
+        if not 0 <= length <= size - start:
             return
         file.seek(start + length + -length % 8)
 
@@ -182,22 +182,26 @@ def _measured(chunk: _Chunk, file: IO[bytes], path: Path, size: int) -> Containe
     missing = chunk.length - there
     if missing <= 0:
         return Container()
+    there = max(0, there)
     endless = chunk.length & 0x7FFFFFFF >= _ENDLESS or 0 <= chunk.length - 0x80000000 <= 4096
-    if (endless and chunk.form in _RIFF_FORMS) or chunk.length >= max(_FAR, _FAR_TIMES * there):
+    if there and (
+        (endless and chunk.form in _RIFF_FORMS) or chunk.length >= max(_FAR, _FAR_TIMES * there)
+    ):
         return _to_the_end(chunk, file, size)
-    if there > 0 and (missing in _HEADERS or chunk.length in (size, size - 8)):
+    if there and (missing in _HEADERS or chunk.length in (size, size - 8)):
         note = f"its header promises {missing} bytes more than there are; it was read to its end"
         return replace(_to_the_end(chunk, file, size), note=f"{path}: {note}")
     raise UserError(
-        f"{path}: cut short, {max(0, there)} of {chunk.length} bytes of sound are there; "
-        "copy it again"
+        f"{path}: cut short, {there} of {chunk.length} bytes of sound are there; copy it again"
     )
 
 
 def _ends_in_chunks(chunk: _Chunk, file: IO[bytes], size: int) -> bool:
     """Whether what lies behind an empty chunk is chunks up to the very end, and no sound."""
     place = chunk.start
-    while place < size:
+    for _ in range(_MOST_CHUNKS):
+        if place >= size:
+            break
         file.seek(place)
         head = file.read(8)
         if len(head) < 8 or not _is_name(head[:4]):
@@ -303,7 +307,9 @@ def _mpeg(content: bytes, path: Path) -> Container:
     place = _behind_tags(content, 0)
     start, first = _next_frame(content, place, None)
     if first is None:
-        return Container()  # something else, or nothing that this reads: the decoder will say
+        return Container(
+            mpeg=True
+        )  # something else, or nothing that this reads: the decoder will say
     promised = _promised(content, start, first)
     place = start + (first.size if promised is not None else 0)  # that frame holds no sound
     frames: list[bytes] = []
@@ -367,7 +373,7 @@ def _behind_tags(content: bytes, place: int) -> int:
 def _promised(content: bytes, start: int, first: _Frame) -> int | None:
     """The number of frames that a Xing or Info header gives; -1: it gives none; None: no header."""
     for at in (start + first.side_end, start + first.side_end + 2):  # 2: a checksum
-        if content[at : at + 4] in (b"Xing", b"Info") and at + 12 <= start + first.size:
+        if content[at : at + 4] in (b"Xing", b"Info") and at + 12 <= len(content):
             flags, frames = struct.unpack(">II", content[at + 4 : at + 12])
             return frames if flags & 1 else -1
     if content[start + 36 : start + 40] == b"VBRI":  # its count is one that libsndfile ignores

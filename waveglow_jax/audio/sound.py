@@ -168,7 +168,7 @@ def _opened(path: str | Path, warn: bool = True) -> Iterator[_Sound]:
         if warn and container.note:
             warnings.warn(container.note, FileWarning, stacklevel=4)
         with ExitStack() as stack:
-            if container.mpeg or path.suffix.lower() == ".mp3":
+            if container.mpeg:
                 stack.enter_context(_without_mpg123())
             files = tuple(
                 stack.enter_context(_sound_file(source, path))
@@ -371,7 +371,8 @@ class _Sieve:
             if not self.users:
                 os.dup2(self.own, 2)
             # Not through the file's own place, which is that of whoever writes to stderr.
-            content = os.pread(self.file.fileno(), 1 << 30, self.passed)
+            size = os.fstat(self.file.fileno()).st_size - self.passed
+            content = os.pread(self.file.fileno(), size, self.passed)
             whole = len(content) if not self.users else content.rfind(b"\n") + 1
             lines = io.BytesIO(content[:whole]).readlines()
             with open(self.own, "wb", closefd=False) as screen, suppress(OSError):
