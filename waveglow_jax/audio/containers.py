@@ -96,9 +96,9 @@ def _chunked(head: bytes, file: IO[bytes], path: Path, size: int) -> Container |
         chunks, name = _caf_chunks(file, size), b"data"
     elif head[:4] == b"riff":
         chunks, name = _wave64_chunks(file, size), b"data"
-    elif head[:4] in (b".snd", b"dns."):
+    elif head[:4] in (b".snd", b"dns.") and len(head) == 12:
         order = ">" if head[:4] == b".snd" else "<"
-        start, length = struct.unpack(order + "II", head[4:12].ljust(8, b"\0"))
+        start, length = struct.unpack(order + "II", head[4:])
         chunks, name = iter([_Chunk(_AU, start, length, 8, order + "I")]), _AU
     else:
         return None
