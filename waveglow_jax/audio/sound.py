@@ -206,8 +206,12 @@ class _Unending(io.BytesIO):
     for a tag at the pretended end, where it finds zeros.
     """
 
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._size = len(content)
+
     def _end(self) -> int:
-        return 1000 * len(self.getbuffer()) + (1 << 20)
+        return 1000 * self._size + (1 << 20)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_END:
