@@ -12,8 +12,9 @@ import shutil
 from pathlib import Path
 
 import waveglow_jax as wg
-from waveglow_jax.audio.files import read_audio, replacing
+from waveglow_jax.audio.files import replacing
 from waveglow_jax.audio.picture import mel_figure
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.weights.release import BUNDLED_VOICE, save
 
 DEMO = ("ru_0773", "ru_0806")

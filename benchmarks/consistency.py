@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import waveglow_jax as wg  # noqa: E402
-from waveglow_jax.audio.files import read_audio, write_text, write_wav  # noqa: E402
+from waveglow_jax.audio.files import write_text, write_wav  # noqa: E402
+from waveglow_jax.audio.sound import read_audio  # noqa: E402
 from waveglow_jax.flow.likelihood import log_likelihood  # noqa: E402
 from waveglow_jax.flow.waveglow import (  # noqa: E402
     forward,

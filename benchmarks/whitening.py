@@ -20,8 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, read_audio, replacing, write_text
+from waveglow_jax.audio.files import (
+    AUDIO_SUFFIXES,
+    find_inputs,
+    replacing,
+    write_text,
+)
 from waveglow_jax.audio.mel import log_mel
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.flow.bijections import (
     power_at_blocks,

@@ -20,16 +20,14 @@ from waveglow_jax.audio import files
 from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     MEL_SUFFIXES,
-    audio_frames,
     find_inputs,
-    read_audio,
-    read_clip,
     read_mel,
     replacing,
     to_int16,
     write_mel,
     write_wav,
 )
+from waveglow_jax.audio.sound import audio_frames, read_audio, read_clip
 from waveglow_jax.errors import UserError
 from waveglow_jax.weights.torch_pickle import write_torch
 

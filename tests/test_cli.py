@@ -19,6 +19,7 @@ from test_vocoder import lively_params, some_audio, some_mel, tiny_config
 
 import waveglow_jax as wg
 from waveglow_jax.audio import files
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli import COMMANDS, main
 from waveglow_jax.synthesis import vocoder
 
@@ -150,7 +151,7 @@ def test_recordings_by_way_of_their_mel(run, tmp_path, weights, voice):
     code, out, err = run("synthesize", tmp_path, "-o", tmp_path / "out", "-w", weights)
     assert (code, err, len(out)) == (0, [], 2)
     is_speech_file(tmp_path / "out/sub/b.wav", 1 + 7777 // HOP)
-    mel = voice.mel(files.read_audio(tmp_path / "a.wav", RATE))
+    mel = voice.mel(read_audio(tmp_path / "a.wav", RATE))
     expected = files.to_int16(voice.synthesize(mel))
     assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
 
@@ -646,7 +647,7 @@ def test_mel_files(run, tmp_path, weights, voice):
     assert below(out) == ["sub/a.npy"]
     mel = np.load(out / "sub/a.npy", allow_pickle=False)
     assert mel.shape == (80, 24) and mel.dtype == np.float32
-    assert np.array_equal(mel.T, voice.mel(files.read_audio(path, RATE)))
+    assert np.array_equal(mel.T, voice.mel(read_audio(path, RATE)))
     # And from there to the same sound as straight from the recording.
     assert run("synthesize", path, "-o", tmp_path / "one", "-w", weights)[0] == 0
     assert run("synthesize", out, "-o", tmp_path / "two", "-w", weights)[0] == 0
@@ -677,7 +678,7 @@ def test_prepare(run, tmp_path):
     assert len(lines) == 2 and str(tmp_path / "in/bad.wav") in lines[0]
     assert lines[1].startswith("2 written, 0 kept, 1 left out;")
     assert [name for name in below(out) if name.endswith(".wav")] == ["a.wav", "sub/b.wav"]
-    samples = files.read_audio(out / "a.wav", RATE)
+    samples = read_audio(out / "a.wav", RATE)
     assert len(samples) == 33075
     level = 20 * np.log10(np.sqrt(np.mean(samples**2)))
     assert abs(level + 26) < 0.2

@@ -13,7 +13,7 @@ from browser import until
 from scipy.stats import norm
 from test_vocoder import some_audio
 
-from waveglow_jax.audio.files import read_audio
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli import main
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.listening_test.make import PAGE, make

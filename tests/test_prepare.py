@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from waveglow_jax.audio import prepare as module
-from waveglow_jax.audio.files import audio_frames, read_audio
 from waveglow_jax.audio.prepare import prepare
+from waveglow_jax.audio.sound import audio_frames, read_audio
 from waveglow_jax.errors import UserError
 
 RATE = 22050

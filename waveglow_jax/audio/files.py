@@ -1,4 +1,4 @@
-"""Audio and mel files: finding them, reading them with suspicion, writing them whole or not at all.
+"""Audio and mel files: finding them, reading mels with suspicion, writing whole or not at all.
 
 Audio is mono here, `[T]` float32 in [-1, 1]; a mel is `[F, M]` float32 (frames, bins) in memory and
 `[M, F]` in a file. Everything that is wrong with a file is a `UserError` of one line that begins
@@ -23,26 +23,27 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import soundfile
 
 from waveglow_jax.errors import UserError
+from waveglow_jax.errors import why as _why
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"),
 )
+# What looks like sound and is not read: no decoder of these comes with libsndfile.
+UNREAD_SUFFIXES = (
+    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".aac", ".ac3", ".eac3", ".dts"),
+    *(".webm", ".weba", ".mkv", ".mka", ".avi", ".flv", ".ogv", ".ogm", ".ogx", ".wma", ".wmv"),
+    *(".asf", ".amr", ".awb", ".ape", ".wv", ".tta", ".tak", ".shn", ".mpc", ".spx", ".mp2"),
+    *(".mp1", ".mpga", ".mpg", ".mpeg", ".ra", ".rm", ".dsf", ".dff", ".sph", ".snd", ".voc"),
+    *(".wave", ".bwf", ".rf64", ".qcp", ".gsm", ".mid", ".midi"),
+)
+CONVERT = "ffmpeg -i IN OUT.wav"
 MEL_SUFFIXES = (".npy", ".npz", ".pt", ".safetensors")
-
-# A recording that never exceeds this is silent: a third of the smallest step of 16 bits.
-SILENCE = 1e-5
-# Decoders of lossy formats overshoot full scale by a little, which is clipped. Samples far beyond
-# it were never in [-1, 1] (16-bit values stored as floats, say), and clipping would destroy them.
-_OVERSHOOT = 2.0
 
 # Of a compressed mel: silence alone shrinks further.
 _MOST_UNPACKED, _MOST_GROWTH = 64 << 20, 20
-
-_PREPARE = "python -m waveglow_jax prepare IN -o OUT"
 
 
 # ------------------------------------------------------------------------------ finding
@@ -97,6 +98,24 @@ def find_inputs(inputs: Sequence[str | Path], suffixes: Sequence[str]) -> list[I
     if not found:
         raise UserError("no inputs given; name files, folders, globs, a .txt list or -")
     return _distinct(found)
+
+
+def find_unread(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """Files in folders and globs that look like sound and are not read, each with why not.
+
+    inputs: as for `find_inputs`, which passes these over.
+    """
+    found: list[Path] = []
+    for text in map(str, inputs):
+        if Path(text).is_dir():
+            found += _walk(Path(text), UNREAD_SUFFIXES)
+        elif not os.path.exists(text) and glob.has_magic(text):
+            found += [item.path for item in _matched(text, UNREAD_SUFFIXES)]
+    return [(path, _unread(path)) for path in dict.fromkeys(found)]
+
+
+def _unread(path: Path) -> str:
+    return f"{path.suffix.lower()} is not read here; convert it with: {CONVERT}"
 
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -174,6 +193,8 @@ def _read_text(path: Path) -> str:
 
 
 def _of_type(path: Path, suffixes: tuple[str, ...]) -> Path:
+    if path.suffix.lower() in UNREAD_SUFFIXES:
+        raise UserError(f"{path}: {_unread(path)}")
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path}: not a type read here; expected one of {' '.join(suffixes)}")
     return path
@@ -194,187 +215,6 @@ def _distinct(found: list[Input]) -> list[Input]:
             )
         places[place] = item.path
     return list(files.values())
-
-
-# ------------------------------------------------------------------------------ audio in
-
-
-def read_samples(path: str | Path) -> tuple[np.ndarray, int]:
-    """A whole recording of any rate and number of channels: `[T, C]` float32, and its rate in Hz.
-
-    The values are as decoded: not clipped, not checked beyond being complete. Raises UserError if
-    the file is missing, unreadable, cut short or empty.
-    """
-    with _opened(path) as file:
-        return _decode(file, path, 0, file.frames), file.samplerate
-
-
-def read_audio(path: str | Path, sampling_rate: int) -> np.ndarray:
-    """A mono recording, `[T]` float32 in [-1, 1].
-
-    sampling_rate: the rate in Hz that the file must have.
-
-    Raises UserError if the file is missing, unreadable, cut short, empty, silent, of another rate,
-    of more than one channel, or holds samples that are not finite or far beyond full scale.
-    """
-    with _opened(path) as file:
-        _check_form(file, path, sampling_rate)
-        samples = _in_range(_decode(file, path, 0, file.frames)[:, 0], path)
-    if np.abs(samples).max() < SILENCE:
-        raise UserError(f"{path}: silent throughout; leave it out")
-    return samples
-
-
-def audio_frames(path: str | Path, sampling_rate: int) -> int:
-    """The number of samples of a mono recording, without decoding it.
-
-    Raises UserError as `read_audio` does for what can be told without decoding: missing,
-    unreadable, cut short, empty, another rate, more than one channel.
-    """
-    with _opened(path) as file:
-        _check_form(file, path, sampling_rate)
-        if file.format == "FLAC":
-            # FLAC's header promises a length wherever the file ends: see whether the end is there.
-            _decode(file, path, file.frames - 1, file.frames)
-        return file.frames
-
-
-def read_clip(path: str | Path, start: int, stop: int) -> np.ndarray:
-    """Samples `start` up to `stop` of a mono recording, `[stop - start]` float32 in [-1, 1].
-
-    Only those are decoded. Raises UserError if the file cannot deliver all of them, has more than
-    one channel, or if they are not finite or far beyond full scale.
-    """
-    try:
-        with _sound_file(path) as file:
-            _check_mono(file, path)
-            if not 0 <= start < stop <= file.frames:
-                raise UserError(
-                    f"{path}: samples {start} to {stop} asked for, it has {file.frames}; "
-                    "the file has changed or is cut short, start again with it whole"
-                )
-            return _in_range(_decode(file, path, start, stop)[:, 0], path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {_why(error)}") from error
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise UserError(f"{path}: a folder where a recording was expected")
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty; copy it again or leave it out")
-        _check_complete(path)
-        with _sound_file(path) as file:
-            if file.frames <= 0:
-                raise UserError(f"{path}: holds no samples; leave it out")
-            yield file
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; check the path") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {_why(error)}") from error
-
-
-def _sound_file(path: str | Path) -> soundfile.SoundFile:
-    # libsndfile takes some names for raw data; there is none among the types read here, and a
-    # missing file would be reported as 'System error'.
-    os.stat(path)
-    try:
-        return soundfile.SoundFile(os.fspath(path))
-    except (soundfile.LibsndfileError, TypeError) as error:
-        why = getattr(error, "error_string", str(error)).strip().rstrip(".")
-        # What libsndfile says of a file that is there and is no MP3.
-        why = "" if "does not exist" in why else f" ({why})"
-        raise UserError(
-            f"{path}: not readable as audio{why}; copy it again or leave it out"
-        ) from error
-
-
-def _decode(file: soundfile.SoundFile, path: str | Path, start: int, stop: int) -> np.ndarray:
-    """Samples start..stop of an open file, [stop - start, C] float32; UserError if short."""
-    try:
-        file.seek(start)
-        samples = file.read(stop - start, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        why = error.error_string.strip().rstrip(".")
-        raise UserError(f"{path}: damaged or cut short ({why}); copy it again") from error
-    if len(samples) != stop - start:
-        raise UserError(
-            f"{path}: cut short, {start + len(samples)} of {stop} samples are there; copy it again"
-        )
-    return samples
-
-
-def _check_mono(file: soundfile.SoundFile, path: str | Path) -> None:
-    if file.channels != 1:
-        raise UserError(
-            f"{path}: {file.channels} channels, one expected; mix down with: {_PREPARE}"
-        )
-
-
-def _check_form(file: soundfile.SoundFile, path: str | Path, sampling_rate: int) -> None:
-    if file.samplerate != sampling_rate:
-        raise UserError(
-            f"{path}: {file.samplerate} Hz, {sampling_rate} expected; resample with: {_PREPARE}"
-        )
-    _check_mono(file, path)
-
-
-def _in_range(samples: np.ndarray, path: str | Path) -> np.ndarray:
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: holds samples that are not finite numbers; leave it out")
-    peak = float(np.abs(samples).max(initial=0.0))
-    if peak > _OVERSHOOT:
-        raise UserError(
-            f"{path}: samples reach {peak:.6g} where full scale is 1; scale them and save it again"
-        )
-    return np.clip(samples, -1.0, 1.0)
-
-
-def _check_complete(path: Path) -> None:
-    """Refuses a WAV or AIFF whose header promises more data than the file holds.
-
-    libsndfile reads such files to their end without a word.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        magic = file.read(12)
-        if magic[:4] in (b"RIFF", b"RF64") and magic[8:] == b"WAVE":
-            order, data_chunk = "<", b"data"
-        elif magic[:4] == b"RIFX" and magic[8:] == b"WAVE":
-            order, data_chunk = ">", b"data"
-        elif magic[:4] == b"FORM" and magic[8:] in (b"AIFF", b"AIFC"):
-            order, data_chunk = ">", b"SSND"
-        else:
-            return
-        long_length = None
-        while len(head := file.read(8)) == 8:
-            name, length = struct.unpack(order + "4sI", head)
-            start = file.tell()
-            if name == b"ds64":  # RF64 keeps here what does not fit 32 bits
-                sizes = file.read(16)
-                long_length = struct.unpack("<Q", sizes[8:])[0] if len(sizes) == 16 else None
-            if name == data_chunk:
-                if length == 0xFFFFFFFF:
-                    if long_length is None:  # written to a pipe: no length was promised
-                        return
-                    length = long_length
-                if start + length > size:
-                    raise UserError(
-                        f"{path}: cut short, {size - start} of {length} bytes of sound are there; "
-                        "copy it again"
-                    )
-                return
-            file.seek(start + length + length % 2)
-        raise UserError(f"{path}: cut short before its sound begins; copy it again")
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # ------------------------------------------------------------------------------ mels in
@@ -662,9 +502,12 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all, creating folders. Raises UserError."""
+    """Writes a UTF-8 text file, whole or not at all, creating folders. Raises UserError.
+
+    What UTF-8 cannot hold, which only names of files from elsewhere have, is escaped.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: str | Path) -> Any:

@@ -19,11 +19,12 @@ from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     Input,
     find_inputs,
+    find_unread,
     read_json,
-    read_samples,
     write_text,
     write_wav,
 )
+from waveglow_jax.audio.sound import read_samples
 from waveglow_jax.errors import UserError
 
 MANIFEST = "prepare.json"
@@ -50,7 +51,8 @@ class PrepareReport:
 
     written: number of files converted now.
     kept: number of files that an earlier run had already converted.
-    left_out: (input path, reason) of each file not used.
+    left_out: (input path, reason) of each file not used, those of formats that are not read among
+        them.
     seconds: audio in the files written and kept.
     """
 
@@ -79,9 +81,10 @@ def prepare(
     workers: threads; decoding and resampling run in parallel.
     progress: called with (files done, files in all) after each file.
 
-    Left out, with the reason in the report and in `output/left_out.txt`: unreadable, cut short,
-    not finite, too short, silent (never above -60 dB of full scale), or clipped (more than 0.1% of
-    a channel's samples at full scale in runs of three or more).
+    Left out, with the reason in the report and in `output/left_out.txt`: of a format that is not
+    read (.m4a and such, in the folders and globs given), unreadable, cut short, not finite, too
+    short, silent (never above -60 dB of full scale), or clipped (more than 0.1% of a channel's
+    samples at full scale in runs of three or more).
 
     A second run converts only what is new or changed: `output/prepare.json` keeps the settings and
     each source's size and time. Outputs of sources that are not among `inputs` this time stay.
@@ -95,7 +98,7 @@ def prepare(
         "level_dbfs": level_dbfs,
         "min_seconds": min_seconds,
     }
-    items = find_inputs(inputs, AUDIO_SUFFIXES)
+    items, unread = find_inputs(inputs, AUDIO_SUFFIXES), find_unread(inputs)
     done = _read_manifest(output, settings)
     _check_places(items, output, done)
 
@@ -109,7 +112,8 @@ def prepare(
             samples, rate = read_samples(item.path)
         except UserError as error:
             # The reason alone: the file is named beside it, and the remedy has been taken.
-            return item, None, str(error).removeprefix(f"{item.path}: ").split("; ")[0]
+            named = str(UserError(f"{item.path}: "))
+            return item, None, str(error).removeprefix(named).split("; ")[0]
         reason = _unusable(samples, rate, min_seconds)
         if reason:
             return item, None, reason
@@ -146,6 +150,7 @@ def prepare(
 
     # In the order of the inputs, not in the order in which threads came to them.
     report = tuple((str(i.path), left_out[str(i.path)]) for i in items if str(i.path) in left_out)
+    report += tuple((str(path), reason) for path, reason in unread)
     write_text(output / LEFT_OUT, "".join(f"{path}\t{reason}\n" for path, reason in report))
     return PrepareReport(written, kept, report, seconds)
 
@@ -260,4 +265,4 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, dict]:
 
 def _write_manifest(output: Path, settings: dict, files: dict[str, dict]) -> None:
     content = {"settings": settings, "files": dict(sorted(files.items()))}
-    write_text(output / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(output / MANIFEST, json.dumps(content, indent=1) + "\n")

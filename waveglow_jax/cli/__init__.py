@@ -35,7 +35,7 @@ from waveglow_jax.cli.latent import (
     run_sweep,
     sweep_arguments,
 )
-from waveglow_jax.cli.outcome import INTERRUPTED, fail
+from waveglow_jax.cli.outcome import INTERRUPTED, fail, ready_streams
 from waveglow_jax.cli.preflight import preflight_arguments, run_preflight
 from waveglow_jax.cli.synthesis import run_synthesize, synthesize_arguments
 from waveglow_jax.cli.training import run_train, train_arguments
@@ -93,6 +93,7 @@ def run_single(command: str, argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    ready_streams()
     plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv, parser)
     arguments = parser.parse_args(plain)
     if overrides and arguments.command not in ("train", "preflight", "benchmark"):

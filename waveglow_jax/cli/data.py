@@ -9,9 +9,9 @@ from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     Input,
     find_inputs,
-    read_audio,
     write_mel,
 )
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.outcome import each
 from waveglow_jax.errors import UserError
 

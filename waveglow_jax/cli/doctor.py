@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_any_mel, read_samples, write_mel
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_any_mel, write_mel
+from waveglow_jax.audio.sound import read_samples
 from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
 

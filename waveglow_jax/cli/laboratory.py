@@ -11,10 +11,10 @@ from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     Input,
     find_inputs,
-    read_audio,
     read_mel,
     replacing,
 )
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import count, noise, seed
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import exit_code, fail, target_of

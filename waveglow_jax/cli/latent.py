@@ -12,10 +12,10 @@ from waveglow_jax.audio.files import (
     MEL_SUFFIXES,
     Input,
     find_inputs,
-    read_audio,
     replacing,
     write_wav,
 )
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, count, seed, sigma
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import each, tell

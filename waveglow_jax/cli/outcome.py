@@ -1,18 +1,36 @@
 """How a command tells what became of each file: a line or JSON, errors on stderr, exit codes."""
 
 import argparse
+import io
 import json
 import sys
+import warnings
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from waveglow_jax.audio.files import (
     Input,
 )
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import FileWarning, UserError, why
 
 INTERRUPTED, TERMINATED = 130, 143
+
+
+def ready_streams() -> None:
+    """Lets any name of a file be printed, and what is odd about a file be said in one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = partial(_show, warnings.showwarning)
+
+
+def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
+    if issubclass(category, FileWarning):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *rest)
 
 
 def fail(line: str) -> int:
@@ -34,6 +52,9 @@ def each(
             result = work(item, target_of(item, arguments, suffix, inputs))
         except UserError as error:
             failed += fail(str(error))
+            continue
+        except (OSError, MemoryError) as error:
+            failed += fail(str(UserError(f"{item.path}: cannot be done: {why(error)}")))
             continue
         tell(item, result, arguments)
     return exit_code(failed, items)

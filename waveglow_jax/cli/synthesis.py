@@ -19,7 +19,6 @@ from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     MEL_SUFFIXES,
     Input,
-    audio_frames,
     find_inputs,
     pcm16,
     read_mel,
@@ -27,6 +26,7 @@ from waveglow_jax.audio.files import (
     write_wav,
     write_wav_blocks,
 )
+from waveglow_jax.audio.sound import audio_frames
 from waveglow_jax.cli.arguments import consistency, count, given, seed, sigma, strength
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import TERMINATED, each, exit_code, fail, target_of, tell

@@ -5,10 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import (
-    read_audio,
-    replacing,
-)
+from waveglow_jax.audio.files import replacing
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, source_arguments
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.config import DTYPES

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import read_audio, read_samples, write_text
+from waveglow_jax.audio.files import write_text
+from waveglow_jax.audio.sound import audio_frames, read_audio, read_samples
 from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.alignment import align
@@ -421,9 +422,7 @@ def _with_made(row: Row, made: Made, rate: int, references: dict[str, Path]) -> 
     """The row with what making its audio told: real-time factor and likelihood."""
     values = dict(row.values)
     if row.name in made.seconds:
-        import soundfile
-
-        values["rtf"] = made.seconds[row.name] * rate / soundfile.info(references[row.name]).frames
+        values["rtf"] = made.seconds[row.name] * rate / audio_frames(references[row.name], rate)
     if row.name in made.nats:
         values["nats"] = made.nats[row.name]
     ordered = {metric.key: values[metric.key] for metric in METRICS if metric.key in values}

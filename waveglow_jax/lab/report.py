@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from waveglow_jax.audio.files import read_audio, write_text
+from waveglow_jax.audio.files import write_text
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.alignment import align
 from waveglow_jax.lab.evaluation import Evaluation, Row, Summary, read_output, summary_dict

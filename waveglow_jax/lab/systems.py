@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, read_audio, write_wav
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, write_wav
+from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import (
     DTYPES,
     LATENT,

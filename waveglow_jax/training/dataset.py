@@ -16,17 +16,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    audio_frames,
-    find_inputs,
-    read_audio,
-    read_clip,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, find_unread
+from waveglow_jax.audio.sound import audio_frames, decoded_from_start, read_audio, read_clip
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.training.mels import MelFolder, MisalignedError, mel_frames, resemblance
 
+SLOW_SECONDS = 60
+"""From this length on it matters that every clip is decoded from the recording's start."""
 MAX_UNREADABLE = 16
 """Recordings tried for one clip before the corpus itself is taken to be gone."""
 
@@ -42,8 +39,9 @@ class Recording:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Recordings to train on and to validate with; `left_out` are unusable ones and why, `doubts`
-    what looks wrong about their mels."""
+    """Recordings to train on and to validate with; `left_out` are unusable ones and why, those of
+    formats that are not read among them; `doubts` what looks wrong about their mels, or makes
+    reading them slow."""
 
     training: tuple[Recording, ...]
     validation: tuple[Recording, ...]
@@ -78,7 +76,20 @@ def scan_corpus(data: str, config: Config, mels: str | None = None) -> Corpus:
         raise UserError(f"{data}: no usable recording to train on" + _first(left_out))
     pairs = [(r.path, r.n_samples, r.mel) for r in recordings if r.mel]
     doubts = resemblance(pairs, config) if pairs else []
+    doubts += _slow(recordings, config)
     return Corpus(tuple(recordings), tuple(validation), tuple(left_out), tuple(doubts))
+
+
+def _slow(recordings: Sequence[Recording], config: Config) -> list[str]:
+    long = SLOW_SECONDS * config.data.sampling_rate
+    slow = [r.path for r in recordings if r.n_samples > long and decoded_from_start(r.path)]
+    if not slow:
+        return []
+    return [
+        f"{len(slow)} recordings of over {SLOW_SECONDS} s (the first: {slow[0]}) are in a format "
+        "that has to be decoded from its start for every clip, which is slow; make WAV files of "
+        "them with: python -m waveglow_jax prepare IN -o OUT"
+    ]
 
 
 def _usable(
@@ -95,6 +106,7 @@ def _usable(
             left_out.append(str(error))
         else:
             usable.append(Recording(found.path, n_samples, mel))
+    left_out += [f"{path}: {reason}" for path, reason in find_unread([source])]
     return usable, left_out
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from waveglow_jax.audio.files import MEL_SUFFIXES, find_inputs, read_clip, read_mel
+from waveglow_jax.audio.files import MEL_SUFFIXES, find_inputs, read_mel
 from waveglow_jax.audio.mel import LOG_FLOOR, log_mel
+from waveglow_jax.audio.sound import read_clip
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 

@@ -97,19 +97,20 @@ def text_from_first(text: str) -> str:
     """The first process's text on every process."""
     if jax.process_count() == 1:
         return text
-    content = text.encode() if is_first() else b""
+    content = text.encode("utf-8", "surrogatepass") if is_first() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8).astype(np.int32)
-    return (
-        np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes().decode()
-    )
+    first = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
+    return first.decode("utf-8", "surrogatepass")
 
 
 def check_agreed(what: str, text: str) -> None:
     """Raises UserError on every process unless the text is the same on all of them."""
     if jax.process_count() == 1:
         return
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+    digest = np.frombuffer(
+        hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), np.uint32
+    )
     digests = multihost_utils.process_allgather(digest)
     other = np.flatnonzero((digests != digests[0]).any(axis=1))
     if other.size:

@@ -19,11 +19,10 @@ import numpy as np
 from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     find_inputs,
-    read_audio,
-    read_samples,
     write_text,
     write_wav,
 )
+from waveglow_jax.audio.sound import read_audio, read_samples
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.systems import files_by_name
 
