@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, read_audio, replacing, write_text
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_audio, replacing, write_text
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.flow.bijections import (

@@ -21,7 +21,6 @@ from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     MEL_SUFFIXES,
     audio_frames,
-    find_inputs,
     read_audio,
     read_clip,
     read_mel,
@@ -30,6 +29,7 @@ from waveglow_jax.audio.files import (
     write_mel,
     write_wav,
 )
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.errors import UserError
 from waveglow_jax.weights.torch_pickle import write_torch
 

@@ -1,4 +1,4 @@
-"""Audio and mel files: finding them, reading them with suspicion, writing them whole or not at all.
+"""Audio and mel files: reading them with suspicion, writing them whole or not at all.
 
 Audio is mono here, `[T]` float32 in [-1, 1]; a mel is `[F, M]` float32 (frames, bins) in memory and
 `[M, F]` in a file. Everything that is wrong with a file is a `UserError` of one line that begins
@@ -7,20 +7,16 @@ with the file's name.
 
 from __future__ import annotations
 
-import glob
 import io
-import json
 import os
 import struct
-import sys
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import soundfile
@@ -43,157 +39,6 @@ _OVERSHOOT = 2.0
 _MOST_UNPACKED, _MOST_GROWTH = 64 << 20, 20
 
 _PREPARE = "python -m waveglow_jax prepare IN -o OUT"
-
-
-# ------------------------------------------------------------------------------ finding
-
-
-@dataclass(frozen=True)
-class Input:
-    """One file to work on, and where its result belongs under an output folder.
-
-    path: the file itself.
-    relative: its place under the output folder, still with the input's own suffix.
-    """
-
-    path: Path
-    relative: Path
-
-
-def find_inputs(inputs: Sequence[str | Path], suffixes: Sequence[str]) -> list[Input]:
-    """Every file that the inputs stand for, in order, each file once.
-
-    inputs: each a file; a folder (searched recursively in sorted order, hidden names ignored); a
-        glob; a `.txt` list (a path per line, `path|text` allowed, looked up beside the list and
-        then in the current folder); or `-` for such a list on stdin.
-    suffixes: the file types wanted, e.g. `AUDIO_SUFFIXES`. Others are passed over in folders and
-        globs, and refused where they are named one by one.
-
-    Sub-folders are kept in `relative`: below a folder given, below the fixed part of a glob, as
-    written in a list (absolute paths in a list: below the folder they have in common).
-
-    Raises UserError if something named is missing or of another type, if a folder, glob or list
-    yields nothing, or if two files would have the same result (same `relative` but for the suffix).
-    """
-    wanted = tuple(suffix.lower() for suffix in suffixes)
-    found: list[Input] = []
-    for text in map(str, inputs):
-        path = Path(text)
-        if text == "-":
-            some = _listed("stdin", sys.stdin.read(), [Path()], wanted)
-        elif path.is_dir():
-            some = [Input(p, p.relative_to(path)) for p in _walk(path, wanted)]
-        elif path.is_file() and path.suffix.lower() == ".txt":
-            some = _listed(text, _read_text(path), [path.parent, Path()], wanted)
-        elif path.exists():
-            some = [Input(_of_type(path, wanted), Path(path.name))]
-        elif glob.has_magic(text):
-            some = _matched(text, wanted)
-        else:
-            raise UserError(f"{text}: no such file or folder; check the path")
-        if not some:
-            raise UserError(f"{text}: nothing found in it; looked for {' '.join(wanted)}")
-        found += some
-    if not found:
-        raise UserError("no inputs given; name files, folders, globs, a .txt list or -")
-    return _distinct(found)
-
-
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these types below a folder, sorted; links are followed, but never in a circle."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be searched: {error.strerror}") from error
-
-    files: list[Path] = []
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(suffixes)
-        ]
-    return sorted(files)
-
-
-def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
-    parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    base = Path(*parts[:fixed])
-    paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
-    found = []
-    for path in paths:
-        if path.is_dir() and parts[-1] != "**":
-            found += [Input(p, p.relative_to(base)) for p in _walk(path, suffixes)]
-        elif path.is_file() and path.suffix.lower() in suffixes:
-            found.append(Input(path, path.relative_to(base)))
-    if not paths:
-        raise UserError(f"{pattern}: matches nothing; check the pattern")
-    return found
-
-
-def _listed(name: str, text: str, folders: list[Path], suffixes: tuple[str, ...]) -> list[Input]:
-    found: list[Input] = []
-    elsewhere: list[Path] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        written = line.split("|", 1)[0].strip()
-        if not written:
-            continue
-        path = next((f / written for f in folders if (f / written).is_file()), None)
-        if path is None:
-            raise UserError(f"{name}, line {number}: no such file: {written}; correct the list")
-        _of_type(path, suffixes)
-        # normpath turns a/../b into b; what still begins with .. has no place below the output.
-        below = Path(os.path.normpath(written))
-        if below.is_absolute() or below.parts[0] == "..":
-            below = Path(os.path.abspath(path))
-            elsewhere.append(below.parent)
-        found.append(Input(path, below))
-    if elsewhere:
-        common = os.path.commonpath(elsewhere)
-        found = [
-            Input(
-                i.path, i.relative.relative_to(common) if i.relative.is_absolute() else i.relative
-            )
-            for i in found
-        ]
-    return found
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a list of files: {_why(error)}") from error
-
-
-def _of_type(path: Path, suffixes: tuple[str, ...]) -> Path:
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path}: not a type read here; expected one of {' '.join(suffixes)}")
-    return path
-
-
-def _distinct(found: list[Input]) -> list[Input]:
-    """Each file once; refuses two files that would be written to the same place."""
-    files: dict[str, Input] = {}
-    for item in found:
-        files.setdefault(os.path.realpath(item.path), item)
-    places: dict[Path, Path] = {}
-    for item in files.values():
-        place = item.relative.with_suffix("")
-        if place in places:
-            raise UserError(
-                f"{item.path}: would have the same output as {places[place]}; rename one, or give "
-                "the folder above both so that their folders are kept"
-            )
-        places[place] = item.path
-    return list(files.values())
 
 
 # ------------------------------------------------------------------------------ audio in
@@ -665,11 +510,3 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a UTF-8 text file, whole or not at all, creating folders. Raises UserError."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises UserError if it cannot be read or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {_why(error)}") from error

@@ -15,16 +15,10 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    Input,
-    find_inputs,
-    read_json,
-    read_samples,
-    write_text,
-    write_wav,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_samples, write_text, write_wav
+from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.errors import UserError
+from waveglow_jax.text import read_json
 
 MANIFEST = "prepare.json"
 LEFT_OUT = "left_out.txt"

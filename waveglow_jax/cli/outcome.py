@@ -7,9 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import (
-    Input,
-)
+from waveglow_jax.audio.inputs import Input
 from waveglow_jax.errors import UserError
 
 INTERRUPTED, TERMINATED = 130, 143

@@ -18,15 +18,14 @@ import numpy as np
 from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     MEL_SUFFIXES,
-    Input,
     audio_frames,
-    find_inputs,
     pcm16,
     read_mel,
     replacing,
     write_wav,
     write_wav_blocks,
 )
+from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.cli.arguments import consistency, count, given, seed, sigma, strength
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import TERMINATED, each, exit_code, fail, target_of, tell
@@ -117,7 +116,10 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     if not arguments.no_cache:
         from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
 
-        keep_programs(cache_folder())
+        try:
+            keep_programs(cache_folder())
+        except UserError as error:  # only slower without
+            print(f"warning: {error}", file=sys.stderr)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)

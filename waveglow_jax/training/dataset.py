@@ -16,13 +16,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    audio_frames,
-    find_inputs,
-    read_audio,
-    read_clip,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, audio_frames, read_audio, read_clip
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.training.mels import MelFolder, MisalignedError, mel_frames, resemblance
@@ -85,7 +80,7 @@ def _usable(
     source: str, config: Config, mels: MelFolder | None
 ) -> tuple[list[Recording], list[str]]:
     usable, left_out = [], []
-    for found in find_inputs([source], AUDIO_SUFFIXES):
+    for found in find_inputs([source], AUDIO_SUFFIXES, with_outputs=False):
         try:
             n_samples = audio_frames(found.path, config.data.sampling_rate)
             mel = mels.of(found.path, found.relative, n_samples, config) if mels else None

@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from waveglow_jax.audio.files import MEL_SUFFIXES, find_inputs, read_clip, read_mel
+from waveglow_jax.audio.files import MEL_SUFFIXES, read_clip, read_mel
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.mel import LOG_FLOOR, log_mel
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
