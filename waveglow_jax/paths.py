@@ -23,6 +23,8 @@ _COPIED_BY = {
     "hf": "hf download",
 }
 
+_stand_ins: set[Path] = set()
+
 
 def local_path(text: str | os.PathLike[str]) -> str:
     """The path on this machine that a person means by `text`.
@@ -79,8 +81,10 @@ def home() -> Path | None:
 
 
 def cache_base() -> Path | None:
-    """Where caches go: `$XDG_CACHE_HOME`, or else `~/.cache`; None where there is neither."""
-    return _user_folder("XDG_CACHE_HOME", ".cache")
+    """Where caches go: `$XDG_CACHE_HOME`, or else `~/.cache`. None where there is neither, or what
+    there is only stands in for it until this process ends (`give_libraries_caches`)."""
+    folder = _user_folder("XDG_CACHE_HOME", ".cache")
+    return None if folder in _stand_ins else folder
 
 
 def _user_folder(variable: str, below_home: str) -> Path | None:
@@ -111,6 +115,7 @@ def give_libraries_caches() -> None:
         os.environ["MPLCONFIGDIR"] = temporary
     if caches_needed:
         os.environ["XDG_CACHE_HOME"] = temporary
+        _stand_ins.add(Path(temporary))
         if caches is not None:  # what was downloaded before can still be read
             os.environ.setdefault("HF_HOME", str(caches / "huggingface"))
         where = f"{caches} cannot be written" if caches is not None else "there is no home folder"

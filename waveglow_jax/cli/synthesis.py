@@ -116,9 +116,11 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     if not arguments.no_cache:
         from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
 
+        folder = cache_folder()
         try:
-            keep_programs(cache_folder())
-        except UserError as error:  # only slower without
+            if folder is not None:
+                keep_programs(folder)
+        except UserError as error:  # it is only slower without
             print(f"warning: {error}", file=sys.stderr)
     from waveglow_jax.synthesis.vocoder import load
 
