@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from waveglow_jax.audio import files
+from waveglow_jax.audio import files, inputs
 from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     MEL_SUFFIXES,
@@ -90,7 +90,7 @@ def test_linked_folders_are_followed_but_not_in_a_circle(tmp_path):
     (tmp_path / "real/back").symlink_to(tmp_path / "in")
     found = find_inputs([tmp_path / "in"], AUDIO_SUFFIXES)
     assert [i.relative.as_posix() for i in found] == ["link/1.wav"]
-    assert len(files._walk(tmp_path / "in", AUDIO_SUFFIXES)) == 1
+    assert len(inputs._walk(tmp_path / "in", AUDIO_SUFFIXES)) == 1
 
 
 def test_file_glob_and_order_of_inputs(tmp_path):

@@ -22,31 +22,31 @@ _ENCODINGS = (
 )
 
 
-def decode(content: bytes, name: str | os.PathLike[str]) -> str:
+def decode(content: bytes, name: str | os.PathLike[str], what: str = "file") -> str:
     """The text of a file's bytes, without byte order marks at its start.
 
-    name: of the file, for the UserError that is raised if the bytes are no such text.
+    name, what: of the file, for the UserError that is raised if the bytes are no such text.
     """
     encoding = next(encoding for mark, encoding in _ENCODINGS if content.startswith(mark))
     try:
         text = content.decode(encoding).lstrip(MARK)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{name}: byte {error.start} is no {encoding.upper()} ({error.reason}); save the file "
-            "as UTF-8"
+            f"{name}: byte {error.start} is not {encoding.upper()} ({error.reason}); save the "
+            f"{what} as UTF-8"
         ) from None
     if "\0" in text:  # UTF-16 without a mark looks like this
-        raise UserError(f"{name}: is no text, or in another encoding; save the file as UTF-8")
+        raise UserError(f"{name}: is no text, or in another encoding; save the {what} as UTF-8")
     return text
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """A file's text. Raises UserError if it cannot be read or decoded."""
+def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
+    """A file's text, `what` the file is. Raises UserError if it cannot be read or decoded."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    return decode(content, path)
+    return decode(content, path, what)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

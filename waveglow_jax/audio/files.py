@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -290,7 +290,7 @@ def _check_array(
     if kind != "f":
         raise UserError(f"{path}: holds {name}, log-mels are floating point; save it as float32")
     sizes = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-    said = " x ".join(map(str, shape)) or "a single number"
+    said = _said_shape(shape)
     if len(sizes) != 2:
         raise UserError(
             f"{path}: its shape is {said}, expected {n_mel_channels or 'bins'} x frames; "
@@ -303,6 +303,10 @@ def _check_array(
             f"{path}: {sizes[0]} mel bins (its shape is {said}), the model takes {n_mel_channels}; "
             "compute the mel with the model's settings"
         )
+
+
+def _said_shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
 
 
 def _read_array(file: IO[bytes], size: int, path: Path, n_mel_channels: int | None) -> np.ndarray:
@@ -362,19 +366,45 @@ def _read_npz(path: Path, n_mel_channels: int | None) -> np.ndarray:
 
 
 def _read_torch(path: Path, n_mel_channels: int | None) -> np.ndarray:
-    from waveglow_jax.weights.torch_pickle import Tensor, open_torch
+    from waveglow_jax.weights.torch_pickle import open_torch, said, tensors_in
 
     with open_torch(path) as file:
-        found = {"mel": file.tree} if isinstance(file.tree, Tensor) else file.tree
-        tensors = {
-            name: value
-            for name, value in (found.items() if isinstance(found, dict) else ())
-            if isinstance(name, str) and isinstance(value, Tensor)
-        }
-        tensor = tensors[_pick(path, list(tensors))]
-        kind = "f" if "float" in tensor.dtype else "?"
-        _check_array(path, tensor.shape, kind, n_mel_channels, tensor.dtype)
+        tensors = tensors_in(file.tree)
+        if not tensors:
+            raise UserError(
+                f"{path}: no tensor or array in it, but {said(file.tree)}; save the mel as a "
+                "tensor: torch.save(torch.as_tensor(mel), FILE)"
+            )
+        tensor = _pick_tensor(path, tensors, n_mel_channels)
+        _check_tensor(path, tensor, n_mel_channels)
         return file.array(tensor)
+
+
+def _check_tensor(path: Path, tensor: Any, n_mel_channels: int | None) -> None:
+    kind = "f" if "float" in tensor.dtype else "?"
+    _check_array(path, tensor.shape, kind, n_mel_channels, tensor.dtype)
+
+
+def _pick_tensor(path: Path, tensors: list[tuple[str, Any]], n_mel_channels: int | None) -> Any:
+    """The one that must be the mel: called so, the only one, or the only one of a mel's shape."""
+
+    def could_be(tensor: Any) -> bool:
+        try:
+            _check_tensor(path, tensor, n_mel_channels)
+        except UserError:
+            return False
+        return True
+
+    every = [tensor for _, tensor in tensors]
+    called_mel = [tensor for name, tensor in tensors if name.rpartition(".")[2] == "mel"]
+    for some in (called_mel, every, list(filter(could_be, every))):
+        if len(some) == 1:
+            return some[0]
+    first = [f"{name} of {_said_shape(each.shape)} {each.dtype}" for name, each in tensors[:4]]
+    raise UserError(
+        f"{path}: {len(tensors)} arrays, and it cannot be told which is the mel ({', '.join(first)}"
+        f"{' ...' if len(tensors) > len(first) else ''}); save it by itself, or call it 'mel'"
+    )
 
 
 def _read_safetensors(path: Path, n_mel_channels: int | None) -> np.ndarray:

@@ -56,7 +56,7 @@ def find_inputs(
         elif os.path.isdir(path):  # os.path: unlike pathlib, not an error for a name too long
             some = [Input(p, p.relative_to(path)) for p in _walk(path, wanted)]
         elif os.path.isfile(path) and path.suffix.lower() == ".txt":
-            some = _listed(text, read_text(path), [path.parent, Path()], wanted)
+            some = _listed(text, read_text(path, "list"), [path.parent, Path()], wanted)
         elif os.path.exists(path):
             some = [Input(_of_type(path, wanted), Path(path.name))]
         elif glob.has_magic(text):
@@ -116,7 +116,9 @@ def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
 def _stdin() -> str:
     if sys.stdin is None:  # closed by whoever started the command
         raise UserError("-: there is no stdin to read a list from; give the list as a file")
-    return decode(sys.stdin.buffer.read(), "stdin")
+    if not hasattr(sys.stdin, "buffer"):  # replaced by a stream of text, as in a notebook
+        return sys.stdin.read()
+    return decode(sys.stdin.buffer.read(), "stdin", "list")
 
 
 def _listed(name: str, text: str, folders: list[Path], suffixes: tuple[str, ...]) -> list[Input]:
