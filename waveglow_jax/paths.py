@@ -101,7 +101,8 @@ def give_libraries_caches() -> None:
     XDG_CACHE_HOME, get a temporary folder instead, which is deleted when this process ends. Logs a
     warning if it does so. Processes that are started from here use the same folder.
     """
-    caches, settings = cache_base(), _user_folder("XDG_CONFIG_HOME", ".config")
+    caches = _user_folder("XDG_CACHE_HOME", ".cache")
+    settings = _user_folder("XDG_CONFIG_HOME", ".config")
     settings_needed = "MPLCONFIGDIR" not in os.environ and not _writable(settings)
     caches_needed = not _writable(caches)
     if not (settings_needed or caches_needed):

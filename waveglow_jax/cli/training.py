@@ -12,6 +12,7 @@ from waveglow_jax.cli.arguments import given
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
+from waveglow_jax.paths import local_path
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +62,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     data = arguments.data or config.data.training_files
     if not data:
         raise UserError(f"{arguments.config}: names no training_files; give --data DIR_OR_LIST")
+    for named in (data, config.train.validation_files):
+        local_path(named)  # refuses an address before anything is written
     from waveglow_jax.training.processes import join
 
     join(arguments.coordinator, arguments.processes, arguments.process)
