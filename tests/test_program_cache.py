@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_used_stops_nothing(tmp_path, monkeypatch, capsy
     folder.mkdir(parents=True)
     folder.chmod(mode)
     if mode == 0o500:  # which does not keep the superuser out
-        monkeypatch.setattr(program_cache, "TemporaryFile", lambda dir: open(dir / "no" / "file"))
+        monkeypatch.setattr(program_cache, "TemporaryFile", lambda dir: os.open(dir / "no/file", 0))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(program_cache, "keep_programs", keep_programs)
     wg.save(tmp_path / "voice", tiny_config(), lively_params(tiny_config()))

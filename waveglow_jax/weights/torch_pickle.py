@@ -84,6 +84,10 @@ class Token(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
+_ENCODE = Token("_codecs", "encode")
+"""Makes bytes of a text in protocol 2, which has none."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """`numel` numbers from the `start`-th on of the file's storage `key`."""
@@ -882,8 +886,8 @@ def _set_array(
 ) -> None:
     """Fills an array. One that is not of plain numbers stays without any: nobody reads it."""
     match content:
-        case Holder(kind=Token("_codecs", "encode"), state=(str(text), "latin1" | "latin-1")):
-            content = text
+        case Holder(kind=kind_of_content, state=(str(text), "latin1" | "latin-1")):
+            content = text if kind_of_content == _ENCODE else None
     array.dtype = _NUMPY_TYPES.get(kind.code, kind.code)
     if kind.code not in _NUMPY_TYPES or not isinstance(content, bytes | str):
         return
@@ -915,6 +919,16 @@ def _rebuild_set(function: Token, arguments: tuple[Any, ...]) -> tuple[Any, ...]
     if not isinstance(items, list | tuple):
         raise _RefusedError(f"damaged: a set of {said(items)}")
     return tuple(items)
+
+
+def _rebuild_bytes(function: Token, arguments: tuple[Any, ...]) -> bytes | Holder:
+    """Protocol 2 has no bytes: empty ones are bytes(), a bytearray is that of a latin-1 text."""
+    match arguments:
+        case ():
+            return b""
+        case (str(), "latin-1"):
+            return Holder(_ENCODE, state=arguments)
+    raise _RefusedError(f"damaged: {function} of {said(arguments)}")
 
 
 def _rebuild_inert(function: Token, arguments: tuple[Any, ...]) -> Holder:
@@ -971,13 +985,18 @@ _FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
     **{Token(module, name): _rebuild_set for module in _BUILTINS for name in ("set", "frozenset")},
     **{Token(module, "_reconstructor"): _rebuild_old_object for module in ("copyreg", "copy_reg")},
     Token("torch", "Size"): _rebuild_set,
+    **{
+        Token(module, name): _rebuild_bytes
+        for module in _BUILTINS
+        for name in ("bytes", "bytearray")
+    },
     # What optimizers, random states and hyper-parameters are made of; nobody reads them here.
     **{
         token: _rebuild_inert
         for token in (
             Token("torch.nn.backends.thnn", "_get_thnn_function_backend"),  # modules of torch 1
             Token("torch", "device"),
-            Token("_codecs", "encode"),
+            _ENCODE,
             Token("numpy.core.multiarray", "scalar"),
             Token("numpy._core.multiarray", "scalar"),
         )
