@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from waveglow_jax.audio.files import find_inputs, replacing, write_text
+from waveglow_jax.audio.files import replacing, write_text
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.prepare import prepare
 from waveglow_jax.audio.sound import audio_frames
 from waveglow_jax.errors import UserError

@@ -15,7 +15,8 @@ import numpy as np
 import soxr
 
 import waveglow_jax as wg
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs
+from waveglow_jax.audio.files import AUDIO_SUFFIXES
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import Config
 from waveglow_jax.lab.conventions import (

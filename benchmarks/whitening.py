@@ -20,12 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    find_inputs,
-    replacing,
-    write_text,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, replacing, write_text
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import Config, config_from_dict

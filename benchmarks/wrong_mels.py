@@ -18,7 +18,8 @@ import librosa
 import numpy as np
 
 import waveglow_jax as wg
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, write_text
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.lab.likelihoods import Likelihood, likelihood_of, noisy
 from waveglow_jax.lab.statistics import bootstrap_mean

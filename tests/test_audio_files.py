@@ -15,18 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from golden import CASES
 
-from waveglow_jax.audio import files
+from waveglow_jax.audio import files, inputs
 from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     MEL_SUFFIXES,
-    find_inputs,
     read_mel,
     replacing,
     to_int16,
     write_mel,
     write_wav,
 )
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import audio_frames, read_audio, read_clip
 from waveglow_jax.errors import UserError
 from waveglow_jax.weights.torch_pickle import write_torch
@@ -88,7 +89,7 @@ def test_linked_folders_are_followed_but_not_in_a_circle(tmp_path):
     (tmp_path / "real/back").symlink_to(tmp_path / "in")
     found = find_inputs([tmp_path / "in"], AUDIO_SUFFIXES)
     assert [i.relative.as_posix() for i in found] == ["link/1.wav"]
-    assert len(files._walk(tmp_path / "in", AUDIO_SUFFIXES)) == 1
+    assert len(inputs._walk(tmp_path / "in", AUDIO_SUFFIXES)) == 1
 
 
 def test_file_glob_and_order_of_inputs(tmp_path):
@@ -548,6 +549,55 @@ def test_the_array_called_mel_is_chosen(tmp_path, mel):
     np.savez(tmp_path / "b.npz", x=mel.T, y=mel.T)
     with refused("b.npz", "2 arrays", "mel"):
         read_mel(tmp_path / "b.npz", 80)
+
+
+def torch_file(path: Path, tree: object) -> Path:
+    """As torch.save has what is not a tensor: inside its pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(tree, 2))
+    return path
+
+
+@pytest.mark.parametrize("name", ["numpy", "dict_numpy", "tuple"])
+def test_mels_that_torch_saved_in_other_things(name):
+    expected = np.load(CASES / "10-mel-names/mel_/mel_u00.npy")
+    assert expected.shape == (80, 173)
+    got = read_mel(CASES / f"15-torch-of-numpy/{name}.pt", 80)
+    np.testing.assert_array_equal(got, expected.T)
+
+
+def test_the_one_array_that_can_be_a_mel_is_found(tmp_path, mel):
+    path = tmp_path / "a.pt"
+    lengths, text = np.array([17], "<i8"), np.array(["a"])
+    for tree in (
+        [mel.T],
+        (mel.T, 22050),
+        {"out": {"mels": [mel.T[None]], "lengths": lengths}},
+        [lengths, {"text": text, "gate": np.zeros((1, 17), np.float32), "x": mel}],
+        {"mel": mel.T, "mel_postnet": mel.T + 1},
+        [{"mel": mel.T}, mel.T + 1, (mel.T + 2,)],
+        {"a": mel.astype(">f8"), "b": None},
+    ):
+        np.testing.assert_array_equal(read_mel(torch_file(path, tree), 80), mel)
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ([np.zeros((80, 3), "f4"), np.zeros((80, 4), "f4")], ["[0] of 80 x 3 float32", "2 arrays"]),
+        ({"mel": [1.0, 2.0], "rate": 3}, ["no tensor or array", "a dict", "torch.as_tensor"]),
+        ([[1.0] * 3] * 80, ["no tensor or array", "a list"]),
+        ("text", ["no tensor or array", "a text"]),
+        ({"mel": np.zeros((80, 3), "i4")}, ["int32", "floating point"]),
+        ({"mel": np.zeros((80, 3), complex)}, ["c16", "floating point"]),
+        ([np.zeros((80, 3, 2), "f4")], ["80 x 3 x 2"]),
+        ([np.zeros((9, 9), "f4")] * 9, ["9 arrays", "[3] of 9 x 9 float32 ...", "'mel'"]),
+        ([np.zeros((80, 3), "i4"), np.zeros(3, "f4")], ["2 arrays"]),
+    ],
+)
+def test_what_a_torch_file_holds_instead_of_a_mel_is_named(tmp_path, tree, words):
+    with refused(tmp_path / "a.pt", *words):
+        read_mel(torch_file(tmp_path / "a.pt", tree), 80)
 
 
 def test_other_mel_files_are_refused(tmp_path):

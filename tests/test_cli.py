@@ -1,5 +1,6 @@
 """Commands as a person meets them: exit codes, one line an error, good files done all the same."""
 
+import argparse
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from golden import CASES
 from safetensors.numpy import save_file
 from test_vocoder import lively_params, some_audio, some_mel, tiny_config
 
@@ -170,6 +172,15 @@ def test_glob_list_and_stdin(run, tmp_path, weights, monkeypatch):
     assert {is_speech_file(out / name).tobytes() for name in below(out)} == {
         is_speech_file(out / "0/x/a.wav").tobytes()
     }
+
+
+@pytest.mark.slow
+def test_the_originals_own_mels_become_recordings_of_that_name(run, tmp_path):
+    """mel2samp.py calls the mel of u00.wav u00.wav.pt."""
+    code, _, err = run("synthesize", CASES / "10-mel-names/nv", "-o", tmp_path, "--consistency", 0)
+    assert (code, err) == (0, [])
+    assert below(tmp_path) == ["u00.wav"]
+    is_speech_file(tmp_path / "u00.wav", 173)
 
 
 def test_json_lines(run, tmp_path, weights):
@@ -616,6 +627,84 @@ def test_an_empty_name_is_a_wrong_argument(run, tmp_path, weights, place):
     arguments[place] = ""
     code, _, err = run("synthesize", *arguments)
     assert code == 2 and "an empty name" in err[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["synthesize", "A", "-o", "gs://bucket/out"],
+        ["synthesize", "A", "-o", "out", "--weights=gs://bucket/voice"],
+        ["synthesize", "gs://bucket/a.npy", "-o", "out"],
+        ["train", "gs://bucket/c.json", "--data", "A", "--output", "out"],
+        ["train", TINY, "--data", "gs://bucket/wavs", "--output", "out"],
+        ["train", TINY, "--data", "A", "--output=gs://bucket/out"],
+        ["train", TINY, "--data", "A", "--output", "out", "--mels", "gs://bucket/mels"],
+        ["train", TINY, "--data", "A", "--output", "out", "--init-from", "gs://bucket/voice"],
+        ["train", TINY, "--output", "out", "--data.training_files=gs://bucket/wavs"],
+        ["train", TINY, "--data", "A", "--output", "out", "--train.validation_files=gs://bucket/v"],
+        ["prepare", "A", "-o", "gs://bucket/out"],
+        ["mel", "A", "-o", "gs://bucket/out"],
+        ["convert", "gs://bucket/a.pt", "-o", "out"],
+        ["inspect", "gs://bucket/run"],
+        ["export", "A", "-o", "gs://bucket/a.onnx"],
+        ["evaluate", "--reference", "gs://bucket/wavs", "-o", "out"],
+        ["evaluate", "--reference", "A", "-o", "out", "--system", "a=gs://bucket/wavs:sigma=1"],
+        ["listening-test", "make", "-o", "out", "--system", "a=gs://bucket/wavs"],
+        ["listening-test", "score", "gs://bucket/key.json", "A"],
+        ["doctor", "A", "gs://bucket/a.npy"],
+        ["likelihood", "gs://bucket/a.wav"],
+        ["invertibility", "--random", "gs://bucket/c.json"],
+        ["resynthesize", "A", "-o", "gs://bucket/out"],
+        ["interpolate", "A", "gs://bucket/b.wav", "-o", "out"],
+        ["sweep", "A", "-o", "gs://bucket/out"],
+        ["preflight", "--config", "gs://bucket/c.json"],
+        ["benchmark", "gs://bucket/voice"],
+        ["demo", "-o", "gs://bucket/out"],
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments[:2])),
+)
+def test_an_address_is_refused_up_front(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    mel_file(tmp_path / "A.npy")
+    code, out, err = run(*("A.npy" if each == "A" else each for each in arguments))
+    assert (code, out, len(err)) == (1, [], 1)
+    one_error(err, "gs://bucket/", "gcloud storage cp")
+    assert below(tmp_path) == ["A.npy"]
+
+
+def test_the_home_folder_in_arguments(run, tmp_path, weights, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recording(tmp_path / "in/a.wav", RATE)
+    assert run("mel", "~/in", "--output=~/mels", f"--weights=file://{weights}")[0] == 0
+    assert run("synthesize", "~/mels/*.npy", "-o~/out", "-w", weights)[0] == 0
+    assert below(tmp_path) == ["in/a.wav", "mels/a.npy", "out/a.wav"]
+    listing = tmp_path / "list.txt"
+    listing.write_text("~/in/a.wav\n")
+    assert run("prepare", "~/list.txt", "--output", f"file://{tmp_path}/prepared")[0] == 0
+    assert "prepared/a.wav" in below(tmp_path)
+
+
+def test_every_path_is_read_as_one():
+    """An argument without a type is a name or an address, not a path."""
+
+    def untyped(parser: argparse.ArgumentParser) -> set[str]:
+        found = set()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found |= {each for child in action.choices.values() for each in untyped(child)}
+            elif action.type is None and action.nargs != 0 and action.choices is None:
+                found.add(str(action.metavar or action.dest))
+        return found
+
+    names = set()
+    for add_arguments, _ in COMMANDS.values():
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        names |= untyped(parser)
+    # NAME=SOURCE and NAME=DIR read their own paths.
+    assert names == {
+        *("HOST:PORT", "NAME", "NAME=DIR", "NAME=SOURCE", "URL", "title", "topology"),
+    }
 
 
 def test_interrupt_is_one_line(run, tmp_path, weights, monkeypatch):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from golden import CASES
 
 from waveglow_jax.config import (
     Config,
@@ -20,6 +21,7 @@ from waveglow_jax.config import (
     load_config,
 )
 from waveglow_jax.errors import UserError
+from waveglow_jax.text import read_json
 
 ORIGINAL = """{
     "train_config": {
@@ -427,6 +429,31 @@ def test_bad_files_get_one_line_that_names_them(tmp_path, content, says):
     assert message.startswith(f"{path}: ")
     assert says in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["bom.json", "utf16.json"])
+def test_a_byte_order_mark_is_no_fault(name):
+    raw = json.loads(
+        (CASES / "12-config-bom" / name).read_text("utf-16" if "16" in name else "utf-8-sig")
+    )
+    assert load_config(CASES / "12-config-bom" / name) == config_from_dict(raw)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_json_in_every_encoding_that_says_what_it_is(tmp_path, encoding):
+    text = (
+        "\ufeff" if encoding == "utf-16-be" else ""
+    ) + '{"description": "\u00e9\u2028\u6587"}\r\n'
+    (tmp_path / "a.json").write_bytes(text.encode(encoding))
+    assert read_json(tmp_path / "a.json") == {"description": "\u00e9\u2028\u6587"}
+    assert load_config(tmp_path / "a.json").description == "\u00e9\u2028\u6587"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "gbk", "utf-16-le"])
+def test_json_in_another_encoding_is_refused_with_the_remedy(tmp_path, encoding):
+    (tmp_path / "a.json").write_bytes('{"description": "\u00e9"}'.encode(encoding))
+    with pytest.raises(UserError, match=r"a\.json: .*save the file as UTF-8"):
+        load_config(tmp_path / "a.json")
 
 
 def test_a_folder_is_no_config(tmp_path):

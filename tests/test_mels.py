@@ -1,17 +1,20 @@
 """Training on mels of an acoustic model: which belongs to which recording, and which frames."""
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from golden import CASES
 from safetensors.numpy import save_file
 from test_training import RATE, speech_like, tiny_config
 
 from waveglow_jax.audio.files import write_mel
 from waveglow_jax.audio.mel import log_mel, log_mel_of_padded
+from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.training.dataset import (
     Recording,
@@ -23,6 +26,7 @@ from waveglow_jax.training.dataset import (
 from waveglow_jax.training.parallel import parallel_validation_step, split
 from waveglow_jax.training.step import init_state
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 LENGTHS = {"a/0.wav": 9000, "a/1.wav": 256 * 40, "b/0.wav": 12345, "b/2.wav": 1500, "3.wav": 8191}
 
 
@@ -85,6 +89,84 @@ def test_a_list_finds_mels_by_the_end_of_its_paths(corpus, tmp_path):
     # Flat mels for recordings in folders: 0.npy would be that of a/0.wav and of b/0.wav.
     found = scan_corpus(str(corpus / "wavs"), config, str(tmp_path / "flat"))
     assert any("would be the mel of" in line and "b/0.wav" in line for line in found.left_out)
+
+
+def one_recording(folder, name="x.wav"):
+    path = folder / "wavs" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, speech_like(1, 0), RATE, subtype="FLOAT" if name[-1] == "v" else None)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("recording", "mel"),
+    [
+        ("x.wav", "x.wav.npy"),  # the original's mel2samp.py
+        ("x.wav", "mel_x.npy"),  # NeMo
+        ("x.wav", "mel-x.npy"),  # Tacotron 2 in TensorFlow
+        ("x.wav", "LJSpeech-mel-x.npy"),  # FastSpeech 2
+        ("x.wav", "x-norm-feats.npy"),  # TensorFlowTTS
+        ("x.wav", "x-raw-feats.npy"),
+        ("x.wav", "x-feats.npy"),  # ParallelWaveGAN
+        ("x.wav", "x_mel.npy"),
+        ("x.wav", "x.mel.npy"),
+        ("x.wav", "mel_x.wav.npy"),
+        ("x.wav", "x.flac.npy"),  # before `prepare`
+        ("x.wav", "mel_x.flac.npy"),
+        ("x.flac", "x.flac.npy"),
+        ("a/x.wav", "a/mel_x.npy"),
+        ("a/x.wav", "x-feats.npy"),
+        ("mel_x.wav", "mel_x.npy"),
+        ("x-feats.wav", "x-feats-feats.npy"),
+    ],
+)
+def test_names_that_programs_give_to_mels(tmp_path, recording, mel):
+    path = one_recording(tmp_path, recording)
+    write_mel(tmp_path / "mels" / mel, own_mel(path))
+    (found,) = scan(tmp_path).training
+    assert found.mel == tmp_path / "mels" / mel
+
+
+def test_a_mel_that_is_named_as_its_recording_comes_first(tmp_path):
+    path = one_recording(tmp_path)
+    for name in ("x.npy", "mel_x.npy", "x-feats.npy", "deep/x.npy"):
+        write_mel(tmp_path / "mels" / name, own_mel(path))
+    (found,) = scan(tmp_path).training
+    assert found.mel == tmp_path / "mels/x.npy"
+
+
+@pytest.mark.parametrize("names", [("mel_x.npy", "x-feats.npy"), ("x.npy", "x.wav.npy")])
+def test_two_mels_for_one_recording_are_told_of(tmp_path, names):
+    path = one_recording(tmp_path)
+    for name in names:
+        write_mel(tmp_path / "mels" / name, own_mel(path))
+    with pytest.raises(UserError, match=f"x.wav: .*{names[0]} and .*{names[1]}.*keep one"):
+        scan(tmp_path)
+
+
+def test_mels_of_two_formats_are_no_conflict_of_outputs(tmp_path):
+    one, two = one_recording(tmp_path, "x.wav"), one_recording(tmp_path, "x.flac")
+    for path in (one, two):
+        write_mel(tmp_path / "mels" / f"{path.name}.npy", own_mel(path))
+    assert [r.mel.name for r in scan(tmp_path).training] == ["x.flac.npy", "x.wav.npy"]
+
+
+def test_without_a_mel_of_its_name_one_that_is_there_is_named(tmp_path):
+    path = one_recording(tmp_path)
+    write_mel(tmp_path / "mels/sub/other_0001.npy", own_mel(path))
+    with pytest.raises(UserError, match=r"x\.wav: no mel in .* x\.npy .*other_0001\.npy"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("mels", ["nv", "mel_"])
+def test_mels_of_the_original_and_of_nemo(mels):
+    folder = CASES / "10-mel-names"
+    config = load_config(CONFIGS / "voice.json", {"train.validation_fraction": 0.0})
+    corpus = scan_corpus(str(folder / "wav"), config, str(folder / mels))
+    (found,) = corpus.training
+    assert found.n_samples == 44100
+    assert found.mel.name == {"nv": "u00.wav.pt", "mel_": "mel_u00.npy"}[mels]
+    assert not corpus.doubts  # they are the recording's own
 
 
 @pytest.mark.slow

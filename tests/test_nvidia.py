@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 import shutil
 import tarfile
 import zipfile
@@ -129,6 +130,16 @@ def test_generations_are_told_apart():
 @pytest.mark.parametrize("prefix", ["", "module.", "module.1.", "waveglow.", "model.waveglow."])
 def test_prefixes(tmp_path, tensors, reference, prefix):
     write_torch(tmp_path / "a.pt", {"state_dict": {prefix + k: v for k, v in tensors.items()}})
+    assert equal(read_weights(tmp_path / "a.pt").params, reference.params)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_state_dicts_of_numpy(tmp_path, tensors, reference, nested):
+    """As TPUs and frameworks without PyTorch have saved them."""
+    state = {name: np.asarray(tensor, "<f4") for name, tensor in tensors.items()}
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        program = pickle.dumps({"model": {"state_dict": state}} if nested else state, 2)
+        archive.writestr("archive/data.pkl", program)
     assert equal(read_weights(tmp_path / "a.pt").params, reference.params)
 
 

@@ -1,6 +1,7 @@
 """Compiled programs are kept for the next run, where nobody else can have put them."""
 
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from test_vocoder import lively_params, some_mel, tiny_config
 
 import waveglow_jax as wg
 from waveglow_jax.audio.files import write_mel
+from waveglow_jax.cli import main
 from waveglow_jax.errors import UserError
 from waveglow_jax.synthesis import program_cache
 
@@ -49,6 +51,35 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--no-cache"):
         keep_programs(tmp_path / "file" / "programs")
+
+
+def test_a_user_without_a_name_is_told_once(tmp_path, monkeypatch):
+    """JAX would say of every program that it cannot keep it."""
+
+    def unknown(uid: int):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(UserError, match=f"no user {os.getuid()}"):
+        keep_programs(tmp_path / "programs")
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o777])
+def test_a_folder_that_cannot_be_used_stops_nothing(tmp_path, monkeypatch, capsys, mode):
+    folder = tmp_path / "cache/waveglow_jax/programs"
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    if mode == 0o500:  # which does not keep the superuser out
+        monkeypatch.setattr(program_cache, "TemporaryFile", lambda dir: os.open(dir / "no/file", 0))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(program_cache, "keep_programs", keep_programs)
+    wg.save(tmp_path / "voice", tiny_config(), lively_params(tiny_config()))
+    write_mel(tmp_path / "a.npy", some_mel(3))
+    command = ["synthesize", tmp_path / "a.npy", "-w", tmp_path / "voice", "-o", tmp_path / "out"]
+    assert main([str(each) for each in command]) == 0
+    assert (tmp_path / "out/a.wav").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {folder}: ") and "--no-cache" in line
 
 
 def test_where_it_is(monkeypatch, tmp_path):

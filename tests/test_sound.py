@@ -20,7 +20,7 @@ import pytest
 import soundfile
 
 from waveglow_jax.audio import sound
-from waveglow_jax.audio.files import find_unread
+from waveglow_jax.audio.inputs import find_unread
 from waveglow_jax.audio.prepare import LEFT_OUT, prepare
 from waveglow_jax.audio.sound import audio_frames, read_audio, read_clip, read_samples
 from waveglow_jax.cli import main

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,15 @@ from golden import CHECKPOINTS, DATA
 from waveglow_jax.errors import UserError
 from waveglow_jax.weights import torch_pickle
 from waveglow_jax.weights.nvidia import read_published
-from waveglow_jax.weights.torch_pickle import Holder, Tensor, Token, open_torch, write_torch
+from waveglow_jax.weights.torch_pickle import (
+    Array,
+    Holder,
+    Tensor,
+    Token,
+    open_torch,
+    tensors_in,
+    write_torch,
+)
 
 LEGACY = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2)]
 LEGACY += [pickle.dumps({"protocol_version": 1001, "little_endian": True}, 2)]
@@ -164,12 +173,163 @@ def test_plain_values_as_pickle_has_them(tmp_path, protocol):
         "long": list(range(2000)),
     }
     value["shared"] = value["a"]
+    value["empty"] = b""
     tree = read(zipped(tmp_path / "a.pt", pickle.dumps(value, protocol)))
     if protocol == 2:  # bytes are a call of _codecs.encode there
         assert isinstance(tree["b"][-1], Holder)
         tree["b"] = (*tree["b"][:-1], b"raw")
     assert tree == value
     assert tree["shared"] is tree["a"]
+
+
+NUMPY = [
+    np.arange(6, dtype="<f4").reshape(2, 3),
+    np.asfortranarray(np.arange(6, dtype="<f8").reshape(2, 3)),
+    np.arange(6, dtype=">f4").reshape(3, 2),
+    np.arange(24, dtype="<f2").reshape(2, 3, 4)[:, ::2],
+    np.array([1, -2, 300], "<i8"),
+    np.array([True, False]),
+    np.zeros((80, 0), "<f4"),
+    np.array(1.5),
+]
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("protocol", "core"), [(2, b"core"), (2, b"_core"), (3, b"core"), (4, b"_core"), (5, b"_core")]
+)
+def test_arrays_of_numpy(tmp_path, protocol, core, container):
+    """Against NumPy itself, which writes what we read; before NumPy 2 its core had another name."""
+    for number, array in enumerate(NUMPY):
+        pickled = pickle.dumps({"a": array, "list": [array]}, protocol)
+        if protocol < 4:  # later ones say how long a name is
+            pickled = pickled.replace(b"numpy._core.", b"numpy." + core + b".")
+        if container == "zip":
+            path = zipped(tmp_path / f"{number}.pt", pickled)
+        else:
+            path = legacy(tmp_path / f"{number}.pt", pickled, {})
+        with open_torch(path) as file:
+            (name, found), (inside, again) = tensors_in(file.tree)
+            assert (name, inside) == ("a", "list[0]") and found is again
+            assert found.shape == array.shape
+            ours = file.array(found)
+        np.testing.assert_array_equal(ours, array)
+        assert ours.dtype == array.dtype.newbyteorder("=") and ours.flags.c_contiguous
+
+
+def test_arrays_that_are_not_of_plain_numbers_are_named_and_not_read(tmp_path):
+    arrays = {
+        "objects": np.array([{}, 1], object),
+        "text": np.array(["a"]),
+        "complex": np.zeros(2, complex),
+        "record": np.zeros(2, [("x", "f4")]),
+        "date": np.zeros(2, "datetime64[s]"),
+    }
+    with open_torch(zipped(tmp_path / "a.pt", pickle.dumps(arrays, 2))) as file:
+        for found in file.tree.values():
+            assert isinstance(found, Array)
+            with pytest.raises(UserError, match="is not read"):
+                file.array(found)
+
+
+def test_an_array_of_numpy_that_lies_about_its_size_is_refused(tmp_path):
+    pickled = pickle.dumps(np.zeros((3, 5), "<f4"), 2)
+    assert "60 bytes" in refusal(
+        zipped(tmp_path / "a.pt", pickled.replace(b"K\x03K\x05", b"K\x03K\x7f"))
+    )
+    letters = pickle.dumps(np.full((3, 5), 255, "u1"), 2).replace(
+        "\xff".encode(), "\u0101".encode()
+    )
+    path = zipped(tmp_path / "b.pt", letters)
+    with open_torch(path) as file, pytest.raises(UserError, match="no latin-1"):
+        file.array(file.tree)
+
+
+def test_one_text_for_many_arrays_takes_no_memory(tmp_path):
+    """A few bytes of the file make another array of the same remembered text."""
+    size = 1 << 20
+    remembered = b"X" + struct.pack("<I", size) + bytes(size) + b"q\0" + b"0"
+    array = (
+        b"cnumpy._core.multiarray\n_reconstruct\n)R(K\x01J" + struct.pack("<i", size)
+        + b"\x85cnumpy\ndtype\nX\x02\0\0\0u1\x85R\x89c_codecs\nencode\n"
+        + b"h\0X\x06\0\0\0latin1\x86Rtb"
+    )  # fmt: skip
+    path = zipped(tmp_path / "a.pt", program(remembered + b"](" + 200 * array + b"e"))
+    tracemalloc.start()
+    with open_torch(path) as file:
+        assert len(file.tree) == 200
+        with pytest.raises(UserError, match="overlap"):
+            for each in file.tree:
+                file.array(each)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * size
+
+
+def device_tensor(name: str, data: bytes) -> bytes:
+    """As PyTorch pickles a tensor of a device that has no storage: (data, dtype, device, grad)."""
+    return (
+        b"ctorch._utils\n"
+        + name.encode()
+        + b"\n("
+        + data
+        + b"ctorch\nfloat32\nX\x05\0\0\0xla:0\x89tR"
+    )
+
+
+def test_tensors_of_other_devices(tmp_path):
+    """torch_xla pickles them by way of the CPU, or of NumPy in older versions."""
+    numbers = np.arange(2, dtype="<f4")
+    of_numpy = pickle.dumps(numbers, 2)[2:-1]
+    of_cpu = device_tensor(
+        "_rebuild_device_tensor_from_cpu_tensor", tensor(storage("FloatStorage", "0", 2))
+    )
+    body = (
+        b"}(X\x01\0\0\0a"
+        + of_cpu
+        + b"X\x01\0\0\0b" + device_tensor("_rebuild_device_tensor_from_numpy", of_numpy)
+        + b"X\x01\0\0\0c" + device_tensor("_rebuild_xla_tensor", of_numpy)
+        + b"X\x01\0\0\0dctorch._utils\n_rebuild_parameter\n("
+        + of_cpu
+        + b"\x88ccollections\nOrderedDict\n)RtRu"
+    )  # fmt: skip
+    with open_torch(zipped(tmp_path / "a.pt", program(body), {"0": numbers.tobytes()})) as file:
+        assert list(file.tree) == ["a", "b", "c", "d"]
+        for found in file.tree.values():
+            np.testing.assert_array_equal(file.array(found), numbers)
+
+
+def test_a_tensor_with_attributes_is_a_tensor(tmp_path):
+    """(function, class, arguments, state): what a subclass or an attribute makes of it."""
+    numbers = np.arange(2, dtype="<f4")
+    plain = tensor(storage("FloatStorage", "0", 2))
+    arguments = plain[plain.index(b"(") : -1]
+    body = (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n"
+        b"cmy.module\nMel\n" + arguments + b"}U\x04rateK\x16stR"
+    )
+    with open_torch(zipped(tmp_path / "a.pt", program(body), {"0": numbers.tobytes()})) as file:
+        np.testing.assert_array_equal(file.array(file.tree), numbers)
+    nested = body.replace(b"_utils\n_rebuild_tensor_v2", b"_tensor\n_rebuild_from_type_v2")
+    path = zipped(tmp_path / "b.pt", program(nested), {"0": numbers.tobytes()})
+    assert "_rebuild_from_type_v2" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["_rebuild_qtensor", "_rebuild_sparse_tensor", "_rebuild_meta_tensor_no_storage"]
+)
+def test_tensors_of_other_kinds_are_named_with_the_remedy(tmp_path, name):
+    path = zipped(tmp_path / "a.pt", program(b"ctorch._utils\n" + name.encode() + b"\n)R"))
+    text = refusal(path)
+    assert name in text and ".detach().cpu()" in text and "no weights need" not in text
+
+
+def test_a_deep_tree_is_searched_in_no_time(tmp_path):
+    deep = b"]" * 100_000 + b"a" * 99_999
+    path = zipped(tmp_path / "a.pt", program(deep))
+    assert tensors_in(read(path)) == []
+    cycle = b"]q\0h\0a"
+    assert tensors_in(read(zipped(tmp_path / "b.pt", program(cycle)))) == []
 
 
 def test_collections_become_plain(tmp_path):

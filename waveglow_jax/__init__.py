@@ -11,7 +11,11 @@ Names are imported when they are first used, so that a command's help does not w
 from importlib import import_module
 from typing import Any
 
+from waveglow_jax.paths import give_libraries_caches
+
 __version__ = "0.2.0"
+
+give_libraries_caches()  # before any of them is imported
 
 _HOME = {
     "load": "synthesis.vocoder",

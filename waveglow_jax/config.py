@@ -17,6 +17,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from waveglow_jax.errors import UserError
+from waveglow_jax.paths import local_path
+from waveglow_jax.text import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 LATENT: Literal["latent"] = "latent"
@@ -358,13 +360,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Raises UserError if the file is missing, is no JSON, or holds an unknown or impossible field.
     """
-    path = Path(path)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no valid JSON ({error}); mend it at that place") from None
+    path = local_path(path)
+    raw = read_json(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold a JSON object with the section waveglow_config")
     try:

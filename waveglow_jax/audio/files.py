@@ -1,4 +1,4 @@
-"""Audio and mel files: finding them, reading mels with suspicion, writing whole or not at all.
+"""Audio and mel files: reading mels with suspicion, writing them whole or not at all.
 
 Audio is mono here, `[T]` float32 in [-1, 1]; a mel is `[F, M]` float32 (frames, bins) in memory and
 `[M, F]` in a file. Everything that is wrong with a file is a `UserError` of one line that begins
@@ -7,18 +7,14 @@ with the file's name.
 
 from __future__ import annotations
 
-import glob
 import io
-import json
 import os
 import struct
-import sys
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,177 +40,6 @@ MEL_SUFFIXES = (".npy", ".npz", ".pt", ".safetensors")
 
 # Of a compressed mel: silence alone shrinks further.
 _MOST_UNPACKED, _MOST_GROWTH = 64 << 20, 20
-
-
-# ------------------------------------------------------------------------------ finding
-
-
-@dataclass(frozen=True)
-class Input:
-    """One file to work on, and where its result belongs under an output folder.
-
-    path: the file itself.
-    relative: its place under the output folder, still with the input's own suffix.
-    """
-
-    path: Path
-    relative: Path
-
-
-def find_inputs(inputs: Sequence[str | Path], suffixes: Sequence[str]) -> list[Input]:
-    """Every file that the inputs stand for, in order, each file once.
-
-    inputs: each a file; a folder (searched recursively in sorted order, hidden names ignored); a
-        glob; a `.txt` list (a path per line, `path|text` allowed, looked up beside the list and
-        then in the current folder); or `-` for such a list on stdin.
-    suffixes: the file types wanted, e.g. `AUDIO_SUFFIXES`. Others are passed over in folders and
-        globs, and refused where they are named one by one.
-
-    Sub-folders are kept in `relative`: below a folder given, below the fixed part of a glob, as
-    written in a list (absolute paths in a list: below the folder they have in common).
-
-    Raises UserError if something named is missing or of another type, if a folder, glob or list
-    yields nothing, or if two files would have the same result (same `relative` but for the suffix).
-    """
-    wanted = tuple(suffix.lower() for suffix in suffixes)
-    found: list[Input] = []
-    for text in map(str, inputs):
-        path = Path(text)
-        if text == "-":
-            some = _listed("stdin", sys.stdin.read(), [Path()], wanted)
-        elif path.is_dir():
-            some = [Input(p, p.relative_to(path)) for p in _walk(path, wanted)]
-        elif path.is_file() and path.suffix.lower() == ".txt":
-            some = _listed(text, _read_text(path), [path.parent, Path()], wanted)
-        elif path.exists():
-            some = [Input(_of_type(path, wanted), Path(path.name))]
-        elif glob.has_magic(text):
-            some = _matched(text, wanted)
-        else:
-            raise UserError(f"{text}: no such file or folder; check the path")
-        if not some:
-            raise UserError(f"{text}: nothing found in it; looked for {' '.join(wanted)}")
-        found += some
-    if not found:
-        raise UserError("no inputs given; name files, folders, globs, a .txt list or -")
-    return _distinct(found)
-
-
-def find_unread(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
-    """Files in folders and globs that look like sound and are not read, each with why not.
-
-    inputs: as for `find_inputs`, which passes these over.
-    """
-    found: list[Path] = []
-    for text in map(str, inputs):
-        if Path(text).is_dir():
-            found += _walk(Path(text), UNREAD_SUFFIXES)
-        elif not os.path.exists(text) and glob.has_magic(text):
-            found += [item.path for item in _matched(text, UNREAD_SUFFIXES)]
-    return [(path, _unread(path)) for path in dict.fromkeys(found)]
-
-
-def _unread(path: Path) -> str:
-    return f"{path.suffix.lower()} is not read here; convert it with: {CONVERT}"
-
-
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these types below a folder, sorted; links are followed, but never in a circle."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be searched: {error.strerror}") from error
-
-    files: list[Path] = []
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(suffixes)
-        ]
-    return sorted(files)
-
-
-def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
-    parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    base = Path(*parts[:fixed])
-    paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
-    found = []
-    for path in paths:
-        if path.is_dir() and parts[-1] != "**":
-            found += [Input(p, p.relative_to(base)) for p in _walk(path, suffixes)]
-        elif path.is_file() and path.suffix.lower() in suffixes:
-            found.append(Input(path, path.relative_to(base)))
-    if not paths:
-        raise UserError(f"{pattern}: matches nothing; check the pattern")
-    return found
-
-
-def _listed(name: str, text: str, folders: list[Path], suffixes: tuple[str, ...]) -> list[Input]:
-    found: list[Input] = []
-    elsewhere: list[Path] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        written = line.split("|", 1)[0].strip()
-        if not written:
-            continue
-        path = next((f / written for f in folders if (f / written).is_file()), None)
-        if path is None:
-            raise UserError(f"{name}, line {number}: no such file: {written}; correct the list")
-        _of_type(path, suffixes)
-        # normpath turns a/../b into b; what still begins with .. has no place below the output.
-        below = Path(os.path.normpath(written))
-        if below.is_absolute() or below.parts[0] == "..":
-            below = Path(os.path.abspath(path))
-            elsewhere.append(below.parent)
-        found.append(Input(path, below))
-    if elsewhere:
-        common = os.path.commonpath(elsewhere)
-        found = [
-            Input(
-                i.path, i.relative.relative_to(common) if i.relative.is_absolute() else i.relative
-            )
-            for i in found
-        ]
-    return found
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a list of files: {_why(error)}") from error
-
-
-def _of_type(path: Path, suffixes: tuple[str, ...]) -> Path:
-    if path.suffix.lower() in UNREAD_SUFFIXES:
-        raise UserError(f"{path}: {_unread(path)}")
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path}: not a type read here; expected one of {' '.join(suffixes)}")
-    return path
-
-
-def _distinct(found: list[Input]) -> list[Input]:
-    """Each file once; refuses two files that would be written to the same place."""
-    files: dict[str, Input] = {}
-    for item in found:
-        files.setdefault(os.path.realpath(item.path), item)
-    places: dict[Path, Path] = {}
-    for item in files.values():
-        place = item.relative.with_suffix("")
-        if place in places:
-            raise UserError(
-                f"{item.path}: would have the same output as {places[place]}; rename one, or give "
-                "the folder above both so that their folders are kept"
-            )
-        places[place] = item.path
-    return list(files.values())
 
 
 # ------------------------------------------------------------------------------ mels in
@@ -285,7 +110,7 @@ def _check_array(
     if kind != "f":
         raise UserError(f"{path}: holds {name}, log-mels are floating point; save it as float32")
     sizes = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-    said = " x ".join(map(str, shape)) or "a single number"
+    said = _said_shape(shape)
     if len(sizes) != 2:
         raise UserError(
             f"{path}: its shape is {said}, expected {n_mel_channels or 'bins'} x frames; "
@@ -298,6 +123,10 @@ def _check_array(
             f"{path}: {sizes[0]} mel bins (its shape is {said}), the model takes {n_mel_channels}; "
             "compute the mel with the model's settings"
         )
+
+
+def _said_shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
 
 
 def _read_array(file: IO[bytes], size: int, path: Path, n_mel_channels: int | None) -> np.ndarray:
@@ -357,19 +186,45 @@ def _read_npz(path: Path, n_mel_channels: int | None) -> np.ndarray:
 
 
 def _read_torch(path: Path, n_mel_channels: int | None) -> np.ndarray:
-    from waveglow_jax.weights.torch_pickle import Tensor, open_torch
+    from waveglow_jax.weights.torch_pickle import open_torch, said, tensors_in
 
     with open_torch(path) as file:
-        found = {"mel": file.tree} if isinstance(file.tree, Tensor) else file.tree
-        tensors = {
-            name: value
-            for name, value in (found.items() if isinstance(found, dict) else ())
-            if isinstance(name, str) and isinstance(value, Tensor)
-        }
-        tensor = tensors[_pick(path, list(tensors))]
-        kind = "f" if "float" in tensor.dtype else "?"
-        _check_array(path, tensor.shape, kind, n_mel_channels, tensor.dtype)
+        tensors = tensors_in(file.tree)
+        if not tensors:
+            raise UserError(
+                f"{path}: no tensor or array in it, but {said(file.tree)}; save the mel as a "
+                "tensor: torch.save(torch.as_tensor(mel), FILE)"
+            )
+        tensor = _pick_tensor(path, tensors, n_mel_channels)
+        _check_tensor(path, tensor, n_mel_channels)
         return file.array(tensor)
+
+
+def _check_tensor(path: Path, tensor: Any, n_mel_channels: int | None) -> None:
+    kind = "f" if "float" in tensor.dtype else "?"
+    _check_array(path, tensor.shape, kind, n_mel_channels, tensor.dtype)
+
+
+def _pick_tensor(path: Path, tensors: list[tuple[str, Any]], n_mel_channels: int | None) -> Any:
+    """The one that must be the mel: called so, the only one, or the only one of a mel's shape."""
+
+    def could_be(tensor: Any) -> bool:
+        try:
+            _check_tensor(path, tensor, n_mel_channels)
+        except UserError:
+            return False
+        return True
+
+    every = [tensor for _, tensor in tensors]
+    called_mel = [tensor for name, tensor in tensors if name.rpartition(".")[2] == "mel"]
+    for some in (called_mel, every, list(filter(could_be, every))):
+        if len(some) == 1:
+            return some[0]
+    first = [f"{name} of {_said_shape(each.shape)} {each.dtype}" for name, each in tensors[:4]]
+    raise UserError(
+        f"{path}: {len(tensors)} arrays, and it cannot be told which is the mel ({', '.join(first)}"
+        f"{' ...' if len(tensors) > len(first) else ''}); save it by itself, or call it 'mel'"
+    )
 
 
 def _read_safetensors(path: Path, n_mel_channels: int | None) -> np.ndarray:
@@ -508,11 +363,3 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises UserError if it cannot be read or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {_why(error)}") from error

@@ -15,17 +15,11 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    Input,
-    find_inputs,
-    find_unread,
-    read_json,
-    write_text,
-    write_wav,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text, write_wav
+from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
 from waveglow_jax.audio.sound import read_samples
 from waveglow_jax.errors import UserError
+from waveglow_jax.text import read_json
 
 MANIFEST = "prepare.json"
 LEFT_OUT = "left_out.txt"

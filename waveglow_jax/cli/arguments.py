@@ -1,15 +1,24 @@
 """Types and groups of arguments that several commands share."""
 
 import argparse
+import sys
 
+from waveglow_jax.cli.outcome import fail
 from waveglow_jax.config import LATENT, MAX_CONSISTENCY
+from waveglow_jax.errors import UserError
+from waveglow_jax.paths import local_path
 
 
 def given(text: str) -> str:
-    """A path or a name. An empty one comes of a variable that is not set, and would be a folder."""
+    """A path (as `local_path` reads it) or a name. An empty one comes of a variable that is not
+    set, and would be a folder."""
     if not text:
         raise argparse.ArgumentTypeError("an empty name")
-    return text
+    try:
+        return local_path(text)
+    except UserError as error:
+        # One line that names the remedy, where argparse would add the usage of the whole command.
+        sys.exit(fail(str(error)))
 
 
 def sigma(text: str) -> float:

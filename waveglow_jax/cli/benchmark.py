@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from waveglow_jax.cli.arguments import count
+from waveglow_jax.cli.arguments import count, given
 from waveglow_jax.config import DTYPES, Config, load_config
 from waveglow_jax.errors import UserError
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     """How fast this machine runs a model: compile and run time, samples/s, memory, precision."""
     parser.add_argument(
-        "weights", nargs="?", metavar="WEIGHTS", help="(default: the bundled voice)"
+        "weights", type=given, nargs="?", metavar="WEIGHTS", help="(default: the bundled voice)"
     )
     parser.add_argument(
-        "--config", metavar="CONFIG.json", help="random weights of that shape instead"
+        "--config", type=given, metavar="CONFIG.json", help="random weights of that shape instead"
     )
     parser.add_argument("--task", choices=("reverse", "train", "loader"), default="reverse")
     parser.add_argument(
@@ -33,7 +33,9 @@ def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=count, default=2, help="clips of a training step (default: 2)"
     )
-    parser.add_argument("--data", metavar="DIR_OR_LIST", help="recordings, for --task loader")
+    parser.add_argument(
+        "--data", type=given, metavar="DIR_OR_LIST", help="recordings, for --task loader"
+    )
     parser.add_argument("--repeats", type=count, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument(
         "--against", choices=("torch",), help="a plain eager PyTorch model of the same weights"

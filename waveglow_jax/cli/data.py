@@ -5,21 +5,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    Input,
-    find_inputs,
-    write_mel,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_mel
+from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.audio.sound import read_audio
+from waveglow_jax.cli.arguments import given
 from waveglow_jax.cli.outcome import each
 from waveglow_jax.errors import UserError
 
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """Any folder of audio to mono recordings of one rate, fit to train on."""
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="as for synthesize")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT")
+    parser.add_argument("inputs", type=given, nargs="+", metavar="IN", help="as for synthesize")
+    parser.add_argument("-o", "--output", type=given, required=True, metavar="OUT")
     parser.add_argument("--rate", type=int, default=22050, help="sampling rate (default: 22050)")
     parser.add_argument(
         "--level", type=float, metavar="DBFS", help="bring speech to this RMS level, such as -22"
@@ -59,10 +56,14 @@ def run_prepare(arguments: argparse.Namespace) -> int:
 
 def mel_arguments(parser: argparse.ArgumentParser) -> None:
     """Log-mels of recordings, [80, frames] .npy, as WaveGlow wants them."""
-    parser.add_argument("inputs", nargs="+", metavar="RECORDING", help="as for synthesize")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="one .npy each")
     parser.add_argument(
-        "-w", "--weights", help="the voice whose mel it is (default: the bundled voice)"
+        "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
+    )
+    parser.add_argument(
+        "-o", "--output", type=given, required=True, metavar="DIR", help="one .npy each"
+    )
+    parser.add_argument(
+        "-w", "--weights", type=given, help="the voice whose mel it is (default: the bundled voice)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_any_mel, write_mel
 from waveglow_jax.audio.sound import read_samples
+from waveglow_jax.cli.arguments import given
 from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
 
@@ -16,16 +17,23 @@ def doctor_arguments(parser: argparse.ArgumentParser) -> None:
     """Tells what is wrong with a mel: its convention, and how to convert it where that is exact."""
     parser.add_argument(
         "recording",
+        type=given,
         nargs="?",
         metavar="RECORDING",
         help="what the mel was made from, of any rate; without it only values and axes can be told",
     )
-    parser.add_argument("mel", metavar="MEL", help="a mel file of any convention")
+    parser.add_argument("mel", type=given, metavar="MEL", help="a mel file of any convention")
     parser.add_argument(
-        "-w", "--weights", help="the voice that is to take it (default: the bundled voice)"
+        "-w",
+        "--weights",
+        type=given,
+        help="the voice that is to take it (default: the bundled voice)",
     )
     parser.add_argument(
-        "--fix", metavar="OUT.npy", help="write the mel as the voice takes it, where that is exact"
+        "--fix",
+        type=given,
+        metavar="OUT.npy",
+        help="write the mel as the voice takes it, where that is exact",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(refuse=parser.error)

@@ -6,14 +6,17 @@ import os
 import sys
 from pathlib import Path
 
-from waveglow_jax.cli.arguments import count, seed
+from waveglow_jax.cli.arguments import count, given, seed
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.errors import UserError
+from waveglow_jax.paths import local_path
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """How near systems come to recordings: metrics, intervals, differences; Markdown and HTML."""
-    parser.add_argument("--reference", required=True, metavar="DIR", help="the recordings")
+    parser.add_argument(
+        "--reference", type=given, required=True, metavar="DIR", help="the recordings"
+    )
     parser.add_argument(
         "--system",
         action="append",
@@ -24,7 +27,9 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "may be left out; consistency may be latent; without WEIGHTS the bundled voice); may be "
         "given again",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="REPORT", help="resumed if there")
+    parser.add_argument(
+        "-o", "--output", type=given, required=True, metavar="REPORT", help="resumed if there"
+    )
     parser.add_argument(
         "--baselines",
         type=_baselines,
@@ -122,12 +127,15 @@ def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings of one system, the real ones among them; files of one name are one "
         "utterance; given at least twice",
     )
-    make.add_argument("-o", "--output", required=True, metavar="TEST")
+    make.add_argument("-o", "--output", type=given, required=True, metavar="TEST")
     make.add_argument(
         "--utterances", type=count, default=40, metavar="N", help="drawn from all (default: 40)"
     )
     make.add_argument(
-        "--training", metavar="DIR_OR_LIST", help="leave out what the systems were trained on"
+        "--training",
+        type=given,
+        metavar="DIR_OR_LIST",
+        help="leave out what the systems were trained on",
     )
     make.add_argument(
         "--post", default="", metavar="URL", help="where results are sent (default: saved as files)"
@@ -135,8 +143,10 @@ def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--title", default="Listening test")
     make.add_argument("--seed", type=seed, default=0, help="of the drawing (default: 0)")
     score = parts.add_parser("score", help="the card's table, with 95%% confidence intervals")
-    score.add_argument("key", metavar="TEST/key.json")
-    score.add_argument("results", nargs="+", metavar="RESULT", help="files, or folders of .json")
+    score.add_argument("key", type=given, metavar="TEST/key.json")
+    score.add_argument(
+        "results", type=given, nargs="+", metavar="RESULT", help="files, or folders of .json"
+    )
     score.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
@@ -150,6 +160,7 @@ def _listening_test_make(arguments: argparse.Namespace) -> int:
     systems = []
     for text in arguments.system:
         name, _, folder = (part.strip() for part in text.partition("="))
+        folder = local_path(folder)
         if not name or not Path(folder).is_dir():
             raise UserError(f"--system {text!r}: write NAME=DIR, a folder of recordings")
         systems.append((name, folder))

@@ -7,15 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    Input,
-    find_inputs,
-    read_mel,
-    replacing,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_mel, replacing
+from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.cli.arguments import count, noise, seed
+from waveglow_jax.cli.arguments import count, given, noise, seed
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import exit_code, fail, target_of
 from waveglow_jax.errors import UserError
@@ -29,18 +24,21 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
     """How invertible a flow is, in every precision, and which layer is to blame."""
     parser.add_argument(
         "source",
+        type=given,
         nargs="?",
         metavar="WEIGHTS",
         help="as for convert; with --random a first recording (default: the bundled voice)",
     )
     parser.add_argument(
         "recordings",
+        type=given,
         nargs="*",
         metavar="RECORDING",
         help="as for synthesize (default: the bundled ones)",
     )
     parser.add_argument(
         "--random",
+        type=given,
         metavar="CONFIG",
         help="random weights of this config's shape in place of WEIGHTS, every layer alive",
     )
@@ -65,7 +63,9 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
         help="only this one, by its name in the report; may be given again (default: all)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("-o", "--output", metavar="DIR", help="report.md, report.json, depth.png")
+    parser.add_argument(
+        "-o", "--output", type=given, metavar="DIR", help="report.md, report.json, depth.png"
+    )
 
 
 def run_invertibility(arguments: argparse.Namespace) -> int:
@@ -152,10 +152,15 @@ def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -
 
 def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
     """Exact log-likelihood of recordings under their mels, or of one under any mel."""
-    parser.add_argument("inputs", nargs="+", metavar="RECORDING", help="as for synthesize")
-    parser.add_argument("-w", "--weights", help="as for synthesize (default: the bundled voice)")
+    parser.add_argument(
+        "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
+    )
+    parser.add_argument(
+        "-w", "--weights", type=given, help="as for synthesize (default: the bundled voice)"
+    )
     parser.add_argument(
         "--mel",
+        type=given,
         metavar="FILE",
         help="the mel of the one recording, in place of its own: a wrong convention shows",
     )
@@ -167,7 +172,9 @@ def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
         "band is arbitrary (default: that of the voice's training)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
-    parser.add_argument("-o", "--output", metavar="DIR", help="with --plot: one .png each")
+    parser.add_argument(
+        "-o", "--output", type=given, metavar="DIR", help="with --plot: one .png each"
+    )
     parser.add_argument("--plot", action="store_true", help="a picture each: the curve over time")
     parser.set_defaults(refuse=parser.error)
 
@@ -175,7 +182,7 @@ def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
 def run_likelihood(arguments: argparse.Namespace) -> int:
     if arguments.plot != (arguments.output is not None):
         arguments.refuse("--plot and -o DIR belong together")
-    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES)
+    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES, with_outputs=arguments.plot)
     if arguments.mel and len(items) > 1:
         arguments.refuse(f"--mel belongs to one recording, and there are {len(items)}")
     from waveglow_jax.synthesis.vocoder import load

@@ -7,16 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    MEL_SUFFIXES,
-    Input,
-    find_inputs,
-    replacing,
-    write_wav,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES, replacing, write_wav
+from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.cli.arguments import corrections, count, seed, sigma
+from waveglow_jax.cli.arguments import corrections, count, given, seed, sigma
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import each, tell
 from waveglow_jax.cli.synthesis import mel_of
@@ -25,7 +19,9 @@ from waveglow_jax.errors import UserError
 
 def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
     """A recording to its latent and back: exactly, or with a part of the latent changed."""
-    parser.add_argument("inputs", nargs="+", metavar="RECORDING", help="as for synthesize")
+    parser.add_argument(
+        "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
+    )
     _shared(parser)
     parser.add_argument(
         "--noise",
@@ -66,8 +62,8 @@ def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
 
 def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
     """From one recording to another: their latents under A's mel, or their mels with A's latent."""
-    parser.add_argument("first", metavar="A", help="recording")
-    parser.add_argument("second", metavar="B", help="recording")
+    parser.add_argument("first", type=given, metavar="A", help="recording")
+    parser.add_argument("second", type=given, metavar="B", help="recording")
     _shared(parser)
     parser.add_argument(
         "--path",
@@ -83,7 +79,7 @@ def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """The same mel and noise at several temperatures."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="recordings or mels")
+    parser.add_argument("inputs", type=given, nargs="+", metavar="INPUT", help="recordings or mels")
     _shared(parser)
     parser.add_argument(
         "-s",
@@ -96,8 +92,10 @@ def sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help=".wav and .png")
-    parser.add_argument("-w", "--weights", help="the voice (default: the bundled one)")
+    parser.add_argument(
+        "-o", "--output", type=given, required=True, metavar="DIR", help=".wav and .png"
+    )
+    parser.add_argument("-w", "--weights", type=given, help="the voice (default: the bundled one)")
     parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
     parser.add_argument(
         "--consistency",

@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import (
-    Input,
-)
+from waveglow_jax.audio.inputs import Input
 from waveglow_jax.errors import FileWarning, UserError, why
 
 INTERRUPTED, TERMINATED = 130, 143

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 
+from waveglow_jax.cli.arguments import given
 from waveglow_jax.config import DTYPES, load_config
 from waveglow_jax.errors import UserError
 
@@ -17,7 +18,10 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: v5e:2x4)",
     )
     parser.add_argument(
-        "--config", default="configs/nvidia256.json", help="(default: configs/nvidia256.json)"
+        "--config",
+        type=given,
+        default="configs/nvidia256.json",
+        help="(default: configs/nvidia256.json)",
     )
     parser.add_argument("--task", choices=("train", "synthesize"), default="train")
     parser.add_argument(

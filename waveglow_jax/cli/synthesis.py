@@ -18,14 +18,13 @@ import numpy as np
 from waveglow_jax.audio.files import (
     AUDIO_SUFFIXES,
     MEL_SUFFIXES,
-    Input,
-    find_inputs,
     pcm16,
     read_mel,
     replacing,
     write_wav,
     write_wav_blocks,
 )
+from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.audio.sound import audio_frames
 from waveglow_jax.cli.arguments import consistency, count, given, seed, sigma, strength
 from waveglow_jax.cli.data import mel_of_recording
@@ -117,7 +116,12 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     if not arguments.no_cache:
         from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
 
-        keep_programs(cache_folder())
+        folder = cache_folder()
+        try:
+            if folder is not None:
+                keep_programs(folder)
+        except UserError as error:  # it is only slower without
+            print(f"warning: {error}", file=sys.stderr)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)

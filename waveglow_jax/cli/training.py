@@ -8,23 +8,36 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from waveglow_jax.cli.arguments import given
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
+from waveglow_jax.paths import local_path
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
     """Trains on recordings; any field of the config can be set by --section.field VALUE."""
-    parser.add_argument("config", metavar="CONFIG.json", help="such as configs/voice.json")
     parser.add_argument(
-        "--data", metavar="DIR_OR_LIST", help="recordings (default: data_config.training_files)"
+        "config", type=given, metavar="CONFIG.json", help="such as configs/voice.json"
     )
-    parser.add_argument("--output", required=True, metavar="RUN", help="resumed if it is there")
     parser.add_argument(
-        "--mels", metavar="DIR", help="train on these, one a recording, instead of its own mel"
+        "--data",
+        type=given,
+        metavar="DIR_OR_LIST",
+        help="recordings (default: data_config.training_files)",
+    )
+    parser.add_argument(
+        "--output", type=given, required=True, metavar="RUN", help="resumed if it is there"
+    )
+    parser.add_argument(
+        "--mels",
+        type=given,
+        metavar="DIR",
+        help="train on these, one a recording, instead of its own mel",
     )
     parser.add_argument(
         "--init-from",
+        type=given,
         metavar="WEIGHTS",
         help="start from these weights, and the optimizer's state where there is one beside them",
     )
@@ -49,6 +62,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     data = arguments.data or config.data.training_files
     if not data:
         raise UserError(f"{arguments.config}: names no training_files; give --data DIR_OR_LIST")
+    for named in (data, config.train.validation_files):
+        local_path(named)  # refuses an address before anything is written
     from waveglow_jax.training.processes import join
 
     join(arguments.coordinator, arguments.processes, arguments.process)

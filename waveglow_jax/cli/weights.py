@@ -7,7 +7,7 @@ from typing import Any
 
 from waveglow_jax.audio.files import replacing
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.cli.arguments import corrections, source_arguments
+from waveglow_jax.cli.arguments import corrections, given, source_arguments
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
@@ -19,12 +19,19 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Weights of any kind to a release folder, or to a state dict for the original's model."""
     source_arguments(parser)
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="folder, or with --to torch a .pt file"
+        *("-o", "--output"),
+        type=given,
+        required=True,
+        metavar="OUT",
+        help="folder, or with --to torch a .pt file",
     )
     parser.add_argument("--to", choices=("release", "torch"), default="release")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument(
-        "--check", metavar="RECORDING", help="also tell this recording's log-likelihood"
+        "--check",
+        type=given,
+        metavar="RECORDING",
+        help="also tell this recording's log-likelihood",
     )
 
 
@@ -65,7 +72,10 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(
-        "--plot", metavar="FILE.png", help="of a training run: its curves as a picture"
+        "--plot",
+        type=given,
+        metavar="FILE.png",
+        help="of a training run: its curves as a picture",
     )
     parser.add_argument(
         "--weights", action="store_true", help="of a training run: its best checkpoint's weights"
@@ -112,6 +122,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        type=given,
         required=True,
         metavar="FILE",
         help="ends in .onnx for ONNX, which takes minutes to convert",

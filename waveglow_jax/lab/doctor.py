@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import read_json
 from waveglow_jax.audio.mel import LOG_FLOOR
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.conventions import (
@@ -29,6 +28,7 @@ from waveglow_jax.lab.conventions import (
     mel_of_magnitudes,
     values_of,
 )
+from waveglow_jax.text import read_json
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 STATISTICS = BUNDLED_VOICE / "mel_statistics.json"

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, write_wav
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_wav
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import (
     DTYPES,
@@ -35,6 +36,7 @@ from waveglow_jax.config import (
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.likelihoods import noisy
 from waveglow_jax.lab.metrics import MEL, MEL_HOP, log_mel
+from waveglow_jax.paths import local_path
 from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.windows import size_at_least
 
@@ -88,7 +90,7 @@ def parse_system(text: str) -> System:
     if colon and (not after or re.match(r"[a-z]+=", after)):
         source = before
         options = dict(_option(text, each) for each in after.split(",") if each)
-    return System(name, source or None, **options)
+    return System(name, local_path(source) if source else None, **options)
 
 
 def _option(text: str, written: str) -> tuple[str, Any]:
@@ -153,7 +155,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); delete it") from None
     records = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a name may hold U+2028, which splitlines takes for an end
         try:
             records.append(json.loads(line))
         except ValueError:

@@ -1,33 +1,47 @@
 """Compiled programs kept from one run to the next, in the user's cache folder."""
 
 import os
+import pwd
 import stat
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from waveglow_jax.errors import UserError
+from waveglow_jax.paths import cache_base
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/waveglow_jax/programs`, by default under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "waveglow_jax" / "programs"
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/waveglow_jax/programs`, by default under `~/.cache`; None where neither is
+    to be had, which a warning has said already."""
+    base = cache_base()
+    return base / "waveglow_jax" / "programs" if base is not None else None
 
 
 def keep_programs(folder: Path) -> None:
     """Has JAX look for compiled programs in the folder, and put there what it compiles.
 
     What is in it will be run, so it must belong to this user and nobody else may write to it: it
-    is made so. Raises UserError if it is not, or cannot be made.
+    is made so. Raises UserError if it is not, cannot be made, or takes no files; or if the system
+    has no name for the user, without which JAX cannot bound the folder's size.
     """
     import jax
 
     try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        raise UserError(
+            f"compiled programs are not kept: the system knows no user {os.getuid()}, whom JAX "
+            "asks it for; add one to /etc/passwd, or give --no-cache"
+        ) from None
+    try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(
             f"{folder}: cannot keep compiled programs there ({error.strerror}); set "
-            "XDG_CACHE_HOME, or give --no-cache"
+            "XDG_CACHE_HOME to a folder that takes files, or give --no-cache"
         ) from None
     others = stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
     if others or found.st_uid != os.getuid():

@@ -16,7 +16,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, find_inputs, find_unread
+from waveglow_jax.audio.files import AUDIO_SUFFIXES
+from waveglow_jax.audio.inputs import find_inputs, find_unread
 from waveglow_jax.audio.sound import audio_frames, decoded_from_start, read_audio, read_clip
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
@@ -96,7 +97,7 @@ def _usable(
     source: str, config: Config, mels: MelFolder | None
 ) -> tuple[list[Recording], list[str]]:
     usable, left_out = [], []
-    for found in find_inputs([source], AUDIO_SUFFIXES):
+    for found in find_inputs([source], AUDIO_SUFFIXES, with_outputs=False):
         try:
             n_samples = audio_frames(found.path, config.data.sampling_rate)
             mel = mels.of(found.path, found.relative, n_samples, config) if mels else None

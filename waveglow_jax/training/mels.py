@@ -8,13 +8,16 @@ drop the last of them: N // hop frames are as good, and the last one is repeated
 is the mark of another hop, rate, trimming or recording, and is refused.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from waveglow_jax.audio.files import MEL_SUFFIXES, find_inputs, read_mel
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES, read_mel
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.mel import LOG_FLOOR, log_mel
 from waveglow_jax.audio.sound import read_clip
 from waveglow_jax.config import Config
@@ -22,6 +25,13 @@ from waveglow_jax.errors import UserError
 
 LOOKED_AT = 5
 """Recordings whose mel is compared with their own."""
+
+# How other programs name the mel of a recording: mel_NAME (NeMo), mel-NAME (Tacotron 2 in
+# TensorFlow), SPEAKER-mel-NAME (FastSpeech 2), NAME-norm-feats, NAME-raw-feats (TensorFlowTTS),
+# NAME-feats (ParallelWaveGAN), NAME_mel, NAME.mel.
+_OTHER_NAMES = re.compile(
+    r"(?:.*-)?mel[-_](?P<behind>.+)|(?P<before>.+?)(?:[-_.]mel|-(?:norm-|raw-)?feats)"
+)
 
 _LOOKED_AT_SECONDS = 4.0
 _LAGS = range(-4, 5)
@@ -31,22 +41,28 @@ _SAME_LEVEL = 1.5
 
 class MelFolder:
     """The mels below a folder, one a recording, at the recording's relative path or the end of it:
-    `a/b/c.wav` takes `a/b/c.npy`, or else `b/c.npy`, or else `c.npy`."""
+    `a/b/c.wav` takes `a/b/c.npy`, or else `b/c.npy`, or else `c.npy`.
+
+    In the place of `c` there may be the recording's full name (`c.wav.pt`, as the original writes
+    it) or, without either, a name that another program gives (`mel_c.npy`, `c-feats.npy` ...).
+    Only one file may be named so.
+    """
 
     def __init__(self, folder: str):
         self._folder = folder
-        found = find_inputs([folder], MEL_SUFFIXES)
-        self._paths = {item.relative.with_suffix("").parts: item.path for item in found}
+        self._own: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+        self._other: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+        for item in find_inputs([folder], MEL_SUFFIXES, with_outputs=False):
+            folders, name = item.relative.parent.parts, item.path.stem
+            self._own[(*folders, name)].append(item.path)
+            for other in _other_names(name):
+                self._other[(*folders, other)].append(item.path)
         self._taken: dict[Path, Path] = {}
 
     def of(self, recording: Path, relative: Path, n_samples: int, config: Config) -> Path:
-        """A recording's mel. Raises UserError if there is none, it cannot be read, or another
-        recording has it already; MisalignedError if it is of another length."""
-        parts = relative.with_suffix("").parts
-        ends = (parts[i:] for i in range(len(parts)))
-        path = next((self._paths[end] for end in ends if end in self._paths), None)
-        if path is None:
-            raise UserError(f"{recording}: no mel in {self._folder} is named as it is")
+        """A recording's mel. Raises UserError if there is none or more than one, it cannot be read,
+        or another recording has it already; MisalignedError if it is of another length."""
+        path = self._named_as(recording, relative)
         if (other := self._taken.setdefault(path, recording)) != recording:
             raise UserError(
                 f"{path}: would be the mel of {other} and of {recording}; keep the "
@@ -54,6 +70,34 @@ class MelFolder:
             )
         _check_aligned(path, recording, n_samples, config)
         return path
+
+    def _named_as(self, recording: Path, relative: Path) -> Path:
+        for start in range(len(relative.parts)):
+            folders = relative.parts[start:-1]
+            for paths in (self._own, self._other):
+                names = (relative.stem, relative.name)
+                found = {path for name in names for path in paths.get((*folders, name), ())}
+                if len(found) > 1:
+                    one, two, *_ = sorted(found)
+                    raise UserError(
+                        f"{recording}: {one} and {two} are both named as its mel may be; keep one"
+                    )
+                if found:
+                    return found.pop()
+        (example, *_), *_ = self._own.values()
+        raise UserError(
+            f"{recording}: no mel in {self._folder} is named as it is, as {relative.stem}.npy "
+            f"would be; there are others, such as {example.name}"
+        )
+
+
+def _other_names(mel: str) -> set[str]:
+    """The recordings, by name, that a mel of this name may belong to though it is not their own."""
+    found = _OTHER_NAMES.fullmatch(mel)
+    name = (found["behind"] or found["before"]) if found else mel
+    # The mel may be older than the recording's present form: u00.flac.pt, of what is u00.wav now.
+    bare = Path(name).stem if Path(name).suffix.lower() in AUDIO_SUFFIXES else name
+    return {name, bare} - {mel}
 
 
 class MisalignedError(UserError):

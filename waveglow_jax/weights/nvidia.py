@@ -29,6 +29,7 @@ from waveglow_jax.config import Config, DataConfig, config_from_dict
 from waveglow_jax.errors import UserError
 from waveglow_jax.weights.torch_pickle import (
     MAX_PIECE,
+    Array,
     Holder,
     InPieces,
     Tensor,
@@ -212,7 +213,7 @@ def _of_safetensors(path: Path, alternating_halves: bool) -> Published:
 # ------------------------------------------------------------------------------ finding the tensors
 
 
-def _find_state(tree: Any, name: str) -> tuple[dict[str, Tensor], Holder | None, int]:
+def _find_state(tree: Any, name: str) -> tuple[dict[str, Tensor | Array], Holder | None, int]:
     """The tensors by their state dict's names, the module they were pickled in, and how many stale
     plain weights lie beside weight_g and weight_v."""
     for _ in range(3):  # {"model": {"state_dict": ...}} is the deepest there is
@@ -221,17 +222,23 @@ def _find_state(tree: Any, name: str) -> tuple[dict[str, Tensor], Holder | None,
                 tree = tree[key]
                 break
     if isinstance(tree, Holder):
-        state: dict[str, Tensor] = {}
+        state: dict[str, Tensor | Array] = {}
         stale = _walk(tree, "", state, set(), name)
         return state, tree, stale
     if isinstance(tree, dict):
-        tensors = {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        tensors = {
+            key: value
+            for key, value in tree.items()
+            if isinstance(key, str) and isinstance(value, Tensor | Array)
+        }
         if tensors:
             return tensors, None, 0
     raise UserError(f"{name}: holds no weights; expected a model, a state dict or a training run")
 
 
-def _walk(module: Holder, prefix: str, state: dict[str, Tensor], seen: set[int], name: str) -> int:
+def _walk(
+    module: Holder, prefix: str, state: dict[str, Tensor | Array], seen: set[int], name: str
+) -> int:
     """Collects a module's parameters and buffers under their state dict's names."""
     inside = module.state if isinstance(module.state, dict) else {}
     if id(module) in seen or len(seen) >= _MAX_MODULES or prefix.count(".") > 32:
@@ -239,7 +246,7 @@ def _walk(module: Holder, prefix: str, state: dict[str, Tensor], seen: set[int],
     seen.add(id(module))
     for kind in ("_parameters", "_buffers"):
         for key, value in _items(inside.get(kind)):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor | Array):
                 state[f"{prefix}{key}"] = value
     own = inside.get("_parameters")
     plain = isinstance(inside.get("weight"), Tensor)
@@ -293,7 +300,7 @@ def _training(tree: Any) -> dict[str, Any]:
 
 
 def _moments(
-    tree: Any, state: dict[str, Tensor], file: TorchFile, published: Published, name: str
+    tree: Any, state: dict[str, Tensor | Array], file: TorchFile, published: Published, name: str
 ) -> Moments | str:
     """Adam's state in our layout, or why there is none.
 
@@ -316,7 +323,8 @@ def _moments(
         moments = [
             moment
             for part in ("exp_avg", "exp_avg_sq")
-            if isinstance(moment := _dict(entry).get(part), Tensor) and moment.shape == tensor.shape
+            if isinstance(moment := _dict(entry).get(part), Tensor | Array)
+            and moment.shape == tensor.shape
         ]
         if len(moments) < 2:
             return f"its entry for {key} is missing or of another shape"

@@ -4,6 +4,7 @@ Tensor names are the paths in the parameter tree, joined by dots: `flows.3.wn.in
 """
 
 import json
+import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from waveglow_jax.audio.files import replacing
 from waveglow_jax.config import Config, config_to_json, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, init
+from waveglow_jax.paths import local_path
 from waveglow_jax.weights.hub import download, is_hub_name
 from waveglow_jax.weights.nvidia import Moments, read_published
 
@@ -50,7 +52,7 @@ def save(path: str | Path, config: Config, params: Params, dtype: str = "float32
     dtype float16 halves the size: the weights are widened again at loading. Raises UserError if
     the folder cannot be written or a weight is not finite in that dtype.
     """
-    path = Path(path)
+    path = Path(local_path(path))
     tensors = {}
     for name, leaf in _named(params).items():
         with np.errstate(over="ignore"):
@@ -106,12 +108,13 @@ def read_weights(
     """
     if source is None:
         return _of_folder(BUNDLED_VOICE, alternating_halves, with_moments)
+    source = local_path(source)
     path = Path(source)
-    if not path.exists() and is_hub_name(str(source)):
-        path = download(str(source))
+    if not os.path.exists(path) and is_hub_name(source):
+        path = download(source)
     if path.is_dir():
         return _of_folder(path, alternating_halves, with_moments)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{source}: no such file or folder; check the path")
     if path.name == WEIGHTS and (path.parent / "config.json").is_file():
         return _of_folder(path.parent, alternating_halves, with_moments)

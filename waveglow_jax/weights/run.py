@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from waveglow_jax.audio.files import read_json
 from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, init
+from waveglow_jax.text import read_json
 from waveglow_jax.weights.manifest import MANIFEST, DamagedError, verify
 from waveglow_jax.weights.nvidia import Moments
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,7 @@ MAX_INTEGER_BYTES = 32
 MAX_DIMENSIONS = 8
 MAX_NUMBERS = 1 << 48
 MAX_ZIP_ENTRIES = 20_000
+_LONGEST_NAME = 100
 MAX_PIECE = 4 << 20
 """Bytes that are read from a file at once."""
 
@@ -64,6 +65,10 @@ _STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
 }
+_NUMPY_TYPES = {
+    **{"f2": "float16", "f4": "float32", "f8": "float64", "b1": "bool"},
+    **{"i1": "int8", "i2": "int16", "i4": "int32", "i8": "int64", "u1": "uint8"},
+}
 # The first pickle of the older container.
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY_MAGIC = b"\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
@@ -77,6 +82,10 @@ class Token(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+
+_ENCODE = Token("_codecs", "encode")
+"""Makes bytes of a text in protocol 2, which has none."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,42 @@ class Holder:
     items: dict[Any, Any] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
+class NumPyType:
+    """A dtype of NumPy's: `code` as "f4"; `order` is "<", ">" or, where there is none, "|"."""
+
+    code: str
+    order: str = "<"
+
+
+class Stored(NamedTuple):
+    """An array's numbers: bytes, or as protocol 2 has them, a text whose letters are the bytes.
+
+    As they are in the file, for a few bytes of it can ask for the same text over and over.
+    """
+
+    content: bytes | str
+    dtype: np.dtype
+    order: Literal["C", "F"]
+
+    def numbers(self, shape: tuple[int, ...]) -> np.ndarray:
+        content = self.content
+        try:
+            raw = content.encode("latin-1") if isinstance(content, str) else content
+        except UnicodeEncodeError:
+            raise _RefusedError("damaged: an array of NumPy's is no latin-1") from None
+        return np.frombuffer(raw, self.dtype).reshape(shape, order=self.order)
+
+
+@dataclass(eq=False)
+class Array:
+    """An array of NumPy's inside the pickle; `stored` is None if it is not of plain numbers."""
+
+    dtype: str = "object"
+    shape: tuple[int, ...] = ()
+    stored: Stored | None = None
+
+
 class _RefusedError(Exception):
     """Why a file is not read; becomes a UserError that names the file."""
 
@@ -116,8 +161,9 @@ class _RefusedError(Exception):
 class TorchFile:
     """An opened file: `tree`, what was saved, and the numbers of its tensors.
 
-    tree: dicts, lists, tuples, strings, bytes, numbers and None, with `Tensor`, `Holder` and
-    `Token` in their places. Sets are tuples. Cycles and shared parts are possible, as in the file.
+    tree: dicts, lists, tuples, strings, bytes, numbers and None, with `Tensor`, `Array`, `Holder`
+    and `Token` in their places. Sets are tuples. Cycles and shared parts are possible, as in the
+    file.
     """
 
     def __init__(self, file: io.BufferedIOBase, name: str):
@@ -140,17 +186,22 @@ class TorchFile:
     def container(self) -> str:
         return self._container.NAME
 
-    def array(self, tensor: Tensor) -> np.ndarray:
+    def array(self, tensor: Tensor | Array) -> np.ndarray:
         """The tensor's numbers, in a contiguous array of their own; bfloat16 widened to float32.
 
         Tensors may share a storage, read once for those that follow each other. Raises UserError
         if they are damaged, or if all that was read exceeds the file: then its tensors overlap.
         """
         with self._refusals():
+            if isinstance(tensor, Array) and tensor.stored is None:
+                raise _RefusedError(f"an array of NumPy's type {tensor.dtype} is not read")
             dtype = np.dtype(_DTYPES[tensor.dtype])
             self._unviewed -= math.prod(tensor.shape) * dtype.itemsize
             if self._unviewed < 0:
                 raise _RefusedError("its tensors overlap: together they are larger than the file")
+            if isinstance(tensor, Array):
+                assert tensor.stored is not None  # refused above
+                return np.array(tensor.stored.numbers(tensor.shape), dtype, order="C")
             raw = self._raw(tensor.storage)
             numbers = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)
             numbers = numbers[tensor.offset :]
@@ -193,6 +244,34 @@ def open_torch(path: str | Path) -> Iterator[TorchFile]:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         yield TorchFile(file, str(path))
+
+
+_BRANCHES = (Tensor, Array, dict, list, tuple, Holder)
+
+
+def tensors_in(tree: Any) -> list[tuple[str, Tensor | Array]]:
+    """Every tensor and array of a tree with its name there, such as `out.mel` or `out[0]`."""
+    found: list[tuple[str, Tensor | Array]] = []
+    seen: set[int] = set()
+    to_visit: list[tuple[str, Any]] = [("", tree)]
+    while to_visit:
+        name, node = to_visit.pop()
+        name = name[-_LONGEST_NAME:]  # a deep tree would have names as long as it is deep
+        children: list[tuple[str, Any]] = []
+        match node:
+            case Tensor() | Array():
+                found.append((name, node))
+                continue
+            case dict():
+                children = [(f"{name}.{str(k)[:_LONGEST_NAME]}", v) for k, v in node.items()]
+            case list() | tuple():
+                children = [(f"{name}[{i}]", value) for i, value in enumerate(node)]
+            case Holder():
+                children = [(name, node.state), (name, node.items)]
+        if id(node) not in seen:
+            seen.add(id(node))
+            to_visit += [each for each in reversed(children) if isinstance(each[1], _BRANCHES)]
+    return [(name.removeprefix("."), value) for name, value in found]
 
 
 def _what_it_is(start: bytes) -> str:
@@ -277,7 +356,9 @@ class _Zip:
     def _all_of(self, name: str, limit: int) -> bytes:
         size = self._entries[name].file_size
         if size > limit:
-            raise _RefusedError(f"{name} has {size} bytes, over {limit}")
+            raise _RefusedError(
+                f"{name} has {size} bytes, over {limit}; arrays of that size must be tensors"
+            )
         return self._contents(name).tobytes()
 
     def _contents(self, name: str) -> np.ndarray:
@@ -429,7 +510,7 @@ def _storage_of(pid: Any, sizes: dict[str, tuple[str, int]]) -> Any:
                     if not (0 <= start and 0 <= length and start + length <= numel):
                         raise _RefusedError(f"a view of its storage {key[:80]} lies outside of it")
                     return Storage(key, dtype, start, length)
-    raise _RefusedError(f"damaged: {_said(pid)} is no persistent id")
+    raise _RefusedError(f"damaged: {said(pid)} is no persistent id")
 
 
 # ------------------------------------------------------------------------------ the machine
@@ -572,7 +653,7 @@ class _Machine:
         target = self._pop()
         self._push(target)
         if not isinstance(target, list):
-            raise _RefusedError(f"damaged: its pickle appends to {_said(target)}")
+            raise _RefusedError(f"damaged: its pickle appends to {said(target)}")
         target += items
 
     def _set_items(self, items: list[Any]) -> None:
@@ -580,7 +661,7 @@ class _Machine:
         self._push(target)
         into = target.items if isinstance(target, Holder) else target
         if not isinstance(into, dict):
-            raise _RefusedError(f"damaged: its pickle sets items of {_said(target)}")
+            raise _RefusedError(f"damaged: its pickle sets items of {said(target)}")
         _fill(into, items)
 
     def _add_items(self) -> None:
@@ -598,9 +679,14 @@ class _Machine:
     def _reduce(self) -> None:
         function, arguments = self._pop_many(2)
         if not isinstance(function, Token) or not isinstance(arguments, tuple):
-            raise _RefusedError(f"damaged: its pickle calls {_said(function)}")
+            raise _RefusedError(f"damaged: its pickle calls {said(function)}")
         rebuild = _FUNCTIONS.get(function)
         if rebuild is None:
+            if function.module in _OF_TENSORS:
+                raise _RefusedError(
+                    f"holds a tensor of a kind that is not read ({function}); save it again as a "
+                    "plain one, from the CPU: tensor.detach().cpu()"
+                )
             raise _RefusedError(
                 f"wants to call {function}, which no weights need; it is never called"
             )
@@ -615,7 +701,7 @@ class _Machine:
     def _new_object(self) -> None:
         kind, arguments = self._pop_many(2)
         if not isinstance(kind, Token) or not isinstance(arguments, tuple):
-            raise _RefusedError(f"damaged: its pickle makes an object of {_said(kind)}")
+            raise _RefusedError(f"damaged: its pickle makes an object of {said(kind)}")
         rebuild = _FUNCTIONS.get(kind)
         self._push(self._rebuilt(rebuild, kind, arguments) if rebuild else Holder(kind))
 
@@ -629,8 +715,15 @@ class _Machine:
         self._push(target)
         if isinstance(target, Holder):
             target.state = state
+        elif isinstance(target, NumPyType):
+            if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|"):
+                target.order = state[1]
+        elif isinstance(target, Array):
+            match state:
+                case (int(), tuple(shape), NumPyType() as kind, bool(by_columns), content):
+                    _set_array(target, content, kind, shape, "F" if by_columns else "C")
         elif not isinstance(target, dict | Tensor):  # whose attributes say nothing of weights
-            raise _RefusedError(f"wants to set the state of {_said(target)}; it is not touched")
+            raise _RefusedError(f"wants to set the state of {said(target)}; it is not touched")
 
     def _persistent_id(self) -> None:
         self._spend(CALL_COST)
@@ -643,13 +736,14 @@ def _fill(into: dict[Any, Any], items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         # Nested tuples as keys take for ever to hash, and large integers can share one hash.
         if not (key is None or isinstance(key, str | int | float)):
-            raise _RefusedError(f"a dictionary in its pickle has {_said(key)} for a key")
+            raise _RefusedError(f"a dictionary in its pickle has {said(key)} for a key")
         if isinstance(key, int) and not -(2**63) <= key < 2**64:
             raise _RefusedError("a dictionary in its pickle has an integer over 64 bits for a key")
         into[key] = value
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
+    """What a value of a tree is, in words."""
     if isinstance(value, Token):
         return str(value)[:120]
     if isinstance(value, Holder):
@@ -680,6 +774,7 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"B": lambda m: m._push(m._bounded(4)),
     b"C": lambda m: m._push(m._bounded(1)),
     b"\x8e": lambda m: m._push(m._bounded(8)),
+    b"\x96": lambda m: m._push(m._bounded(8)),  # a bytearray
     b"]": lambda m: m._push([]),
     b")": lambda m: m._push(()),
     b"}": lambda m: m._push({}),
@@ -749,15 +844,62 @@ def _rebuild_tensor(function: Token, arguments: tuple[Any, ...]) -> Tensor:
         named = rest[2] if len(rest) > 2 else None
         dtype = named.name if isinstance(named, Token) and named.module == "torch" else ""
         if dtype not in _DTYPES:
-            raise _RefusedError(f"a tensor of the unknown type {_said(named)}")
+            raise _RefusedError(f"a tensor of the unknown type {said(named)}")
     return _tensor(storage, offset, shape, strides, dtype)
 
 
-def _rebuild_parameter(function: Token, arguments: tuple[Any, ...]) -> Tensor:
+def _rebuild_parameter(function: Token, arguments: tuple[Any, ...]) -> Tensor | Array:
     data, *_ = _at_least(1, function, arguments)
-    if not isinstance(data, Tensor):
-        raise _RefusedError(f"damaged: a parameter that is {_said(data)}")
+    if not isinstance(data, Tensor | Array):
+        raise _RefusedError(f"damaged: a parameter that is {said(data)}")
     return data
+
+
+def _rebuild_subclass(function: Token, arguments: tuple[Any, ...]) -> Tensor | Array:
+    """Of a tensor with attributes or a class of its own: (function, class, arguments, state)."""
+    inner, _, inner_arguments, *_ = _at_least(4, function, arguments)
+    rebuild = _TENSORS.get(inner) if isinstance(inner, Token) else None
+    if rebuild is None or not isinstance(inner_arguments, tuple):
+        raise _RefusedError(f"damaged: a tensor that {said(inner)} makes")
+    return rebuild(inner, inner_arguments)
+
+
+def _rebuild_type(function: Token, arguments: tuple[Any, ...]) -> NumPyType:
+    code, *_ = _at_least(1, function, arguments)
+    return NumPyType(code if isinstance(code, str) else "")
+
+
+def _rebuild_array(function: Token, arguments: tuple[Any, ...]) -> Array:
+    return Array()  # to be filled by what follows it in the pickle
+
+
+def _rebuild_from_buffer(function: Token, arguments: tuple[Any, ...]) -> Array:
+    content, kind, shape, order, *_ = _at_least(4, function, arguments)
+    array = Array()
+    if isinstance(kind, NumPyType) and isinstance(shape, tuple) and order in ("C", "F"):
+        _set_array(array, content, kind, shape, order)
+    return array
+
+
+def _set_array(
+    array: Array, content: Any, kind: NumPyType, shape: tuple[Any, ...], order: Literal["C", "F"]
+) -> None:
+    """Fills an array. One that is not of plain numbers stays without any: nobody reads it."""
+    match content:
+        case Holder(kind=kind_of_content, state=(str(text), "latin1" | "latin-1")):
+            content = text if kind_of_content == _ENCODE else None
+    array.dtype = _NUMPY_TYPES.get(kind.code, kind.code)
+    if kind.code not in _NUMPY_TYPES or not isinstance(content, bytes | str):
+        return
+    sizes_make_sense = all(type(n) is int and 0 <= n < MAX_NUMBERS for n in shape)
+    if len(shape) > MAX_DIMENSIONS or not sizes_make_sense:
+        raise _RefusedError("damaged: an array of NumPy's has no shape")
+    dtype = np.dtype(kind.order + kind.code)
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise _RefusedError(
+            f"damaged: an array of NumPy's with the shape {shape} has {len(content)} bytes"
+        )
+    array.shape, array.stored = shape, Stored(content, dtype, order)
 
 
 def _rebuild_dict(function: Token, arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -775,8 +917,18 @@ def _rebuild_dict(function: Token, arguments: tuple[Any, ...]) -> dict[Any, Any]
 def _rebuild_set(function: Token, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     items = arguments[0] if arguments else ()
     if not isinstance(items, list | tuple):
-        raise _RefusedError(f"damaged: a set of {_said(items)}")
+        raise _RefusedError(f"damaged: a set of {said(items)}")
     return tuple(items)
+
+
+def _rebuild_bytes(function: Token, arguments: tuple[Any, ...]) -> bytes | Holder:
+    """Protocol 2 has no bytes: empty ones are bytes(), a bytearray is that of a latin-1 text."""
+    match arguments:
+        case ():
+            return b""
+        case (str(), "latin-1"):
+            return Holder(_ENCODE, state=arguments)
+    raise _RefusedError(f"damaged: {function} of {said(arguments)}")
 
 
 def _rebuild_inert(function: Token, arguments: tuple[Any, ...]) -> Holder:
@@ -786,7 +938,7 @@ def _rebuild_inert(function: Token, arguments: tuple[Any, ...]) -> Holder:
 def _rebuild_old_object(function: Token, arguments: tuple[Any, ...]) -> Holder:
     kind, *_ = _at_least(1, function, arguments)
     if not isinstance(kind, Token):
-        raise _RefusedError(f"damaged: its pickle makes an object of {_said(kind)}")
+        raise _RefusedError(f"damaged: its pickle makes an object of {said(kind)}")
     return Holder(kind)
 
 
@@ -797,33 +949,56 @@ def _at_least(count: int, function: Token, arguments: tuple[Any, ...]) -> tuple[
 
 
 _BUILTINS = ("builtins", "__builtin__")
+_OF_TENSORS = ("torch._utils", "torch._tensor")
 # Neither these functions nor any other is called: the right column only notes what they would make.
-_FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
+_TENSORS: dict[Token, Callable[[Token, tuple[Any, ...]], Tensor | Array]] = {
     **{
         Token("torch._utils", name): _rebuild_tensor
         for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
     },
     **{
         Token("torch._utils", name): _rebuild_parameter
-        for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")
+        for name in (
+            "_rebuild_parameter",
+            "_rebuild_parameter_with_state",
+            # Of a TPU's and other devices': the tensor, or array, as it was on the CPU.
+            "_rebuild_device_tensor_from_cpu_tensor",
+            "_rebuild_device_tensor_from_numpy",
+            "_rebuild_xla_tensor",
+        )
     },
     Token("torch.nn.parameter", "Parameter"): _rebuild_parameter,  # of torch 0.3
+}
+_FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
+    **_TENSORS,
+    Token("torch._tensor", "_rebuild_from_type_v2"): _rebuild_subclass,
+    Token("numpy", "dtype"): _rebuild_type,
+    **{
+        Token(f"numpy.{core}.multiarray", "_reconstruct"): _rebuild_array
+        for core in ("core", "_core")
+    },
+    **{
+        Token(f"numpy.{core}.numeric", "_frombuffer"): _rebuild_from_buffer
+        for core in ("core", "_core")
+    },
     **{Token("collections", name): _rebuild_dict for name in ("OrderedDict", "defaultdict")},
     **{Token(module, name): _rebuild_set for module in _BUILTINS for name in ("set", "frozenset")},
     **{Token(module, "_reconstructor"): _rebuild_old_object for module in ("copyreg", "copy_reg")},
     Token("torch", "Size"): _rebuild_set,
+    **{
+        Token(module, name): _rebuild_bytes
+        for module in _BUILTINS
+        for name in ("bytes", "bytearray")
+    },
     # What optimizers, random states and hyper-parameters are made of; nobody reads them here.
     **{
         token: _rebuild_inert
         for token in (
             Token("torch.nn.backends.thnn", "_get_thnn_function_backend"),  # modules of torch 1
             Token("torch", "device"),
-            Token("_codecs", "encode"),
-            Token("numpy", "dtype"),
+            _ENCODE,
             Token("numpy.core.multiarray", "scalar"),
-            Token("numpy.core.multiarray", "_reconstruct"),
             Token("numpy._core.multiarray", "scalar"),
-            Token("numpy._core.multiarray", "_reconstruct"),
         )
     },
 }

@@ -16,12 +16,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    find_inputs,
-    write_text,
-    write_wav,
-)
+from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text, write_wav
+from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import read_audio, read_samples
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.systems import files_by_name
@@ -196,7 +192,7 @@ def _not_in_training(
     """The utterances that are not among the training's, and what to tell."""
     if training is None:
         return list(names), ["not checked against the training recordings; --training does that"]
-    items = find_inputs([training], AUDIO_SUFFIXES)
+    items = find_inputs([training], AUDIO_SUFFIXES, with_outputs=False)
     stems = {item.path.stem for item in items}
     contents = {_digest(item.path) for item in items}
     used = [

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import read_json
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.statistics import Estimate, crossed_mean
+from waveglow_jax.text import read_json
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,145 @@
+"""Paths as people write them, and folders for caches where there is no home to hold them."""
+
+import atexit
+import logging
+import os
+import pwd
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from waveglow_jax.errors import UserError
+
+# pathlib makes one slash of two, so that one is enough for the schemes that are known.
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<more>/?)")
+_COPIED_BY = {
+    "gs": "gcloud storage cp -r",
+    "s3": "aws s3 cp --recursive",
+    "hdfs": "hdfs dfs -get",
+    "http": "curl -LO",
+    "https": "curl -LO",
+    "hf": "hf download",
+}
+
+_stand_ins: set[Path] = set()
+
+
+def local_path(text: str | os.PathLike[str]) -> str:
+    """The path on this machine that a person means by `text`.
+
+    `~` and `~user` at the start become a home folder, and a `file://` address its path. Everything
+    else is given back as it is. Raises UserError for an address of another kind (`gs://`, `s3://`
+    and the like), for `~` where there is no home, and for a name that no file can have.
+    """
+    text = os.fspath(text)
+    if "\0" in text:
+        raise UserError(f"{text}: no file can have a name with a NUL character; correct the name")
+    address = _ADDRESS.match(text)
+    if address is not None:
+        scheme = address["scheme"].lower()
+        if scheme == "file":
+            return _of_file_address(text)
+        if address["more"] or (scheme in _COPIED_BY and not os.path.lexists(text)):
+            how = f" ({_COPIED_BY[scheme]})" if scheme in _COPIED_BY else ""
+            raise UserError(
+                f"{text}: an address, and only local files are read and written; give a local "
+                f"path, and copy{how} before or afterwards, or mount the storage as a folder"
+            )
+    name, slash, rest = text.partition("/")
+    if name == "~":
+        folder = home()
+        if folder is None:
+            raise UserError(f"{text}: there is no home folder that ~ could mean; set HOME")
+        return str(folder) + slash + rest
+    return os.path.expanduser(text)
+
+
+def _of_file_address(text: str) -> str:
+    path = text[len("file:") :]
+    if path.startswith("//"):
+        host, slash, path = path[2:].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise UserError(
+                f"{text}: names the machine {host}; write file:///PATH, or the path by itself"
+            )
+        path = slash + path
+    return local_path(os.fsdecode(unquote_to_bytes(os.fsencode(path))))
+
+
+def home() -> Path | None:
+    """The user's home folder, which need not exist; None where neither HOME nor the system's list
+    of users names one."""
+    named = os.environ.get("HOME")
+    if not named:
+        try:
+            named = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:  # a user who exists in this container as a number alone
+            return None
+    return Path(named) if named else None
+
+
+def cache_base() -> Path | None:
+    """Where caches go: `$XDG_CACHE_HOME`, or else `~/.cache`. None where there is neither, or what
+    there is only stands in for it until this process ends (`give_libraries_caches`)."""
+    folder = _user_folder("XDG_CACHE_HOME", ".cache")
+    return None if folder in _stand_ins else folder
+
+
+def _user_folder(variable: str, below_home: str) -> Path | None:
+    named, folder = os.environ.get(variable), home()
+    if named:
+        return Path(named)
+    return folder / below_home if folder is not None else None
+
+
+def give_libraries_caches() -> None:
+    """Lets librosa, numba and matplotlib work where they cannot write to the user's folders.
+
+    They refuse to be imported there, or warn at length. They, and whoever else asks for
+    XDG_CACHE_HOME, get a temporary folder instead, which is deleted when this process ends. Logs a
+    warning if it does so. Processes that are started from here use the same folder.
+    """
+    caches = _user_folder("XDG_CACHE_HOME", ".cache")
+    settings = _user_folder("XDG_CONFIG_HOME", ".config")
+    settings_needed = "MPLCONFIGDIR" not in os.environ and not _writable(settings)
+    caches_needed = not _writable(caches)
+    if not (settings_needed or caches_needed):
+        return
+    try:
+        temporary = tempfile.mkdtemp(prefix="waveglow_jax-")
+    except OSError:  # nothing can be written at all; the libraries say so themselves
+        return
+    atexit.register(_remove, temporary, os.getpid())
+    if settings_needed:
+        os.environ["MPLCONFIGDIR"] = temporary
+    if caches_needed:
+        os.environ["XDG_CACHE_HOME"] = temporary
+        _stand_ins.add(Path(temporary))
+        if caches is not None:  # what was downloaded before can still be read
+            os.environ.setdefault("HF_HOME", str(caches / "huggingface"))
+        where = f"{caches} cannot be written" if caches is not None else "there is no home folder"
+        logging.getLogger(__name__).warning(
+            "warning: %s, so caches last for this run only, and programs are compiled anew in the "
+            "next; set XDG_CACHE_HOME to a folder that can be written",
+            where,
+        )
+
+
+def _writable(folder: Path | None) -> bool:
+    """Whether files can be made in the folder, or in the one that it would be made in."""
+    if folder is None:
+        return False
+    there = next((each for each in (folder, *folder.parents) if os.path.exists(each)), None)
+    try:
+        # Permissions do not tell of read-only mounts and of folders that no system lets grow.
+        with tempfile.TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # and not a worker that inherited the folder
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,58 @@
+"""Text files as editors of every kind leave them: UTF-8, with a byte order mark or without, or
+UTF-16 with one."""
+
+import codecs
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from waveglow_jax.errors import UserError
+
+MARK = "\ufeff"
+"""The byte order mark, as a character. Files that were joined have one inside."""
+
+# The longer ones first: UTF-32's begins as UTF-16's does.
+_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (b"", "utf-8"),
+)
+
+
+def decode(content: bytes, name: str | os.PathLike[str], what: str = "file") -> str:
+    """The text of a file's bytes, without byte order marks at its start.
+
+    name, what: of the file, for the UserError that is raised if the bytes are no such text.
+    """
+    encoding = next(encoding for mark, encoding in _ENCODINGS if content.startswith(mark))
+    try:
+        text = content.decode(encoding).lstrip(MARK)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}: byte {error.start} is not {encoding.upper()} ({error.reason}); save the "
+            f"{what} as UTF-8"
+        ) from None
+    if "\0" in text:  # UTF-16 without a mark looks like this
+        raise UserError(f"{name}: is no text, or in another encoding; save the {what} as UTF-8")
+    return text
+
+
+def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
+    """A file's text, `what` the file is. Raises UserError if it cannot be read or decoded."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    return decode(content, path, what)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file. Raises UserError if it cannot be read or is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is no valid JSON ({error}); mend it at that place") from None
