@@ -14,6 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,7 +82,13 @@ def changed(content: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def fuzz(path: Path, count: int, folder: Path, seed: int = 0) -> Outcome:
+def fuzz(
+    path: Path,
+    count: int,
+    folder: Path,
+    seed: int = 0,
+    read: Callable[[Path], object] = read_published,
+) -> Outcome:
     """Reads `count` mutants of a file; `folder` is for the mutants."""
     content, outcome = path.read_bytes(), Outcome()
     target = folder / f"mutant_{seed}{path.suffix}"
@@ -91,7 +98,7 @@ def fuzz(path: Path, count: int, folder: Path, seed: int = 0) -> Outcome:
         target.write_bytes(mutant(content, chance))
         began = time.process_time()
         try:
-            read_published(target)
+            read(target)
             outcome.endings["read"] += 1
         except UserError as error:
             assert str(error).isprintable() and str(target) in str(error), error

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fuzz_torch import fuzz, peak_memory
-from golden import CHECKPOINTS, DATA
+from golden import CASES, CHECKPOINTS, DATA
 
+from waveglow_jax.audio.files import read_mel
 from waveglow_jax.errors import UserError
 from waveglow_jax.weights import torch_pickle
 from waveglow_jax.weights.nvidia import read_published
@@ -741,6 +742,15 @@ def test_mutants_end_in_weights_or_one_line(tmp_path, path):
     assert not outcome.foreign
     assert outcome.endings["refused"] > 30
     assert outcome.memory < 3 * path.stat().st_size + 200e6
+
+
+@pytest.mark.parametrize("name", ["numpy", "dict_numpy", "tuple"])
+def test_mutants_of_mels_end_in_a_mel_or_one_line(tmp_path, name):
+    path = CASES / f"15-torch-of-numpy/{name}.pt"
+    outcome = fuzz(path, 300, tmp_path, seed=2, read=lambda mutant: read_mel(mutant, 80))
+    assert not outcome.foreign
+    assert outcome.endings["refused"] > 100
+    assert outcome.slowest < 1 and outcome.memory < 100e6
 
 
 @pytest.mark.stress

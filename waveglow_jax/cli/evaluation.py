@@ -161,7 +161,7 @@ def _listening_test_make(arguments: argparse.Namespace) -> int:
     for text in arguments.system:
         name, _, folder = (part.strip() for part in text.partition("="))
         folder = local_path(folder)
-        if not name or not Path(folder).is_dir():
+        if not name or not folder or not Path(folder).is_dir():
             raise UserError(f"--system {text!r}: write NAME=DIR, a folder of recordings")
         systems.append((name, folder))
     made = make(
