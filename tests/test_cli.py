@@ -992,3 +992,15 @@ def test_the_demo_speaks_the_bundled_recordings(run, tmp_path):
         )
         assert 0 <= len(made) - len(recorded) <= HOP and 0.5 < made.std() / recorded.std() < 2
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", ["mel", "likelihood"])
+def test_what_looks_like_sound_and_is_not_read_is_named(run, tmp_path, weights, command):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in/a.wav", some_audio(FRAMES * HOP), RATE)
+    (tmp_path / "in/talk.m4a").write_bytes(b"any")
+    options = ["-o", tmp_path / "out"] if command == "mel" else []
+    code, _, err = run(command, tmp_path / "in", "-w", weights, *options)
+    assert code == 0
+    (line,) = err
+    assert "talk.m4a: .m4a is not read here; convert it with: ffmpeg" in line

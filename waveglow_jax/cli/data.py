@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_mel
-from waveglow_jax.audio.inputs import Input, find_inputs
+from waveglow_jax.audio.inputs import Input
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import given
-from waveglow_jax.cli.outcome import each
+from waveglow_jax.cli.outcome import each, inputs_of
 from waveglow_jax.errors import UserError
 
 
@@ -69,7 +69,7 @@ def mel_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_mel(arguments: argparse.Namespace) -> int:
-    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)

@@ -12,7 +12,7 @@ from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import count, given, noise, seed
 from waveglow_jax.cli.data import mel_of_recording
-from waveglow_jax.cli.outcome import exit_code, fail, target_of
+from waveglow_jax.cli.outcome import exit_code, fail, inputs_of, target_of
 from waveglow_jax.errors import UserError
 
 _NOISE = 0.1
@@ -182,7 +182,7 @@ def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
 def run_likelihood(arguments: argparse.Namespace) -> int:
     if arguments.plot != (arguments.output is not None):
         arguments.refuse("--plot and -o DIR belong together")
-    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES, with_outputs=arguments.plot)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES, with_outputs=arguments.plot)
     if arguments.mel and len(items) > 1:
         arguments.refuse(f"--mel belongs to one recording, and there are {len(items)}")
     from waveglow_jax.synthesis.vocoder import load

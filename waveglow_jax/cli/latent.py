@@ -12,7 +12,7 @@ from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, count, given, seed, sigma
 from waveglow_jax.cli.data import mel_of_recording
-from waveglow_jax.cli.outcome import each, tell
+from waveglow_jax.cli.outcome import each, inputs_of, tell
 from waveglow_jax.cli.synthesis import mel_of
 from waveglow_jax.errors import UserError
 
@@ -131,7 +131,7 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
     chosen = arguments.groups is not None or arguments.start > 0 or arguments.stop < math.inf
     if chosen and arguments.noise is None and arguments.scale is None:
         arguments.refuse("--groups, --from and --to choose a part: for --noise or --scale")
-    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES)
     from waveglow_jax.lab import latent
     from waveglow_jax.synthesis.vocoder import load
 
@@ -201,7 +201,7 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.inputs import Input
+from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
 from waveglow_jax.errors import FileWarning, UserError, why
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -29,6 +29,16 @@ def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: A
         print(f"note: {message}", file=sys.stderr)
     else:
         otherwise(message, category, *rest)
+
+
+def inputs_of(
+    inputs: Sequence[str | Path], suffixes: Sequence[str], with_outputs: bool = True
+) -> list[Input]:
+    """As `find_inputs`; a line on stderr names each file in a folder that looks like sound and is
+    of a type that is not read."""
+    for path, reason in find_unread(inputs):
+        print(f"left out: {path}: {reason}", file=sys.stderr)
+    return find_inputs(inputs, suffixes, with_outputs)
 
 
 def fail(line: str) -> int:

@@ -24,11 +24,11 @@ from waveglow_jax.audio.files import (
     write_wav,
     write_wav_blocks,
 )
-from waveglow_jax.audio.inputs import Input, find_inputs
+from waveglow_jax.audio.inputs import Input
 from waveglow_jax.audio.sound import audio_frames
 from waveglow_jax.cli.arguments import consistency, count, given, seed, sigma, strength
 from waveglow_jax.cli.data import mel_of_recording
-from waveglow_jax.cli.outcome import TERMINATED, each, exit_code, fail, target_of, tell
+from waveglow_jax.cli.outcome import TERMINATED, each, exit_code, fail, inputs_of, target_of, tell
 from waveglow_jax.config import LATENT, Config
 from waveglow_jax.errors import UserError
 
@@ -112,7 +112,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
                     f"--{name} does not go with --consistency {LATENT}, which needs each mel as a "
                     "whole; give a number, such as 32"
                 )
-    items = find_inputs(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
     if not arguments.no_cache:
         from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
 
