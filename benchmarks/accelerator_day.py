@@ -90,10 +90,12 @@ def main() -> int:
     limits = MINUTES | {
         name: float(m) for name, _, m in (x.partition("=") for x in arguments.minutes)
     }
+    failed = 0
     for name in arguments.stages:
         command = [sys.executable, __file__, *sys.argv[1:], "--run-stage", name]
         began = time.monotonic()
         outcome = finished(command, 60 * limits[name])
+        failed += outcome.startswith("ended")
         Rows(arguments.output, "stages").write(
             key=f"{name} {time.time():.0f}",
             stage=name,
@@ -102,7 +104,7 @@ def main() -> int:
         )
         print(f"{name}: {outcome}", flush=True)
         (arguments.output / "report.md").write_text(report(arguments.output), encoding="utf-8")
-    return 0
+    return 1 if failed else 0
 
 
 def finished(command: list[str], seconds: float) -> str:
@@ -475,7 +477,7 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
     import numpy as np
 
     import waveglow_jax as wg
-    from waveglow_jax.audio.files import read_audio
+    from waveglow_jax.audio.sound import read_audio
     from waveglow_jax.weights.release import BUNDLED_VOICE
 
     hop = voice.config.data.hop_length
