@@ -14,6 +14,8 @@ from test_vocoder import lively_params, some_mel, tiny_config
 
 import waveglow_jax as wg
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 8
 TOLERANCE = {"default": 2e-2, "highest": 1e-4}
 """Of the largest value, against the CPU's float32."""

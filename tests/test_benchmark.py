@@ -28,6 +28,7 @@ def tiny():
     return load_config("configs/tiny.json", {**PUBLISHED_KIND, "waveglow.n_flows": 2})
 
 
+@pytest.mark.slow
 def test_the_reverse_pass_beside_torch():
     pytest.importorskip("torch")
     found = benchmark_reverse(random_voice(tiny()), [0.1], ["float32", "bfloat16"], 2, True)
