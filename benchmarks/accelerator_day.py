@@ -341,7 +341,7 @@ def reverse(config: Any, seconds: float, batch: int, dtype: str, scale: Scale) -
     import numpy as np
 
     from waveglow_jax.flow.waveglow import inverse_prepared, prepare_inverse
-    from waveglow_jax.lab.benchmark import forward_flops, random_voice
+    from waveglow_jax.lab.benchmark import bytes_of, forward_flops, random_voice
 
     glow, data = config.waveglow, config.data
     frames = max(1, round(seconds * data.sampling_rate / data.hop_length))
@@ -361,7 +361,7 @@ def reverse(config: Any, seconds: float, batch: int, dtype: str, scale: Scale) -
         "samples": batch * n_samples,
         "flops": forward_flops(config, batch * n_samples),
         "compile_seconds": time.perf_counter() - began,
-        "memory_bytes": memory_of(compiled),
+        "memory_bytes": bytes_of(compiled),
     }
     runs = {"ours": lambda: compiled(prepared, *inputs).block_until_ready()}
     device = torch_device()
@@ -409,7 +409,7 @@ def training_step(config: Any, clips: int, checkpointed: bool, scale: Scale) -> 
     import numpy as np
 
     from waveglow_jax.audio.mel import log_mel_of_padded
-    from waveglow_jax.lab.benchmark import forward_flops, random_voice
+    from waveglow_jax.lab.benchmark import bytes_of, forward_flops, random_voice
     from waveglow_jax.training.parallel import parallel_train_step, replicate
     from waveglow_jax.training.step import init_state
 
@@ -431,7 +431,7 @@ def training_step(config: Any, clips: int, checkpointed: bool, scale: Scale) -> 
         "samples": n_samples,
         "flops": 3 * forward_flops(config, n_samples),
         "compile_seconds": time.perf_counter() - began,
-        "memory_bytes": memory_of(step),
+        "memory_bytes": bytes_of(step),
     }
 
     def ours() -> None:
@@ -536,15 +536,6 @@ def train_voice(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
         release=released,
     )
     return 0 if released else 1
-
-
-def memory_of(compiled: Any) -> int | None:
-    """What the compiler plans for arguments, results and temporaries, in bytes."""
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return None
-    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + new
 
 
 # ------------------------------------------------------------------------------ the report

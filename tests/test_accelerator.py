@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 FRAMES = 8
 TOLERANCE = {"default": 2e-2, "highest": 1e-4}
-"""Of the largest value, against the CPU's float32."""
+"""The error that is allowed, relative to the largest value that the CPU computes in float32."""
 
 
 def values(config, device, precision):

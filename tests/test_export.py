@@ -43,9 +43,7 @@ def predicting(block: int = 16):
 
 # A predicting voice, too, has its conditioning at the rate of the groups.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", [pytest.param("group", marks=pytest.mark.slow), "sample", "predicting"]
-)
+@pytest.mark.parametrize("kind", ["group", "sample", "predicting"])
 def test_any_batch_and_length_without_this_package(tmp_path, kind):
     config = predicting() if kind == "predicting" else tiny_config(kind)
     params = lively_params(config)

@@ -220,7 +220,7 @@ def _our_training(params: Params, config: Config, clips: np.ndarray, dtype: str)
         state, metrics = step(state, batch)
         float(metrics["loss"])
 
-    return Contender("ours", dtype, run, compiling, _bytes_of(step))
+    return Contender("ours", dtype, run, compiling, bytes_of(step))
 
 
 def _torch_training(
@@ -377,8 +377,8 @@ def forward_flops(config: Config, n_samples: int) -> float:
     return 2 * n_samples * (wns / glow.n_group + upsampler)
 
 
-def _bytes_of(compiled: jax.stages.Compiled) -> int | None:
-    """None where the backend does not tell."""
+def bytes_of(compiled: jax.stages.Compiled) -> int | None:
+    """What the compiler plans for arguments, results and temporaries; None if it does not say."""
     memory = compiled.memory_analysis()
     if memory is None:
         return None
