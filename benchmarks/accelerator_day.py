@@ -18,12 +18,16 @@ docs/accelerator.md explains the tables.
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +39,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 MINUTES = {
     "machine": 2.0,
-    "tests": 6.0,
-    "reverse": 8.0,
-    "training": 6.0,
-    "invertibility": 4.0,
+    "reverse": 12.0,
+    "training": 12.0,
+    "tests": 8.0,
+    "invertibility": 5.0,
     "voice": 60.0,
 }
 """Time limits of the stages, which run in this order."""
@@ -51,6 +55,12 @@ PUBLISHED_FIGURES = {
     "training": "DeepLearningExamples reports 149,479 samples/s on one A100 (512 channels, AMP).",
 }
 
+SHAPES = ("nvidia256", "paper")
+"""The configs of the published shape and of the paper's."""
+
+SECONDS_OF_COMPILING = 150
+"""What a training run spends before its first step, with room to spare."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -58,17 +68,40 @@ class Scale:
 
     matmul: int
     copy_bytes: int
-    seconds: tuple[float, ...]
-    batches: tuple[int, ...]
-    clips: tuple[int, ...]
-    repeats: int
-    few: dict[str, int] | None
+    sizes: tuple[tuple[float, int], ...]
+    """Seconds and batch of a reverse pass, the most telling first."""
+    steps: tuple[tuple[str, int, bool], ...]
+    """Config, clips and `checkpoint_flows` of a training step, likewise."""
+    at_once: int
+    """Programs that are compiled beside each other."""
+    few: tuple[tuple[str, int], ...]
     """Fields of waveglow_config that make the models small, for a rehearsal."""
 
 
 SCALES = {
-    "full": Scale(8192, 1 << 30, (1.0, 10.0, 60.0), (1, 8, 32), (12, 24, 48, 96, 192), 5, None),
-    "tiny": Scale(256, 1 << 20, (0.1,), (1, 2), (1,), 2, {"n_flows": 2, "n_early_every": 1}),
+    "full": Scale(
+        matmul=8192,
+        copy_bytes=1 << 30,
+        sizes=((10, 8), (10, 1), (1, 1), (60, 1), (10, 32), (1, 8), (1, 32), (60, 8), (60, 32)),
+        steps=(
+            ("voice_gpu", 64, False),
+            *((name, 24, False) for name in SHAPES),
+            ("nvidia256", 96, False),
+            ("paper", 48, False),
+            *((name, 96, True) for name in SHAPES),
+            *((name, clips, again) for clips in (12, 192) for name in SHAPES for again in (0, 1)),
+        ),
+        at_once=6,
+        few=(),
+    ),
+    "tiny": Scale(
+        matmul=256,
+        copy_bytes=1 << 20,
+        sizes=((0.1, 2), (0.1, 1)),
+        steps=(("voice_gpu", 1, False), *((name, 1, k) for name in SHAPES for k in (False, True))),
+        at_once=2,
+        few=(("n_flows", 2), ("n_early_every", 1)),
+    ),
 }
 
 
@@ -87,9 +120,7 @@ def main() -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.run_stage:
         return run_stage(arguments)
-    limits = MINUTES | {
-        name: float(m) for name, _, m in (x.partition("=") for x in arguments.minutes)
-    }
+    limits = limits_of(arguments)
     failed = 0
     for name in arguments.stages:
         command = [sys.executable, __file__, *sys.argv[1:], "--run-stage", name]
@@ -105,6 +136,12 @@ def main() -> int:
         print(f"{name}: {outcome}", flush=True)
         (arguments.output / "report.md").write_text(report(arguments.output), encoding="utf-8")
     return 1 if failed else 0
+
+
+def limits_of(arguments: argparse.Namespace) -> dict[str, float]:
+    """Minutes of each stage."""
+    named = (name.partition("=") for name in arguments.minutes)
+    return MINUTES | {name: float(minutes) for name, _, minutes in named}
 
 
 def finished(command: list[str], seconds: float) -> str:
@@ -182,17 +219,24 @@ def run_stage(arguments: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------ measuring
 
 
-def median_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The median of `repeats` runs after one that warms up. `run` waits for its own result."""
-    return in_turns({"only": run}, repeats)["only"]
+SECONDS_OF_TIMING = 3.0
+"""What the rounds of one measurement take together; there are 2 to 20 of them."""
 
 
-def in_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def median_seconds(run: Callable[[], Any]) -> float:
+    """The median of some runs after one that warms up. `run` waits for its own result."""
+    return in_turns({"only": run})["only"]
+
+
+def in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """The median seconds of each, which run one after another in every round."""
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    ends = time.perf_counter() + SECONDS_OF_TIMING
+    for n in range(20):
+        if n >= 2 and time.perf_counter() > ends:
+            break
         for name, run in runs.items():
             began = time.perf_counter()
             run()
@@ -200,17 +244,67 @@ def in_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
     return {name: sorted(found)[len(found) // 2] for name, found in seconds.items()}
 
 
-def models(scale: Scale) -> Iterator[tuple[str, Any]]:
-    """The published shape and the paper's, as configs."""
+Timing = Callable[[], dict[str, Any]]
+
+
+def measure_all(
+    rows: Rows, jobs: dict[str, Callable[[], Timing]], names: Iterable[str], scale: Scale
+) -> None:
+    """Compiles some programs beside each other, then times them one by one, then the next.
+
+    A job compiles, and returns what measures. A program takes one to two minutes of one core here,
+    so that one after another would take hours. A fault of one measurement leaves the others.
+    """
+    for name in names:  # before the threads, each of which would make them
+        parameters(name, scale)
+    keys, failures = [key for key in jobs if key not in rows.known], []
+    for first in range(0, len(keys), scale.at_once):
+        some = keys[first : first + scale.at_once]
+        with ThreadPoolExecutor(scale.at_once) as pool:
+            compiled = {key: pool.submit(jobs[key]) for key in some}
+        for key in some:
+            try:
+                rows.measure(key, partial(timed, compiled[key]))
+            except Exception as error:
+                print(f"{key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def timed(compiled: Future[Timing]) -> dict[str, Any]:
+    return compiled.result()()
+
+
+@cache
+def shape(name: str, scale: Scale) -> Any:
+    """A config by its name, made small for a rehearsal."""
     from waveglow_jax.config import load_config
 
-    for name in ("nvidia256", "paper"):
-        config = load_config(ROOT / "configs" / f"{name}.json")
-        if scale.few:
-            few = dict(scale.few)
-            wn = replace(config.waveglow.WN_config, n_layers=2, n_channels=8, n_skip_channels=8)
-            config = replace(config, waveglow=replace(config.waveglow, **few, WN_config=wn))
-        yield name, config
+    config = load_config(ROOT / "configs" / f"{name}.json")
+    if not scale.few:
+        return config
+    wn = replace(config.waveglow.WN_config, n_layers=2, n_channels=8, n_skip_channels=8)
+    return replace(config, waveglow=replace(config.waveglow, **dict(scale.few), WN_config=wn))
+
+
+@cache
+def parameters(name: str, scale: Scale) -> Any:
+    """Random ones, made on the CPU: there, hundreds of small operations compile fast."""
+    import jax
+
+    from waveglow_jax.lab.benchmark import random_voice
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        return jax.device_get(random_voice(shape(name, scale)).params)
+
+
+@cache
+def torch_model(name: str, scale: Scale) -> Any:
+    """The same parameters in PyTorch, on the device."""
+    from waveglow_jax.lab.torch_waveglow import from_params
+
+    return from_params(parameters(name, scale), shape(name, scale)).to(torch_device())
 
 
 def torch_device() -> Any:
@@ -224,7 +318,8 @@ def torch_device() -> Any:
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
         return None
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as JAX does
+    # Our float32 is float32; TF32 would be another function.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if on_gpu else "cpu")
 
 
@@ -287,7 +382,7 @@ def measure_machine(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
         def product(dtype: str = dtype, precision: str = precision) -> dict[str, Any]:
             a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
             run = jax.jit(lambda x: jnp.matmul(x, x, precision=precision))
-            seconds = median_seconds(lambda: run(a).block_until_ready(), scale.repeats)
+            seconds = median_seconds(lambda: run(a).block_until_ready())
             return {"flops_per_second": 2 * size**3 / seconds}
 
         rows.measure(f"matmul {name}", product)
@@ -295,18 +390,22 @@ def measure_machine(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
     def copy() -> dict[str, Any]:
         x = jnp.zeros(scale.copy_bytes // 4, jnp.float32)
         run = jax.jit(lambda x: x + 1)
-        seconds = median_seconds(lambda: run(x).block_until_ready(), scale.repeats)
+        seconds = median_seconds(lambda: run(x).block_until_ready())
         return {"bytes_per_second": 2 * scale.copy_bytes / seconds}
 
     rows.measure("copy, bytes read and written", copy)
 
 
 def run_tests(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
-    """tests/test_accelerator.py, then the default tests, on this device in one process each."""
+    """tests/test_accelerator.py, then the default tests, on this device.
+
+    Processes share a GPU, but not a TPU.
+    """
+    several = ["-n", "4" if shutil.which("nvidia-smi") else "0"]
     of_accelerators = ["-m", "", "tests/test_accelerator.py"]
     worst = 0
-    for name, what in (("of accelerators", of_accelerators), ("default", [])):
-        if scale.few and not what:
+    for name, what in (("of accelerators", of_accelerators), ("default", several)):
+        if scale.few and what is several:
             continue
         log = arguments.output / f"tests_{name.replace(' ', '_')}.log"
         command = [sys.executable, "-m", "pytest", "-n", "0", "-rs", "-p", "no:cacheprovider"]
@@ -325,36 +424,49 @@ def measure_reverse(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
     """Mel and noise on the device -> samples on the device, beside PyTorch in turns."""
     from waveglow_jax.config import DTYPES
 
-    for name, config in models(scale):
-        for seconds in scale.seconds:
-            for batch in scale.batches:
-                for dtype in DTYPES:
-                    rows.measure(
-                        f"{name}, {seconds:g} s x {batch}, {dtype}",
-                        lambda c=config, s=seconds, b=batch, d=dtype: reverse(c, s, b, d, scale),
-                    )
+    jobs = {
+        f"{name}, {seconds:g} s x {batch}, {dtype}": partial(
+            reverse, name, seconds, batch, dtype, scale
+        )
+        for seconds, batch in scale.sizes
+        for name in SHAPES
+        for dtype in DTYPES
+    }
+    measure_all(rows, jobs, SHAPES, scale)
 
 
-def reverse(config: Any, seconds: float, batch: int, dtype: str, scale: Scale) -> dict[str, Any]:
+def reverse(name: str, seconds: float, batch: int, dtype: str, scale: Scale) -> Timing:
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from waveglow_jax.flow.waveglow import inverse_prepared, prepare_inverse
-    from waveglow_jax.lab.benchmark import bytes_of, forward_flops, random_voice
+    from waveglow_jax.flow.waveglow import (
+        fold_upsampler,
+        folded_size,
+        inverse_prepared,
+        prepare_inverse,
+    )
+    from waveglow_jax.lab.benchmark import bytes_of, forward_flops
+    from waveglow_jax.synthesis.windows import FOLDED_BYTES
 
+    config, params = shape(name, scale), parameters(name, scale)
     glow, data = config.waveglow, config.data
     frames = max(1, round(seconds * data.sampling_rate / data.hop_length))
     n_samples = frames * data.hop_length
-    params = random_voice(config).params
     rng = np.random.default_rng(0)
     z = rng.normal(size=(batch, n_samples // glow.n_group, glow.n_group)).astype(np.float32)
     mel = rng.normal(-5, 1, size=(batch, frames, glow.n_mel_channels)).astype(np.float32)
 
-    prepared, inputs = jax.jit(prepare_inverse)(params), (jnp.asarray(z), jnp.asarray(mel))
-    program = jax.jit(
-        lambda p, z, mel: inverse_prepared(p, config, z, mel, dtype=jnp.dtype(dtype))[0]
-    ).lower(prepared, *inputs)
+    def samples_of(prepared: Any, z: Any, mel: Any) -> Any:
+        return inverse_prepared(prepared, config, z, mel, dtype=jnp.dtype(dtype))[0]
+
+    def prepare(params: Any) -> Any:
+        prepared = jax.jit(prepare_inverse)(params)
+        if (folded_size(config, dtype) or FOLDED_BYTES + 1) <= FOLDED_BYTES:  # as a Voice does
+            prepared = fold_upsampler(prepared, config, jnp.dtype(dtype))
+        return prepared
+
+    program = jax.jit(samples_of).lower(jax.eval_shape(prepare, params), z, mel)
     began = time.perf_counter()
     compiled = program.compile()
     found: dict[str, Any] = {
@@ -363,14 +475,17 @@ def reverse(config: Any, seconds: float, batch: int, dtype: str, scale: Scale) -
         "compile_seconds": time.perf_counter() - began,
         "memory_bytes": bytes_of(compiled),
     }
-    runs = {"ours": lambda: compiled(prepared, *inputs).block_until_ready()}
-    device = torch_device()
-    if device is not None:
+
+    def timing() -> dict[str, Any]:
+        prepared, inputs = prepare(params), (jnp.asarray(z), jnp.asarray(mel))
+        runs = {"ours": lambda: compiled(prepared, *inputs).block_until_ready()}
+        ours = np.asarray(compiled(prepared, *inputs))
+        if (device := torch_device()) is None:
+            return {**found, "median_seconds": in_turns(runs)}
         import torch
 
-        from waveglow_jax.lab.torch_waveglow import from_params
-
-        model = from_params(params, config).to(device).ready_for_synthesis(getattr(torch, dtype))
+        torch.cuda.empty_cache()
+        model = deepcopy(torch_model(name, scale)).ready_for_synthesis(getattr(torch, dtype))
         theirs = torch.from_numpy(z).to(device), torch.from_numpy(mel).mT.contiguous().to(device)
         eager = synchronised(lambda: model.inverse(*theirs), device)
         try:
@@ -378,52 +493,55 @@ def reverse(config: Any, seconds: float, batch: int, dtype: str, scale: Scale) -
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            found["eager"] = "out of memory"
-        else:
-            ours = np.asarray(compiled(prepared, *inputs))
-            found["difference"] = float(np.abs(ours - made).max() / np.abs(made).max())
-            runs["eager"] = eager
-            # Compiling takes PyTorch a minute or so for each shape.
-            if batch == scale.batches[1] and seconds == scale.seconds[len(scale.seconds) // 2]:
-                began = time.perf_counter()
-                inverse = torch.compile(model.inverse)
-                runs["compiled"] = synchronised(lambda: inverse(*theirs), device)
-                runs["compiled"]()
+            return {**found, "eager": "out of memory", "median_seconds": in_turns(runs)}
+        found["difference"] = float(np.abs(ours - made).max() / np.abs(made).max())
+        runs["eager"] = eager
+        if (seconds, batch) == scale.sizes[0] and dtype == "bfloat16":  # it compiles for a minute
+            began = time.perf_counter()
+            inverse = torch.compile(model.inverse)
+            compiled_torch = synchronised(lambda: inverse(*theirs), device)
+            try:
+                compiled_torch()
+            except Exception as error:  # whatever its compiler lacks here
+                found["torch_compile"] = f"failed: {type(error).__name__}"
+            else:
                 found["torch_compile_seconds"] = time.perf_counter() - began
-    return {**found, "median_seconds": in_turns(runs, scale.repeats)}
+                runs["compiled"] = compiled_torch
+        return {**found, "median_seconds": in_turns(runs)}
+
+    return timing
 
 
 def measure_training(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
-    """One step in bfloat16, the mel computed in it, for batches that double until memory is out."""
-    for name, config in models(scale):
-        for checkpointed in (False, True):
-            for clips in scale.clips:
-                key = f"{name}, {clips} clips" + ", checkpoint_flows" * checkpointed
-                rows.measure(
-                    key, lambda c=config, n=clips, k=checkpointed: training_step(c, n, k, scale)
-                )
+    """One step in bfloat16, the mel computed in it, beside PyTorch under autocast."""
+    jobs = {step_key(*step): partial(training_step, *step, scale) for step in scale.steps}
+    measure_all(rows, jobs, {step[0] for step in scale.steps}, scale)
 
 
-def training_step(config: Any, clips: int, checkpointed: bool, scale: Scale) -> dict[str, Any]:
+def step_key(name: str, clips: int, checkpointed: bool) -> str:
+    return f"{name}, {clips} clips" + ", checkpoint_flows" * checkpointed
+
+
+def training_step(name: str, clips: int, checkpointed: bool, scale: Scale) -> Timing:
     import jax
     import numpy as np
 
     from waveglow_jax.audio.mel import log_mel_of_padded
-    from waveglow_jax.lab.benchmark import bytes_of, forward_flops, random_voice
+    from waveglow_jax.lab.benchmark import bytes_of, forward_flops
     from waveglow_jax.training.parallel import parallel_train_step, replicate
     from waveglow_jax.training.step import init_state
 
-    data = config.data
+    config = shape(name, scale)
     train = replace(
-        config.train, batch_size=clips, checkpoint_flows=checkpointed, wn_dtype="bfloat16"
+        config.train, batch_size=clips, checkpoint_flows=bool(checkpointed), wn_dtype="bfloat16"
     )
-    config = replace(config, train=train)
-    params, devices = random_voice(config).params, jax.local_devices()[:1]
+    config, devices, data = replace(config, train=train), jax.local_devices()[:1], config.data
+    params = parameters(name, scale)
     audio = np.random.default_rng(0).normal(size=(clips, data.segment_length + data.filter_length))
     audio = (0.1 * audio).astype(np.float32)
     batch = {"clips": audio[None], "index": np.arange(clips, dtype=np.int32)[None]}
-    state = replicate(init_state(config, params), devices)
-    program = parallel_train_step(config, train.steps, devices).lower(state, batch)
+    shapes = jax.eval_shape(partial(init_state, config), params)
+    program = parallel_train_step(config, train.steps, devices).lower(shapes, batch)
     began = time.perf_counter()
     step = program.compile()
     n_samples = clips * data.segment_length
@@ -434,23 +552,30 @@ def training_step(config: Any, clips: int, checkpointed: bool, scale: Scale) -> 
         "memory_bytes": bytes_of(step),
     }
 
-    def ours() -> None:
-        nonlocal state
-        state, metrics = step(state, batch)
-        float(metrics["loss"])
+    def timing() -> dict[str, Any]:
+        with jax.default_device(jax.devices("cpu")[0]):
+            first = jax.device_get(init_state(config, params))
+        state = replicate(first, devices)
 
-    runs: dict[str, Callable[[], Any]] = {"ours": ours}
-    device = torch_device()
-    if device is not None and not checkpointed:
+        def ours() -> None:
+            nonlocal state
+            state, metrics = step(state, batch)
+            float(metrics["loss"])
+
+        runs: dict[str, Callable[[], Any]] = {"ours": ours}
+        device = torch_device()
+        if device is None or checkpointed or config.waveglow.mel_whitening:
+            return {**found, "median_seconds": in_turns(runs)}
         import torch
 
-        from waveglow_jax.lab.torch_waveglow import Trainer, from_params
+        from waveglow_jax.lab.torch_waveglow import Trainer
 
+        torch.cuda.empty_cache()
         half = data.filter_length // 2
         clip = torch.from_numpy(audio[:, half : half + data.segment_length].copy()).to(device)
         mel = np.asarray(jax.jit(log_mel_of_padded, static_argnums=1)(audio, config))
         mel = torch.from_numpy(mel.transpose(0, 2, 1).copy()).to(device)
-        trainer = Trainer(from_params(params, config).to(device))
+        trainer = Trainer(deepcopy(torch_model(name, scale)))
 
         def autocast() -> None:
             with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -463,19 +588,26 @@ def training_step(config: Any, clips: int, checkpointed: bool, scale: Scale) -> 
             if not out_of_memory(error):
                 raise
             found["autocast"] = "out of memory"
-    return {**found, "median_seconds": in_turns(runs, scale.repeats)}
+        return {**found, "median_seconds": in_turns(runs)}
+
+    return timing
 
 
 def measure_invertibility(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
-    """Round trips of random weights and the bundled voice, at each precision of float32 matmuls."""
+    """Round trips of the bundled voice and of random weights, for each precision of matmuls."""
     import waveglow_jax as wg
-    from waveglow_jax.lab.benchmark import random_voice
 
-    voices = {name: random_voice(config) for name, config in models(scale)}
-    voices["bundled voice"] = wg.load()
-    for name, voice in voices.items():
-        for precision in ("default", "high", "highest"):
-            rows.measure(f"{name}, {precision}", lambda v=voice, p=precision: round_trip(v, p))
+    for precision in ("default", "high", "highest"):
+        for name in ("bundled voice", "nvidia256"):
+
+            def round_trips(name: str = name, precision: str = precision) -> dict[str, Any]:
+                if name == "bundled voice":
+                    voice = wg.load()
+                else:
+                    voice = wg.Voice(shape(name, scale), parameters(name, scale))
+                return round_trip(voice, precision)
+
+            rows.measure(f"{name}, {precision}", round_trips)
 
 
 def round_trip(voice: Any, precision: str) -> dict[str, Any]:
@@ -485,6 +617,7 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
 
     import waveglow_jax as wg
     from waveglow_jax.audio.sound import read_audio
+    from waveglow_jax.flow import bijections, wavenet
     from waveglow_jax.weights.release import BUNDLED_VOICE
 
     hop = voice.config.data.hop_length
@@ -493,10 +626,14 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
     audio = audio + np.float32(1e-4) * np.random.default_rng(0).normal(size=audio.shape)
     audio = audio.astype(np.float32)
     mel = voice.mel(audio)[:, :-1]  # one frame a hop, for both directions
+    # The flow asks for `highest` itself: here it is to take what the device would.
+    bijections.EXACT = wavenet.EXACT = jax.lax.Precision[precision.upper()]
     with jax.default_matmul_precision(precision):
-        z, log_det = jax.jit(wg.forward, static_argnums=1)(voice.params, voice.config, audio, mel)
-        back, back_log_det = jax.jit(wg.inverse, static_argnums=1)(
-            voice.params, voice.config, z, mel
+        z, log_det = jax.jit(lambda p, x, mel: wg.forward(p, voice.config, x, mel))(
+            voice.params, audio, mel
+        )
+        back, back_log_det = jax.jit(lambda p, z, mel: wg.inverse(p, voice.config, z, mel))(
+            voice.params, z, mel
         )
     back, total = np.asarray(back), np.asarray(log_det + back_log_det)
     return {
@@ -515,13 +652,11 @@ def train_voice(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
         return 0
     run, release = arguments.output / "voice", arguments.output / "voice_release"
     config = "tiny" if scale.few else "voice_gpu"
+    steps = 2 if scale.few else steps_in_time(arguments)
     train = [str(ROOT / "train.py"), str(ROOT / "configs" / f"{config}.json")]
     train += ["--data", str(arguments.data / "train"), "--output", str(run)]
-    train += (
-        ["--train.steps", "2"]
-        if scale.few
-        else ["--train.validation_files", str(arguments.data / "heldout")]
-    )
+    train += ["--train.steps", str(steps)] if steps else []
+    train += [] if scale.few else ["--train.validation_files", str(arguments.data / "heldout")]
     # At the time limit the run stops by itself and leaves a checkpoint.
     signal.signal(signal.SIGTERM, lambda *_: None)
     began = time.monotonic()
@@ -536,6 +671,20 @@ def train_voice(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
         release=released,
     )
     return 0 if released else 1
+
+
+def steps_in_time(arguments: argparse.Namespace) -> int | None:
+    """Steps that fit the stage's limit, by the step that stage `training` measured, if it did.
+
+    The schedule of the learning rate ends with the run, so that the run has to end by itself.
+    """
+    rows = {row["key"]: row for row in Rows(arguments.output, "training").read()}
+    row = rows.get(step_key("voice_gpu", 64, False))
+    if row is None or "median_seconds" not in row:
+        return None
+    limit = 60 * limits_of(arguments)["voice"] - SECONDS_OF_COMPILING
+    # Validation, checkpoints and the wait for batches take a share too.
+    return max(1000, int(0.8 * limit / row["median_seconds"]["ours"]) // 1000 * 1000)
 
 
 # ------------------------------------------------------------------------------ the report
@@ -593,9 +742,7 @@ def cells_of(row: dict[str, Any], peaks: dict[str, float]) -> dict[str, str]:
 def dtype_of(key: str) -> str:
     """The row of measured peaks that a measurement is held against; training runs in bfloat16."""
     last = key.rsplit(", ", 1)[-1]
-    return {"float32": "float32, default (TF32 on such GPUs)", "float16": "float16"}.get(
-        last, "bfloat16"
-    )
+    return {"float32": "float32, highest", "float16": "float16"}.get(last, "bfloat16")
 
 
 def line(cells: Any) -> str:

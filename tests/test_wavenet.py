@@ -231,7 +231,7 @@ def test_the_accelerators_form_rounds_no_more_than_its_dtype(dtype):
         form = partial(_wn, mask=None, dtype=jnp.float64, backend="tpu")
         exact = np.asarray(quick_jit(form)(params, x, conditioning))
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, x, conditioning))
-    for backend in ("tpu", "cpu"):
+    for backend in ("tpu", "cpu", "gpu"):
         form = partial(_wn, mask=None, dtype=jnp.dtype(dtype), backend=backend)
         out = quick_jit(form)(*narrow)
         assert out.dtype == np.float32

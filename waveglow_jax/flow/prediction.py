@@ -6,6 +6,7 @@ predictor gives a bijection with an exact log-determinant. Arrays: audio `[B, T]
 blocks]`; past `[B, order]`, the samples before the audio (None: silence).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,8 @@ from waveglow_jax.flow.bijections import (
 
 BLOCKS_AT_ONCE = 16
 """Of as many a step of the recursion stays in the cache: three times as fast as with 128."""
+BLOCKS_AT_ONCE_ON_ACCELERATORS = 4096
+"""Each of the recursion's many small steps takes as long for one block as for thousands."""
 
 
 class Predictor(NamedTuple):
@@ -42,20 +45,28 @@ def predictor_of_mel(mel: jax.Array, config: Config, n_samples: int) -> Predicto
     Cost: order^2 a block.
     """
 
+    of_block = mel_at_blocks(mel, config, n_samples)
+    batch, blocks, bins = of_block.shape
+    predictor = jax.lax.platform_dependent(
+        of_block.reshape(-1, bins),
+        cpu=partial(_predictors, config=config, at_once=BLOCKS_AT_ONCE),
+        default=partial(_predictors, config=config, at_once=BLOCKS_AT_ONCE_ON_ACCELERATORS),
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(batch, blocks, *leaf.shape[1:]), predictor)
+
+
+def _predictors(of_block: jax.Array, config: Config, at_once: int) -> Predictor:
+    """The mel at each block `[N, M]` -> its predictor, taps `[N, order + 1]`, gain `[N]`."""
     # Always as many blocks at once: more or fewer would be rounded otherwise, so that a block's
     # predictor depended on the batch or on the signal's length, and the recursion makes more of
     # rounding than any other step.
-    of_block = mel_at_blocks(mel, config, n_samples)
-    batch, blocks, bins = of_block.shape
-    groups = (blocks + BLOCKS_AT_ONCE - 1) // BLOCKS_AT_ONCE
+    n, bins = of_block.shape
+    groups = -(-n // at_once)
     # The last block again fills the last group.
-    of_block = of_block[:, jnp.minimum(jnp.arange(groups * BLOCKS_AT_ONCE), blocks - 1)]
-    grouped = of_block.reshape(batch * groups, 1, BLOCKS_AT_ONCE, bins)
+    of_block = of_block[jnp.minimum(jnp.arange(groups * at_once), n - 1)]
+    grouped = of_block.reshape(groups, 1, at_once, bins)
     predictor = jax.lax.map(lambda group: _predictor(group, config), grouped)
-    return jax.tree.map(
-        lambda leaf: leaf.reshape(batch, groups * BLOCKS_AT_ONCE, *leaf.shape[3:])[:, :blocks],
-        predictor,
-    )
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:])[:n], predictor)
 
 
 def _predictor(of_block: jax.Array, config: Config) -> Predictor:

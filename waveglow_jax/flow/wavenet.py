@@ -123,9 +123,10 @@ def _wn(
 ) -> jax.Array:
     """WN from its plain parameters, as "cpu", "gpu" or "tpu" are fastest with it.
 
-    CPUs have one product for filter and gate, and h in x's dtype. Accelerators have a product each,
-    so that tanh and sigmoid end a product, and `dtype` between products; TPUs have convolutions of
-    their own in the backward pass from `SUBLANES` clips on (docs/tpu.md).
+    TPUs have a product each for filter and gate, so that tanh and sigmoid end a product; the others
+    have one for both. Between products, CPUs keep x's dtype, TPUs `dtype` for h, and GPUs `dtype`
+    for whatever a product gives: it goes through memory there. TPUs have convolutions of their own
+    in the backward pass from `SUBLANES` clips on (docs/tpu.md).
     """
     wide = x.dtype
     narrow = min(jnp.dtype(dtype), wide, key=lambda d: d.itemsize)
@@ -155,6 +156,7 @@ def _layer_after_layer(
     dtype.
     """
     wide = inputs.dtype
+    between = _between(narrow, wide, backend)
     h, kept = matmul(inputs, weights["widen"], narrow, wide), []
     out: Any = 0
     for i, layer in enumerate(weights["layers"]):
@@ -166,7 +168,7 @@ def _layer_after_layer(
         kept.append(tuple(v.astype(narrow) for v in (seen, filtered, gate)))
         activated = filtered * gate
         if "res" in layer:
-            residual = matmul(activated, layer["res"], narrow, wide)
+            residual = matmul(activated, layer["res"], narrow, between)
             h = _keep(h + residual + layer["res_bias"][None, None].astype(wide), mask)
             # Between their products accelerators wait for memory: half the bytes, half the wait.
             h = h if backend == "cpu" else h.astype(narrow)
@@ -185,14 +187,15 @@ def _gate(
     """tanh and sigmoid, each `[B, N, C]`, of a dilated convolution of what is seen and a 1x1 one of
     the conditioning."""
     narrow, wide = seen.dtype, conditioning.dtype
+    between = _between(narrow, wide, backend)
     by_taps = _side_by_side(_shifted(seen, dilation, _taps(layer["in"][0], seen)), backend)
     sums = [
-        matmul(by_taps, of_taps, narrow, wide)
-        + matmul(conditioning, of_conditioning, narrow, wide).reshape(*seen.shape[:2], -1)
+        matmul(by_taps, of_taps, narrow, between).astype(wide)
+        + matmul(conditioning, of_conditioning, narrow, between).reshape(*seen.shape[:2], -1)
         + bias[None, None].astype(wide)
         for of_taps, of_conditioning, bias in zip(layer["in"], cond, layer["bias"], strict=True)
     ]
-    if backend == "cpu":
+    if backend != "tpu":
         filtered, gate = jnp.split(sums[0], 2, axis=-1)
         return jnp.tanh(filtered), jax.nn.sigmoid(gate)
     # Each ends a product. The barrier holds what the first leaves to the few bytes of its dtype.
@@ -221,7 +224,8 @@ def _low_precision_bwd(
     weights, inputs, conditioning, mask, kept = saved
     wide, g = inputs.dtype, g.astype(narrow)
     dh: Any = None
-    together = backend == "cpu" or _fills_tiles(inputs, backend)
+    between = _between(narrow, wide, backend)
+    together = backend != "tpu" or _fills_tiles(inputs, backend)
     d_layers: list[dict[str, Any]] = []
     slopes: list[list[jax.Array]] = []
     for i, (layer, (seen, filtered, gate)) in reversed(
@@ -229,9 +233,9 @@ def _low_precision_bwd(
     ):
         activated = filtered * gate
         d_layer: dict[str, Any] = {"end": _of_kernel(activated, g, wide)}
-        d_activated = matmul(g, _transposed(layer["end"]), narrow, wide)
+        d_activated = matmul(g, _transposed(layer["end"]), narrow, between).astype(wide)
         if "res" in layer:
-            d_activated = d_activated + matmul(dh, _transposed(layer["res"]), narrow, wide)
+            d_activated = d_activated + matmul(dh, _transposed(layer["res"]), narrow, between)
             d_layer["res"] = _of_kernel(activated, dh, wide)
             d_layer["res_bias"] = dh.astype(wide).sum(axis=(0, 1))
         t, s = filtered.astype(wide), gate.astype(wide)
@@ -239,10 +243,10 @@ def _low_precision_bwd(
             (d_activated * s * (1 - t * t)).astype(narrow),
             (d_activated * t * s * (1 - s)).astype(narrow),
         ]
-        if backend == "cpu":
+        if backend != "tpu":
             of_halves = [_side_by_side(of_halves, backend)]
         of_taps = [
-            _back_through_taps(seen, slope, kernel, 2**i, wide, backend)
+            _back_through_taps(seen, slope, kernel, 2**i, between, wide, backend)
             for slope, kernel in zip(of_halves, layer["in"], strict=True)
         ]
         d_seen: Any = sum(of_half for of_half, _ in of_taps)
@@ -253,7 +257,7 @@ def _low_precision_bwd(
         d_layers.insert(0, d_layer)
         slopes.insert(0, [slope.reshape(*conditioning.shape[:2], -1) for slope in of_halves])
 
-    d_inputs, d_widen = d_seen, jnp.zeros_like(weights["widen"], wide)
+    d_inputs, d_widen = d_seen.astype(wide), jnp.zeros_like(weights["widen"], wide)
     if dh is not None:
         d_inputs = d_inputs + matmul(dh, _transposed(weights["widen"]), narrow, wide)
         d_widen = _of_kernel(inputs.astype(narrow), dh, wide)
@@ -277,7 +281,13 @@ _low_precision_outputs.defvjp(_low_precision_fwd, _low_precision_bwd)
 
 
 def _back_through_taps(
-    seen: jax.Array, slope: jax.Array, kernel: jax.Array, dilation: int, wide: Any, backend: str
+    seen: jax.Array,
+    slope: jax.Array,
+    kernel: jax.Array,
+    dilation: int,
+    between: Any,
+    wide: Any,
+    backend: str,
 ) -> tuple[jax.Array, jax.Array]:
     """A dilated convolution's slopes of what it saw `[B, N, C_in]` and of its kernel
     `[taps * C_in, C]`, from that of its result `[B, N, C]`."""
@@ -286,7 +296,7 @@ def _back_through_taps(
     by_tap = kernel.reshape(taps, -1, slope.shape[-1])[::-1].transpose(0, 2, 1)
     if not _fills_tiles(seen, backend):
         shifted = _side_by_side(_shifted(slope, dilation, taps), backend)
-        d_seen = matmul(shifted, by_tap.reshape(-1, by_tap.shape[-1]), slope.dtype, wide)
+        d_seen = matmul(shifted, by_tap.reshape(-1, by_tap.shape[-1]), slope.dtype, between)
         d_kernel = _of_kernel(seen, shifted, wide).reshape(seen.shape[-1], taps, -1)
         return d_seen, d_kernel[:, ::-1].transpose(1, 0, 2).reshape(kernel.shape)
     d_seen = jax.lax.conv_general_dilated(
@@ -300,6 +310,11 @@ def _back_through_taps(
     )
     by_taps = [_of_kernel(shifted, slope, wide) for shifted in _shifted(seen, dilation, taps)]
     return d_seen, jnp.concatenate(by_taps)
+
+
+def _between(narrow: Any, wide: Any, backend: str) -> Any:
+    """The dtype of what a product gives to the next: GPUs wait for the memory that it takes."""
+    return narrow if backend == "gpu" else wide
 
 
 def _not_before(
@@ -371,15 +386,15 @@ def _with_bias(x: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _weights(params: Params, dtype: Any, backend: str) -> Params:
-    """`widen` `[C_in + 1, C]`, and of each layer the gate's (one for filter and gate on CPUs, else
-    one each), `res` where it is not the last, and skip and end as one."""
+    """`widen` `[C_in + 1, C]`, and of each layer the gate's (one each for filter and gate on TPUs,
+    else one for both), `res` where it is not the last, and skip and end as one."""
     start, end = params["start"], params["end"]["kernel"][0]
     widen = jnp.concatenate([start["kernel"][0], start["bias"][None]])
     channels, skips = widen.shape[-1], len(end)
 
     def columns(kernel: jax.Array) -> tuple[jax.Array, ...]:
         seen = kernel.shape[0] * kernel.shape[1]
-        if backend == "cpu":
+        if backend != "tpu":
             return (kernel.reshape(seen, -1).astype(dtype),)
         halves = jnp.split(kernel.reshape(seen, -1, 2 * channels), 2, axis=-1)
         return tuple(half.reshape(seen, -1).astype(dtype) for half in halves)
@@ -390,7 +405,7 @@ def _weights(params: Params, dtype: Any, backend: str) -> Params:
         layer = {
             "in": columns(conv["kernel"] if i else exact(widen[None], conv["kernel"])),
             "cond": columns(cond["kernel"]),
-            "bias": (bias,) if backend == "cpu" else tuple(jnp.split(bias, 2)),
+            "bias": (bias,) if backend != "tpu" else tuple(jnp.split(bias, 2)),
             "end": exact(both["kernel"][0, :, -skips:], end).astype(dtype),
         }
         if i < _depth(params) - 1:
@@ -422,7 +437,7 @@ def exact(a: jax.Array, b: jax.Array) -> jax.Array:
 def matmul(x: jax.Array, w: jax.Array, dtype: Any, result: Any = None) -> jax.Array:
     """x @ w with operands rounded to `dtype`, summed and returned in `result`, or in x's dtype."""
     dtype, result = jnp.dtype(dtype), jnp.dtype(result or x.dtype)
-    if dtype.itemsize >= result.itemsize:
+    if dtype.itemsize >= max(result.itemsize, 4):
         return jnp.matmul(x, w, precision=EXACT)
     return _low_precision_matmul(x, w, dtype, result)
 
