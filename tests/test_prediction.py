@@ -11,6 +11,7 @@ from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.flow.bijections import power_at_blocks
 from waveglow_jax.flow.prediction import (
     Predictor,
+    _predictors,
     levinson,
     prediction_forward,
     prediction_inverse,
@@ -72,6 +73,18 @@ def test_predictor_is_that_of_the_spectrum():
         ours, theirs = (np.fft.irfft(p)[:24] for p in (ours, theirs))
         np.testing.assert_allclose(ours, theirs, atol=1e-8 * theirs[0])
         assert np.abs(np.roots(taps)).max() < 1
+
+
+@pytest.mark.slow
+def test_groups_of_any_size_give_the_same_predictors():
+    """CPUs take few blocks at once and accelerators thousands: in float64 they agree."""
+    config = config_of(16, 24)
+    mels = np.concatenate(random_mel(7, seed=5))  # 21 blocks: two groups, the second not filled
+    with jax.enable_x64(True):
+        few, many = (_predictors(jnp.asarray(mels), config, at_once) for at_once in (16, 64))
+    for a, b in zip(few, many, strict=True):
+        assert len(a) == len(mels)
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """One-direction networks of the flow: WN, the coupling's conditioner, and the mel's upsampler.
 
 Arrays: x `[B, N, C]`, mel `[B, F, M]`, conditioning `[B, N, D]`, mask `[B, N]`. Parameters keep
-their dtype; `dtype` is that of the products (bfloat16 or float16 sum in float32).
+their dtype; `dtype` is that of the products, whose sums are in float32.
 """
 
 from collections.abc import Mapping
