@@ -1,6 +1,12 @@
 """The voice: samples that depend on nothing but mel, sigma and seed; mels and likelihoods."""
 
+import ast
+import copy
+import dataclasses
+import pickle
+from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +193,7 @@ def test_low_precision_is_close_but_not_the_same(voice, dtype, decibels):
     ("change", "named"),
     [
         ({"mel": np.zeros((5, 79), np.float32)}, "79"),
-        ({"mel": np.zeros((80, 5), np.float32)}, "80"),
+        ({"mel": np.zeros((81, 5), np.float32)}, "81"),
         ({"mel": np.zeros((0, 80), np.float32)}, "frames"),
         ({"mel": np.zeros(80, np.float32)}, "frames"),
         ({"mel": np.zeros((1, 1, 5, 80), np.float32)}, "frames"),
@@ -322,19 +328,144 @@ def test_encoding_what_was_synthesised_gives_the_noise(voice):
 @pytest.mark.parametrize(
     ("audio", "mel"),
     [
-        ((512,), (2, 80)),
         ((512,), (1, 2, 80)),
         ((1, 512), (2, 80)),
         ((1, 512), (1, 2, 79)),
         ((1, 512), (2, 2, 80)),
         ((1, 512), (1, 1, 80)),
         ((1, 512), (1, 4, 80)),
-        ((1, 510), (1, 2, 80)),
+        ((), (2, 80)),
+        ((1, 1, 512), (1, 2, 80)),
     ],
 )
 def test_encode_refuses_what_does_not_fit(voice, audio, mel):
     with pytest.raises(ValueError, match=r"audio|mel|samples|bins"):
         voice.encode(np.zeros(audio, np.float32), np.zeros(mel, np.float32))
+
+
+@pytest.mark.parametrize("samples", [1000, 1024])
+def test_encode_takes_any_recording(voice, samples):
+    audio = some_audio(samples)
+    added = -samples % 16  # whitening has blocks of 16 here, as many as a group
+    expected = nullcontext() if not added else pytest.warns(UserWarning, match=f"^{added} zeros")
+    with expected:
+        z, nats = voice.encode(audio)
+    assert z.shape == ((samples + added) // 16, 16) and nats.shape == ()
+    whole = np.pad(audio, (0, added))
+    in_batch, of_batch = voice.encode(whole[None], voice.mel(audio)[None].swapaxes(1, 2))
+    assert np.array_equal(z, in_batch[0]) and nats == of_batch[0]
+
+
+# ------------------------------------------------------------------------------ as people use it
+
+
+def test_mels_with_bins_first_are_recognised(voice):
+    """As a file of ours holds them, and as vocos and BigVGAN give them."""
+    mels = np.stack([some_mel(31, seed) for seed in range(2)])
+    expected = voice.synthesize(mels)
+    of_files = np.ascontiguousarray(mels.swapaxes(1, 2))
+    assert np.array_equal(voice.synthesize(of_files), expected)
+    assert np.array_equal(voice.synthesize(of_files[0]), voice.synthesize(mels[0]))
+    assert np.array_equal(voice.synthesize(list(of_files))[1], voice.synthesize(list(mels))[1])
+    streamed = np.concatenate(list(voice.stream(of_files[0], 16)))
+    assert np.array_equal(streamed, np.concatenate(list(voice.stream(mels[0], 16))))
+    # Of as many frames as bins, the axes are those of every mel here.
+    square = some_mel(BINS)
+    close(voice.synthesize([square, some_mel(3)])[0], voice.synthesize(square))
+    assert np.abs(voice.synthesize(square) - voice.synthesize(square.T)).max() > 1e-3
+
+
+class Foreign:
+    """A tensor of PyTorch: with a gradient, on a GPU or in bfloat16, NumPy cannot read it."""
+
+    def __init__(self, values: np.ndarray, on_host: bool = False, dtype: str = "torch.bfloat16"):
+        self.values, self.on_host, self.dtype = values, on_host, dtype
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return Foreign(self.values, True, self.dtype)
+
+    def float(self):
+        return Foreign(self.values, self.on_host, "torch.float32")
+
+    def __array__(self, dtype=None, copy=None):
+        if not self.on_host or self.dtype == "torch.bfloat16":
+            raise TypeError("can't convert")
+        return np.asarray(self.values, dtype)
+
+    def __iter__(self):  # as a tensor has it: not a list of mels all the same
+        return iter(self.values)
+
+
+def test_tensors_are_read_as_arrays(voice):
+    mel, audio = some_mel(20), some_audio(1024)
+    assert np.array_equal(voice.synthesize(Foreign(mel.T)), voice.synthesize(mel))
+    assert np.array_equal(voice.synthesize([Foreign(mel)])[0], voice.synthesize(mel))
+    assert np.array_equal(voice.mel(Foreign(audio)), voice.mel(audio))
+    assert np.array_equal(voice.encode(Foreign(audio))[0], voice.encode(audio)[0])
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor(mel.T[None], requires_grad=True)
+    assert np.array_equal(voice.synthesize(tensor), voice.synthesize(mel[None]))
+    rough = torch.tensor(mel, dtype=torch.bfloat16)
+    assert np.array_equal(voice.synthesize(rough), voice.synthesize(rough.float().numpy()))
+
+
+def test_resynthesize_is_mel_and_synthesize(voice):
+    audio = some_audio(20 * HOP + 7)
+    settings = {"sigma": 0.5, "seed": 3, "denoise": 0.01, "consistency": 1}
+    again = voice.resynthesize(audio, **settings)
+    assert again.shape == audio.shape
+    assert np.array_equal(again, voice.synthesize(voice.mel(audio), **settings)[: len(audio)])
+    assert voice.resynthesize(np.stack([audio, audio])).shape == (2, len(audio))
+
+
+def test_a_voice_says_what_it_is_in_one_line(voice):
+    said = repr(voice)
+    assert len(said) < 120 and "\n" not in said
+    assert "2 flows" in said and "22050 Hz" in said and "80 mel bins" in said
+    assert voice.sampling_rate == 22050
+    from waveglow_jax.weights.release import read_weights
+
+    assert len(repr(read_weights())) < 2000
+
+
+def test_voices_are_compared_copied_and_pickled(voice):
+    other = Voice(voice.config, voice.params)
+    assert voice == voice and voice != other
+    assert {voice: 1, other: 2}[voice] == 1
+    mel = some_mel(5)
+    expected = voice.synthesize(mel)
+    for twin in (copy.copy(voice), copy.deepcopy(voice), pickle.loads(pickle.dumps(voice))):
+        assert twin is not voice
+        close(twin.synthesize(mel), expected)
+    held = dataclasses.replace(voice, devices=tuple(jax.local_devices()[:1]))
+    for refused in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="devices=None"):
+            refused(held)
+
+
+def test_files_in_and_out_from_the_top(voice, tmp_path):
+    audio = some_audio(3000)
+    wg.write_wav(tmp_path / "a.wav", audio, voice.sampling_rate)
+    again = wg.read_audio(tmp_path / "a.wav", voice.sampling_rate)
+    np.testing.assert_allclose(again, audio, rtol=0, atol=2**-15)
+    np.save(tmp_path / "a.npy", voice.mel(audio).T)
+    assert np.array_equal(wg.read_mel(tmp_path / "a.npy", BINS), voice.mel(audio))
+
+
+def test_editors_see_every_name_with_its_type():
+    """A name that is imported when it is first used has no type but for the block of imports."""
+    tree = ast.parse(Path(wg.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.name == alias.asname  # otherwise it is no name of the package's own
+            seen[alias.name] = node.module.removeprefix("waveglow_jax.")
+    assert seen == {**wg._HOME, "synthesis": "waveglow_jax"}
 
 
 def test_names_at_the_top():

@@ -9,9 +9,27 @@ Names are imported when they are first used, so that a command's help does not w
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from waveglow_jax.paths import give_libraries_caches
+
+if TYPE_CHECKING:  # what editors and type checkers see of the names below
+    from waveglow_jax import synthesis as synthesis
+    from waveglow_jax.audio.files import read_mel as read_mel
+    from waveglow_jax.audio.files import write_wav as write_wav
+    from waveglow_jax.audio.mel import log_mel as log_mel
+    from waveglow_jax.audio.sound import read_audio as read_audio
+    from waveglow_jax.config import Config as Config
+    from waveglow_jax.config import load_config as load_config
+    from waveglow_jax.errors import UserError as UserError
+    from waveglow_jax.flow.likelihood import log_likelihood as log_likelihood
+    from waveglow_jax.flow.likelihood import loss as loss
+    from waveglow_jax.flow.waveglow import forward as forward
+    from waveglow_jax.flow.waveglow import init as init
+    from waveglow_jax.flow.waveglow import inverse as inverse
+    from waveglow_jax.synthesis.vocoder import Voice as Voice
+    from waveglow_jax.synthesis.vocoder import load as load
+    from waveglow_jax.weights.release import save as save
 
 __version__ = "0.2.0"
 
@@ -26,6 +44,9 @@ _HOME = {
     "loss": "flow.likelihood",
     "log_likelihood": "flow.likelihood",
     "log_mel": "audio.mel",
+    "read_audio": "audio.sound",
+    "read_mel": "audio.files",
+    "write_wav": "audio.files",
     "save": "weights.release",
     "Config": "config",
     "load_config": "config",

@@ -1,9 +1,12 @@
 """The class people use: a voice that turns mels into samples, and recordings into mels and z.
 
-Arrays at this door are NumPy in, NumPy out: audio `[T]` or `[B, T]`, mel `[F, M]` or `[B, F, M]`.
+Arrays come out as NumPy's: audio `[T]` or `[B, T]`, mel `[F, M]` or `[B, F, M]`. They may go in as
+those of JAX or PyTorch too, and mels as `[M, F]` or `[B, M, F]` (`synthesis/arrays.py`).
 """
 
+import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +23,7 @@ from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import DTYPES, LATENT, MAX_CONSISTENCY, Config
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import Params, check_shapes, forward
+from waveglow_jax.synthesis.arrays import SupportsArray, frames_first, on_host
 from waveglow_jax.synthesis.consistency import (
     consistent_blocks,
     delay,
@@ -37,23 +41,49 @@ BIAS_FRAMES = 88
 """Of the all-zero mel whose sound the denoiser takes for the voice's bias: the original's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Voice:
-    """A config and its parameters, with what they can do."""
+    """A config and its parameters, with what they can do.
+
+    A voice equals itself alone, and is a key of a dict as such. Its copies, and what pickle makes
+    of it, have the same config and parameters and compile anew; with devices of its own it can be
+    neither copied nor pickled.
+    """
 
     config: Config
     params: Params
     devices: tuple[jax.Device, ...] | None = None
     """Where synthesis runs; None: all that this process has."""
 
-    def mel(self, audio: np.ndarray) -> np.ndarray:
+    def __repr__(self) -> str:
+        glow, wn = self.config.waveglow, self.config.waveglow.WN
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"Voice({glow.n_flows} flows, WN {wn.n_layers} x {wn.n_channels}, {size:,} parameters, "
+            f"{self.sampling_rate} Hz, {glow.n_mel_channels} mel bins)"
+        )
+
+    def __reduce__(self) -> tuple[type["Voice"], tuple[Config, Params]]:
+        if self.devices is not None:
+            raise TypeError(
+                "a voice with devices of its own belongs to this process; copy or pickle "
+                "dataclasses.replace(voice, devices=None)"
+            )
+        return Voice, (self.config, self.params)
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of its samples, and of the recordings that it takes, in Hz."""
+        return self.config.data.sampling_rate
+
+    def mel(self, audio: np.ndarray | SupportsArray) -> np.ndarray:
         """Samples in [-1, 1] `[T]` or `[B, T]` -> log-mel `[F, M]` or `[B, F, M]`.
 
         F = 1 + T // hop frames.
 
         Raises ValueError if T is too short to be reflected at the ends.
         """
-        audio, data = np.asarray(audio, np.float32), self.config.data
+        audio, data = np.asarray(on_host(audio), np.float32), self.config.data
         half = data.filter_length // 2
         if audio.ndim not in (1, 2) or audio.shape[-1] <= half:
             raise ValueError(f"audio of shape {audio.shape} is no [T] or [B, T] with T over {half}")
@@ -67,7 +97,7 @@ class Voice:
     @overload
     def synthesize(
         self,
-        mel: np.ndarray,
+        mel: np.ndarray | SupportsArray,
         sigma: float | None = ...,
         seed: int = ...,
         denoise: float = ...,
@@ -81,7 +111,7 @@ class Voice:
     @overload
     def synthesize(
         self,
-        mel: Sequence[np.ndarray],
+        mel: Sequence[np.ndarray | SupportsArray],
         sigma: float | None = ...,
         seed: int = ...,
         denoise: float = ...,
@@ -94,7 +124,7 @@ class Voice:
 
     def synthesize(
         self,
-        mel: np.ndarray | Sequence[np.ndarray],
+        mel: np.ndarray | SupportsArray | Sequence[np.ndarray | SupportsArray],
         sigma: float | None = None,
         seed: int = 0,
         denoise: float = 0.0,
@@ -107,6 +137,8 @@ class Voice:
         """Samples of a log-mel, F * hop exactly.
 
         `[F, M] -> [F * hop]`; `[B, F, M] -> [B, F * hop]`; a list of mels of any lengths -> a list.
+        `[M, F]` and `[B, M, F]`, as mel files and other vocoders have them, are recognised unless
+        F is M.
         sigma is the temperature; consistency the number of corrections towards the mel
         (`synthesis/consistency.py`), or "latent" for a typical z that says it
         (`synthesis/typical.py`); None for either: the voice's own, `config.synthesis`. denoise is
@@ -118,7 +150,9 @@ class Voice:
         or infinite sigma or denoise, a consistency that cannot be, a seed that does not fit 32
         bits, a window that is too small for its context, or a mel too long for "latent".
         """
-        if isinstance(mel, np.ndarray | jax.Array):
+        bins = self.config.waveglow.n_mel_channels
+        if isinstance(mel, SupportsArray):
+            mel = frames_first(mel, bins)
             alone = mel.ndim == 2
             each = self.synthesize(
                 [mel] if alone else list(mel),
@@ -127,13 +161,31 @@ class Voice:
                 batch=batch,
             )
             return each[0] if alone else np.stack(each)
-        mels = [self._checked(each) for each in mel]
+        mels = [self._checked(frames_first(each, bins)) for each in mel]
         plan = self.plan([len(each) for each in mels], dtype, window=window, batch=batch)
         blocks = self.blocks(mels, plan, sigma, seed, denoise, dtype, consistency)
         return [
             np.concatenate([block for _, block in of_one])
             for _, of_one in groupby(blocks, itemgetter(0))
         ]
+
+    def resynthesize(
+        self,
+        audio: np.ndarray | SupportsArray,
+        sigma: float | None = None,
+        seed: int = 0,
+        denoise: float = 0.0,
+        dtype: str = "float32",
+        consistency: Consistency = None,
+    ) -> np.ndarray:
+        """Copy-synthesis: a recording `[T]` or `[B, T]` -> as much audio, made from its mel.
+
+        The settings are those of `synthesize`. Nothing but the mel is kept of the recording; the
+        command of this name keeps its z, too. Raises ValueError as `mel` and `synthesize` do.
+        """
+        mel = self.mel(audio)
+        again = self.synthesize(mel, sigma, seed, denoise, dtype, consistency)
+        return again[..., : on_host(audio).shape[-1]]
 
     def blocks(
         self,
@@ -195,7 +247,7 @@ class Voice:
 
     def stream(
         self,
-        mel: np.ndarray | Iterable[np.ndarray],
+        mel: np.ndarray | SupportsArray | Iterable[np.ndarray],
         chunk_frames: int | None = None,
         sigma: float | None = None,
         seed: int = 0,
@@ -205,19 +257,19 @@ class Voice:
     ) -> Iterator[np.ndarray]:
         """The samples of `synthesize` in blocks `[chunk_frames * hop]`, the last one shorter.
 
-        mel: `[F, M]`, or blocks `[f, M]` of its frames that arrive over time. A block is computed
-        as soon as the frames that it depends on are there, `latency_frames` after its first;
-        memory does not grow with the length. chunk_frames: fewer bring the samples sooner, more
-        cost less; by default about as many as the context. With denoise or consistency the first
-        block is shorter by their delay. The program is compiled before this returns. Raises
+        mel: `[F, M]` (or `[M, F]`), or blocks `[f, M]` of its frames that arrive over time. A block
+        is computed as soon as the frames that it depends on are there, `latency_frames` after its
+        first; memory does not grow with the length. chunk_frames: fewer bring the samples sooner,
+        more cost less; by default about as many as the context. With denoise or consistency the
+        first block is shorter by their delay. The program is compiled before this returns. Raises
         ValueError as `synthesize` does, and for consistency "latent", which needs the whole mel;
         for a block of frames, when its turn comes.
         """
         sigma, consistency = self._settings(sigma, consistency)
         self._check(sigma, seed, denoise, dtype)
         chunk = self.chunk_frames(chunk_frames)
-        if isinstance(mel, np.ndarray | jax.Array):
-            mel = [self._checked(np.asarray(mel))]
+        if isinstance(mel, SupportsArray):
+            mel = [self._checked(frames_first(mel, self.config.waveglow.n_mel_channels))]
         self.compile_stream(chunk, dtype, consistency)
         checked = (self._checked(block, at_least=0) for block in mel)
         pieces = self._reverse.stream(checked, chunk, sigma, seed, dtype)
@@ -315,13 +367,24 @@ class Voice:
         bare = self.synthesize(mel, sigma=0, consistency=0, window=window, batch=batch)
         return bias_spectrum_of(bare)
 
-    def encode(self, audio: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode(
+        self, audio: np.ndarray | SupportsArray, mel: np.ndarray | SupportsArray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Audio `[B, T]` and its mel `[B, F, M]` -> z `[B, T / G, G]`, log-likelihood `[B]`.
 
-        The log-likelihood is in nats per sample, all constants included, for z ~ N(0, 1).
+        Of one recording `[T]` with `[F, M]`: z `[T / G, G]` and a log-likelihood `[]`. Without a
+        mel the recording's own is taken. The log-likelihood is in nats per sample, all constants
+        included, for z ~ N(0, 1). Where T is no multiple of what the flow works on, zeros are added
+        at the end, which z and the log-likelihood cover too; a warning tells how many.
         Raises ValueError for shapes that do not fit (see `waveglow_jax.forward`).
         """
-        audio, mel = np.asarray(audio, np.float32), np.asarray(mel, np.float32)
+        audio = np.asarray(on_host(audio), np.float32)
+        mel = self.mel(audio) if mel is None else on_host(mel)
+        mel = np.asarray(frames_first(mel, self.config.waveglow.n_mel_channels), np.float32)
+        if audio.ndim == 1 and mel.ndim == 2:
+            z, nats = self.encode(audio[None], mel[None])
+            return z[0], nats[0]
+        audio = self._in_whole_blocks(audio)
         check_shapes(self.config, audio.shape, mel.shape)
         samples, frames, hop = audio.shape[1], mel.shape[1], self.config.data.hop_length
         size = size_at_least(frames)
@@ -334,6 +397,20 @@ class Voice:
         z, log_det = _encode(self.params, self.config, audio, mel, mask)
         z = z[:, :steps]
         return np.asarray(z), np.asarray(log_likelihood(z, log_det))
+
+    def _in_whole_blocks(self, audio: np.ndarray) -> np.ndarray:
+        """`[..., T]` -> with zeros at the end, as many as the flow needs; warns of them."""
+        glow = self.config.waveglow
+        block = math.lcm(glow.n_group, glow.mel_whitening.block if glow.mel_whitening else 1)
+        missing = -audio.shape[-1] % block if audio.ndim else 0
+        if not missing:
+            return audio
+        warnings.warn(
+            f"{missing} zeros were added after the {audio.shape[-1]} samples, for this voice "
+            f"encodes whole blocks of {block}",
+            stacklevel=3,
+        )
+        return np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, missing)])
 
     @property
     def _device(self) -> jax.Device:

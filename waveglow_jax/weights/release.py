@@ -38,12 +38,12 @@ class Weights:
     """
 
     config: Config
-    params: Params
+    params: Params = field(repr=False)
     kind: str
     generation: str = ""
     notes: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
-    moments: Moments | None = None
+    moments: Moments | None = field(default=None, repr=False)
 
 
 def save(path: str | Path, config: Config, params: Params, dtype: str = "float32") -> None:
