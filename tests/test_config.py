@@ -19,9 +19,12 @@ from waveglow_jax.config import (
     config_to_dict,
     config_to_json,
     load_config,
+    presets,
 )
 from waveglow_jax.errors import UserError
 from waveglow_jax.text import read_json
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 ORIGINAL = """{
     "train_config": {
@@ -473,3 +476,35 @@ def test_presets(preset):
     assert "python" in config.description or "waveglow-jax" in config.description
     assert "train" in config.description
     assert config_from_dict(json.loads(config_to_json(config))) == config
+
+
+# ------------------------------------------------------------------------------ presets
+
+
+def test_presets_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("tiny") == load_config(CONFIGS / "tiny.json")
+    assert set(presets()) == {path.stem for path in CONFIGS.glob("*.json")}
+    (tmp_path / "tiny").mkdir()  # a run's folder, perhaps
+    assert load_config("tiny") == load_config(CONFIGS / "tiny.json")
+    (tmp_path / "tiny").rmdir()
+    (tmp_path / "tiny").write_text('{"description": "my own"}')
+    assert load_config("tiny").description == "my own"
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("nvidia512", ["nvidia512: no config file", "nvidia256", "tiny"]),
+        ("configs/nvidia256.json", ["no such file", "by its name, nvidia256"]),
+        ("runs", ["no preset", "nvidia256"]),
+        ("runs/a.json", ["runs/a.json: cannot be read"]),
+    ],
+)
+def test_what_is_neither_file_nor_preset_is_told_their_names(tmp_path, monkeypatch, named, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError) as refused:
+        load_config(named)
+    for word in words:
+        assert word in str(refused.value)

@@ -5,6 +5,7 @@ downloaded; `.ci/run` resolves them anew.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -85,7 +86,7 @@ def test_what_the_archives_hold(built):
         str(path.relative_to(ROOT))
         for path in (ROOT / "waveglow_jax").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    }
+    } | {f"waveglow_jax/configs/{path.name}" for path in (ROOT / "configs").iterdir()}
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for path in ("train.py", "configs/paper.json", "tests/test_golden.py", "tests/data", "LICENSE"):
@@ -114,6 +115,33 @@ def test_the_wheel_makes_sound(installed, tmp_path):
     systems = ["--system", "real=real", "--system", "ours=ours"]
     finished([command, "listening-test", "make", *systems, "-o", "test"], tmp_path)
     assert (tmp_path / "test/page/index.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_presets(installed, tmp_path):
+    code = "import waveglow_jax as wg; print(wg.load_config('nvidia256').waveglow.WN.n_channels)"
+    assert finished([installed / "python", "-c", code], tmp_path).stdout == "256\n"
+
+
+@pytest.mark.slow
+def test_in_place_the_presets_are_those_of_the_checkout(tmp_path):
+    pytest.importorskip("build", reason="build is not installed (extra dev)")
+    venv.create(tmp_path / "env", with_pip=True)
+    (packages,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    # First on the path, before the environment's own setuptools, which may be too old.
+    first = f"import sys; sys.path.insert(0, {sysconfig.get_path('purelib')!r})\n"
+    (packages / "dependencies.pth").write_text(first)
+    checkout = tmp_path / "checkout"
+    for name in ("waveglow_jax", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copyfile
+        checkout.mkdir(exist_ok=True)
+        copy(source, checkout / name)
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed")
+    finished([tmp_path / "env/bin/pip", "install", *options, "-e", checkout], tmp_path)
+    code = "from waveglow_jax.config import presets; print(presets()['paper'])"
+    found = finished([tmp_path / "env/bin/python", "-c", code], tmp_path).stdout.strip()
+    assert Path(found) == checkout / "configs" / "paper.json"
 
 
 @pytest.mark.slow

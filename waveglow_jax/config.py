@@ -9,6 +9,7 @@ impossible combination with both numbers in the message.
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -356,11 +357,12 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads a config file; `overrides` maps dotted names, as `train.batch_size`, to values.
+    """Reads a config file, or a preset by its name, such as "nvidia256".
 
-    Raises UserError if the file is missing, is no JSON, or holds an unknown or impossible field.
+    `overrides` maps dotted names, as `train.batch_size`, to values. Raises UserError if the file is
+    missing, is no JSON, or holds an unknown or impossible field.
     """
-    path = local_path(path)
+    path = config_path(path)
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold a JSON object with the section waveglow_config")
@@ -368,6 +370,34 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         return config_from_dict(raw, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def presets() -> dict[str, Path]:
+    """The configs that come with the package, by their names."""
+    package = Path(__file__).parent
+    # A wheel has them inside the package, a checkout beside it.
+    folders = (package / "configs", package.parent / "configs")
+    folder = next((each for each in folders if each.is_dir()), folders[0])
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def config_path(named: str | Path) -> str:
+    """The file that `named` means: itself, or where there is none, the preset of that name.
+
+    Raises UserError for a name that is neither; a path is given back as it is.
+    """
+    path = local_path(named)
+    if os.path.isfile(path):
+        return path
+    known = presets()
+    if path in known:
+        return str(known[path])
+    if not os.path.exists(path) and Path(path).stem in known:
+        raise UserError(f"{path}: no such file; give the preset by its name, {Path(path).stem}")
+    if path == Path(path).stem and (not os.path.exists(path) or os.path.isdir(path)):
+        names = ", ".join(known)
+        raise UserError(f"{path}: no config file, and no preset; name a file, or one of {names}")
+    return path
 
 
 def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:

@@ -21,7 +21,10 @@ def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         "weights", type=given, nargs="?", metavar="WEIGHTS", help="(default: the bundled voice)"
     )
     parser.add_argument(
-        "--config", type=given, metavar="CONFIG.json", help="random weights of that shape instead"
+        "--config",
+        type=given,
+        metavar="CONFIG",
+        help="random weights of the shape of this config file or preset instead",
     )
     parser.add_argument("--task", choices=("reverse", "train", "loader"), default="reverse")
     parser.add_argument(

@@ -20,8 +20,9 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=given,
-        default="configs/nvidia256.json",
-        help="(default: configs/nvidia256.json)",
+        default="nvidia256",
+        metavar="CONFIG",
+        help="a config file, or a preset by its name (default: nvidia256)",
     )
     parser.add_argument("--task", choices=("train", "synthesize"), default="train")
     parser.add_argument(

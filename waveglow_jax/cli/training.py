@@ -18,7 +18,7 @@ from waveglow_jax.paths import local_path
 def train_arguments(parser: argparse.ArgumentParser) -> None:
     """Trains on recordings; any field of the config can be set by --section.field VALUE."""
     parser.add_argument(
-        "config", type=given, metavar="CONFIG.json", help="such as configs/voice.json"
+        "config", type=given, metavar="CONFIG", help="a config file, or a preset by its name"
     )
     parser.add_argument(
         "--data",

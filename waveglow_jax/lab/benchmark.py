@@ -398,7 +398,7 @@ def _torch(config: Config) -> tuple[Any, ModuleType]:
     if glow.mel_whitening or glow.conditioning != "sample" or glow.alternating_halves:
         raise UserError(
             "--against torch: only models of the published kind have a PyTorch form here (no "
-            "mel_whitening, conditioning 'sample'); take --config configs/nvidia256.json"
+            "mel_whitening, conditioning 'sample'); take --config nvidia256"
         )
     try:
         import torch
