@@ -80,7 +80,7 @@ def command_lines(work: Path, weights: str, out: Path) -> dict[str, list]:
             *("--reference", work / "in", "--files", "1", "-o", out),
             *("--baselines", "noise", "--system", f"x={weights}"),
         ],
-        "resynthesize": [a, *flow_options, *few, "--noise", "0.5"],
+        "resynthesize": [a, *flow_options, *few, "--replace", "0.5"],
         "interpolate": [a, b, *flow_options, *few, "--steps", "2"],
         "sweep": [a, *flow_options, *few, "-s", "0.5"],
         "doctor": [a, work / "a.npy", "-w", weights],

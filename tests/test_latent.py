@@ -154,7 +154,7 @@ def test_resynthesize_tells_how_exact_it_is(run, tmp_path, weights):  # noqa: F8
     first, second = (soundfile.read(p, dtype="int16")[0] for p in (path, tmp_path / "o/a.wav"))
     assert np.abs(first.astype(int) - second).max() <= 1
     code, out, err = run(
-        *("resynthesize", path, "-o", tmp_path / "p", "--noise", 1, "--groups", "1"),
+        *("resynthesize", path, "-o", tmp_path / "p", "--replace", 1, "--groups", "1"),
         *("--from", 0.1, "--to", 0.2),
     )
     assert code == 0 and "of z replaced by noise of sigma 1" in out[0]
@@ -199,7 +199,7 @@ def test_bad_input_is_one_line(run, tmp_path):  # noqa: F811
     for arguments, words in (
         (("resynthesize", tmp_path / "none.wav", "-o", out), "no such file"),
         (("resynthesize", short, "-o", out), "too short"),
-        (("resynthesize", good, "-o", out, "--noise", 1, "--groups", "7"), "groups 0 to 1"),
+        (("resynthesize", good, "-o", out, "--replace", 1, "--groups", "7"), "groups 0 to 1"),
         (("resynthesize", good, "-o", out, "--scale", 1, "--from", 9), "chooses nothing"),
         (("resynthesize", good, "-o", tmp_path), "overwrite an input"),
         (("interpolate", good, short, "-o", out), "too short"),
@@ -212,7 +212,7 @@ def test_bad_input_is_one_line(run, tmp_path):  # noqa: F811
         one_error(err, words)
     for arguments in (
         ("resynthesize", good, "-o", out, "--groups", "0"),
-        ("resynthesize", good, "-o", out, "--noise", 1, "--scale", 1),
+        ("resynthesize", good, "-o", out, "--replace", 1, "--scale", 1),
         ("resynthesize", good, "-o", out, "--groups", "one", "--scale", 1),
         ("interpolate", good, good, "-o", out, "--steps", 1),
         ("sweep", good, "-o", out, "-s", "0.5,"),

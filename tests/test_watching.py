@@ -245,7 +245,7 @@ def test_report_of_a_run_that_is_done(run, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_weights_of_a_run(run, capsys):
-    code, out, _ = inspect(capsys, run, "--weights")
+    code, out, _ = inspect(capsys, "-w", run)
     assert code == 0 and "million parameters" in out
     weights = wg.load(run)
     assert f"{sum(leaf.size for leaf in jax.tree.leaves(weights.params)) / 1e6:.2f}" in out

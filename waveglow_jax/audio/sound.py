@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import soxr
 
 from waveglow_jax.audio.containers import Container, inspect
 from waveglow_jax.audio.files import CONVERT
@@ -57,37 +58,41 @@ def read_samples(path: str | Path) -> tuple[np.ndarray, int]:
         return _whole(sound), sound.rate
 
 
-def read_audio(path: str | Path, sampling_rate: int) -> np.ndarray:
+def read_audio(path: str | Path, sampling_rate: int, *, convert: bool = False) -> np.ndarray:
     """A mono recording, `[T]` float32 in [-1, 1].
 
     sampling_rate: the rate in Hz that the file must have.
+    convert: take files of other rates and of several channels too, with a FileWarning that tells
+        what became of them: channels are averaged, the rate is changed by soxr (VHQ).
 
-    Raises UserError if the file is missing, unreadable, cut short, empty, silent, of another rate,
-    of more than one channel, or holds samples that are not finite or far beyond full scale. Warns
-    as `read_samples` does.
+    Raises UserError if the file is missing, unreadable, cut short, empty, silent, holds samples
+    that are not finite or far beyond full scale, or, unless it is converted, if it is of another
+    rate or of more than one channel. Warns as `read_samples` does.
     """
     with _opened(path) as sound:
-        _check_form(sound, sampling_rate)
-        samples = _in_range(_whole(sound)[:, 0], path)
+        if convert:
+            samples = _converted(sound, sampling_rate)
+        else:
+            _check_form(sound, sampling_rate)
+            samples = _in_range(_whole(sound)[:, 0], path)
     if np.abs(samples).max() < SILENCE:
         raise UserError(f"{path}: silent throughout; leave it out")
     return samples
 
 
-def audio_frames(path: str | Path, sampling_rate: int) -> int:
+def audio_frames(path: str | Path, sampling_rate: int, *, convert: bool = False) -> int:
     """The number of samples of a mono recording; decodes it only where nothing else tells it.
 
+    convert: as for `read_audio`; the number is that after the conversion, or one more.
     Raises UserError as `read_audio` does for what can be told without decoding: missing,
-    unreadable, cut short, empty, another rate, more than one channel. Warns as it does.
+    unreadable, cut short, empty, another rate, more than one channel. Warns as it does, but not of
+    a conversion.
     """
     with _opened(path) as sound:
+        if convert:
+            return -(-_length(sound, path) * sampling_rate // sound.rate)
         _check_form(sound, sampling_rate)
-        if sound.frames is None or not sound.sure:
-            return len(_whole(sound))
-        if sound.format == "FLAC" and not len(_decode(sound, sound.frames - 1, sound.frames)):
-            # FLAC's header promises a length wherever the file ends: see whether the end is there.
-            raise UserError(f"{path}: cut short, its last sample is not there; copy it again")
-        return sound.frames
+        return _length(sound, path)
 
 
 def read_clip(path: str | Path, start: int, stop: int) -> np.ndarray:
@@ -315,6 +320,33 @@ def _decode(sound: _Sound, start: int, stop: int | None) -> np.ndarray:
                 )
             blocks.append(block)
     return np.concatenate(blocks)
+
+
+def _length(sound: _Sound, path: str | Path) -> int:
+    """The number of samples of each channel, at the file's own rate."""
+    if sound.frames is None or not sound.sure:
+        return len(_whole(sound))
+    if sound.format == "FLAC" and not len(_decode(sound, sound.frames - 1, sound.frames)):
+        # FLAC's header promises a length wherever the file ends: see whether the end is there.
+        raise UserError(f"{path}: cut short, its last sample is not there; copy it again")
+    return sound.frames
+
+
+def _converted(sound: _Sound, sampling_rate: int) -> np.ndarray:
+    """`[T]` in [-1, 1]: the average of the channels at another rate; warns if that changes them."""
+    samples = _in_range(_whole(sound), sound.path)
+    if (sound.rate, sound.channels) == (sampling_rate, 1):
+        return samples[:, 0]
+    channels = f" in {sound.channels} channels" if sound.channels > 1 else ""
+    warnings.warn(
+        f"{sound.path}: {sound.rate} Hz{channels}, taken as {sampling_rate} Hz mono",
+        FileWarning,
+        stacklevel=3,
+    )
+    samples = samples.mean(axis=1)
+    if sound.rate != sampling_rate:
+        samples = soxr.resample(samples, sound.rate, sampling_rate, quality="VHQ")
+    return np.clip(samples, -1.0, 1.0)
 
 
 def _check_mono(sound: _Sound) -> None:

@@ -2,6 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
 
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.config import LATENT, MAX_CONSISTENCY
@@ -68,16 +71,76 @@ def seed(text: str) -> int:
     return value
 
 
-def source_arguments(parser: argparse.ArgumentParser) -> None:
+_WEIGHTS = (
+    "release folder, training run, published checkpoint (.pt, .nemo, .safetensors ...), or "
+    "OWNER/NAME on the Hugging Face hub"
+)
+
+
+def examples(parser: argparse.ArgumentParser, *lines: str, before: str = "") -> None:
+    """Ends the command's help with these command lines, each without the program's name."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    shown = "\n".join(f"  {parser.prog} {line}" for line in lines)
+    parser.epilog = f"{before}example{'s' if len(lines) > 1 else ''}:\n{shown}"
+
+
+def weights_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source",
+        *("-w", "--weights"),
         type=given,
         metavar="WEIGHTS",
-        help="published checkpoint (.pt, .nemo, .safetensors ...), release folder, training run, "
-        "or OWNER/NAME on the Hugging Face hub",
+        help=f"{_WEIGHTS} (default: the bundled voice)",
     )
+
+
+def output_arguments(parser: argparse.ArgumentParser, suffix: str) -> Any:
+    """`-o` for many results and `-f` for one; returns their group, of which one may be given."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        *("-o", "--output"),
+        type=given,
+        metavar="DIR",
+        help=f"one {suffix} each into this folder, sub-folders kept",
+    )
+    where.add_argument(
+        *("-f", "--file"),
+        type=given,
+        metavar=f"OUT{suffix}",
+        help=f"of one input: this {suffix} file",
+    )
+    return where
+
+
+def check_file(arguments: argparse.Namespace, items: Sized, suffix: str) -> None:
+    """Refuses `-f` for several inputs, and a name that promises another kind of file."""
+    if arguments.file is None:
+        return
+    if Path(arguments.file).suffix.lower() != suffix:
+        arguments.refuse(f"-f/--file {arguments.file}: the name must end in {suffix}")
+    if len(items) != 1:
+        arguments.refuse(
+            f"-f/--file {arguments.file}: there are {len(items)} inputs; give a folder, -o DIR"
+        )
+
+
+def source_arguments(parser: argparse.ArgumentParser) -> None:
+    """WEIGHTS by itself or after -w, as `weights_of` reads it."""
+    parser.add_argument(
+        "source", type=given, nargs="?", metavar="WEIGHTS", help=f"{_WEIGHTS}, here or after -w"
+    )
+    parser.add_argument(
+        "-w", "--weights", type=given, metavar="WEIGHTS", help="the same, as other commands have it"
+    )
+    parser.set_defaults(refuse=parser.error)
     parser.add_argument(
         "--alternating-halves",
         action="store_true",
         help="the oldest published class, when the file does not say so itself",
     )
+
+
+def weights_of(arguments: argparse.Namespace) -> str:
+    """What `source_arguments` took. Refuses none, and two."""
+    if (arguments.source is None) == (arguments.weights is None):
+        arguments.refuse("give WEIGHTS once, by itself or by -w/--weights")
+    return arguments.source if arguments.weights is None else arguments.weights

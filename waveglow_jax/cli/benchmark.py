@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from waveglow_jax.cli.arguments import count, given
+from waveglow_jax.cli.arguments import count, examples, given, weights_argument
 from waveglow_jax.config import DTYPES, Config, load_config
 from waveglow_jax.errors import UserError
 
@@ -18,20 +18,29 @@ if TYPE_CHECKING:
 def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     """How fast this machine runs a model: compile and run time, samples/s, memory, precision."""
     parser.add_argument(
-        "weights", type=given, nargs="?", metavar="WEIGHTS", help="(default: the bundled voice)"
+        "source", type=given, nargs="?", metavar="WEIGHTS", help="as for -w/--weights"
     )
+    weights_argument(parser)
     parser.add_argument(
         "--config",
         type=given,
         metavar="CONFIG",
         help="random weights of the shape of this config file or preset instead",
     )
-    parser.add_argument("--task", choices=("reverse", "train", "loader"), default="reverse")
+    parser.add_argument(
+        "--task",
+        choices=("reverse", "train", "loader"),
+        default="reverse",
+        help="what is timed: synthesis, training steps, or reading clips (default: reverse)",
+    )
     parser.add_argument(
         "--seconds", type=_seconds, nargs="+", default=[5.0, 60.0], help="of audio (default: 5 60)"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, nargs="+", help="(default: all; training has no float16)"
+        "--dtype",
+        choices=DTYPES,
+        nargs="+",
+        help="inside WN, one or several (default: all; training has no float16)",
     )
     parser.add_argument(
         "--batch", type=count, default=2, help="clips of a training step (default: 2)"
@@ -41,14 +50,22 @@ def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=count, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument(
-        "--against", choices=("torch",), help="a plain eager PyTorch model of the same weights"
+        "--against",
+        choices=("torch",),
+        help="beside a plain eager PyTorch model of the same weights (default: alone)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    examples(
+        parser,
+        "",
+        "--config nvidia256 --task train --batch 4",
+        "universal --seconds 10 --dtype float32 --against torch",
+    )
 
 
 def run_benchmark(arguments: argparse.Namespace) -> int:
-    if arguments.weights and arguments.config:
-        raise UserError("give WEIGHTS or --config, not both")
+    if sum(map(bool, (arguments.source, arguments.weights, arguments.config))) > 1:
+        raise UserError("give WEIGHTS once, by itself or by -w, or else --config")
     if arguments.task == "loader" and not arguments.data:
         raise UserError("--task loader reads recordings: give --data DIR_OR_LIST")
     if arguments.task == "train" and "float16" in (arguments.dtype or ()):
@@ -84,7 +101,7 @@ def _voice(arguments: argparse.Namespace) -> Voice:
         return random_voice(_config(arguments))
     from waveglow_jax.synthesis.vocoder import load
 
-    return load(arguments.weights)
+    return load(arguments.source or arguments.weights)
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -92,7 +109,7 @@ def _config(arguments: argparse.Namespace) -> Config:
         return load_config(Path(arguments.config), arguments.overrides)
     from waveglow_jax.weights.release import read_weights
 
-    return read_weights(arguments.weights).config
+    return read_weights(arguments.source or arguments.weights).config
 
 
 def _seconds(text: str) -> float:

@@ -1,6 +1,8 @@
 """prepare and mel: recordings made fit to train on, and their log-mels."""
 
 import argparse
+import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,13 @@ from typing import Any
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_mel
 from waveglow_jax.audio.inputs import Input
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.cli.arguments import given
+from waveglow_jax.cli.arguments import (
+    check_file,
+    examples,
+    given,
+    output_arguments,
+    weights_argument,
+)
 from waveglow_jax.cli.outcome import each, inputs_of
 from waveglow_jax.errors import UserError
 
@@ -16,12 +24,34 @@ from waveglow_jax.errors import UserError
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """Any folder of audio to mono recordings of one rate, fit to train on."""
     parser.add_argument("inputs", type=given, nargs="+", metavar="IN", help="as for synthesize")
-    parser.add_argument("-o", "--output", type=given, required=True, metavar="OUT")
-    parser.add_argument("--rate", type=int, default=22050, help="sampling rate (default: 22050)")
     parser.add_argument(
-        "--level", type=float, metavar="DBFS", help="bring speech to this RMS level, such as -22"
+        *("-o", "--output"),
+        type=given,
+        required=True,
+        metavar="OUT",
+        help="one .wav each into this folder, sub-folders kept; what is there already is kept",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--rate", type=int, default=22050, metavar="HZ", help="sampling rate (default: 22050)"
+    )
+    parser.add_argument(
+        "--level",
+        type=float,
+        metavar="DBFS",
+        help="bring speech to this RMS level, such as -22 (default: levels are kept)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="files at a time (default: as many as there are cores, %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    examples(
+        parser,
+        "recordings -o prepared --level -22",
+    )
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
@@ -45,6 +75,9 @@ def run_prepare(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             progress=progress,
         )
+    if arguments.json:
+        print(json.dumps({"output": arguments.output, **dataclasses.asdict(report)}))
+        return 0 if report.written + report.kept else 1
     for path, reason in report.left_out:
         print(f"left out: {path}: {reason}")
     print(
@@ -59,17 +92,22 @@ def mel_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
     )
-    parser.add_argument(
-        "-o", "--output", type=given, required=True, metavar="DIR", help="one .npy each"
-    )
-    parser.add_argument(
-        "-w", "--weights", type=given, help="the voice whose mel it is (default: the bundled voice)"
-    )
+    output_arguments(parser, ".npy")
+    weights_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
+    parser.set_defaults(refuse=parser.error)
+    examples(
+        parser,
+        "recordings -o mels",
+        "recording.wav -f mel.npy",
+    )
 
 
 def run_mel(arguments: argparse.Namespace) -> int:
+    if not (arguments.output or arguments.file):
+        arguments.refuse("give -o/--output DIR or -f/--file OUT.npy")
     items = inputs_of(arguments.inputs, AUDIO_SUFFIXES)
+    check_file(arguments, items, ".npy")
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
@@ -82,8 +120,9 @@ def run_mel(arguments: argparse.Namespace) -> int:
     return each(items, arguments, ".npy", convert)
 
 
-def mel_of_recording(path: Path, voice: Any) -> Any:
-    audio = read_audio(path, voice.config.data.sampling_rate)
+def mel_of_recording(path: Path, voice: Any, convert: bool = False) -> Any:
+    """`[F, M]`; convert: also of a recording of another rate or of several channels."""
+    audio = read_audio(path, voice.config.data.sampling_rate, convert=convert)
     needed = voice.config.data.filter_length // 2 + 1
     if len(audio) < needed:
         raise UserError(

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from waveglow_jax.audio.files import replacing
-from waveglow_jax.cli.arguments import given
+from waveglow_jax.cli.arguments import examples, given
 from waveglow_jax.cli.synthesis import run_synthesize, synthesize_arguments
 
 
@@ -18,6 +18,13 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="gets the voice's .wav, the recording beside it, and a picture of both mels",
     )
+    parser.add_argument(
+        "--play", action="store_true", help="play each when it is done, as for synthesize"
+    )
+    examples(
+        parser,
+        "-o out --play",
+    )
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -26,7 +33,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     recordings = BUNDLED_VOICE / "recordings"
     parser = argparse.ArgumentParser()
     synthesize_arguments(parser)
-    code = run_synthesize(parser.parse_args([str(recordings), "-o", arguments.output, "--plot"]))
+    options = ["-o", arguments.output, "--plot", *(["--play"] if arguments.play else [])]
+    code = run_synthesize(parser.parse_args([str(recordings), *options]))
     for recording in sorted(recordings.glob("*.wav")):
         target = Path(arguments.output) / f"{recording.stem}_recording.wav"
         with replacing(target) as temporary:

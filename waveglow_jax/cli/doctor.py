@@ -8,7 +8,7 @@ from typing import Any
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_any_mel, write_mel
 from waveglow_jax.audio.sound import read_samples
-from waveglow_jax.cli.arguments import given
+from waveglow_jax.cli.arguments import examples, given, weights_argument
 from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
 
@@ -23,12 +23,7 @@ def doctor_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the mel was made from, of any rate; without it only values and axes can be told",
     )
     parser.add_argument("mel", type=given, metavar="MEL", help="a mel file of any convention")
-    parser.add_argument(
-        "-w",
-        "--weights",
-        type=given,
-        help="the voice that is to take it (default: the bundled voice)",
-    )
+    weights_argument(parser)
     parser.add_argument(
         "--fix",
         type=given,
@@ -37,6 +32,11 @@ def doctor_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(refuse=parser.error)
+    examples(
+        parser,
+        "recording.wav mel.npy",
+        "recording.wav mel.npy --fix mended.npy",
+    )
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:

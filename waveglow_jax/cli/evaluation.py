@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from waveglow_jax.cli.arguments import count, given, seed
+from waveglow_jax.cli.arguments import count, examples, given, seed
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
@@ -45,7 +45,11 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "the first row after the recordings)",
     )
     parser.add_argument(
-        "--griffin-lim-iterations", type=count, default=32, metavar="N", help="(default: 32)"
+        "--griffin-lim-iterations",
+        type=count,
+        default=32,
+        metavar="N",
+        help="of the row made by Griffin-Lim (default: 32)",
     )
     parser.add_argument(
         "--noise-corrections",
@@ -54,13 +58,23 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the row that begins as noise (default: 32)",
     )
-    parser.add_argument("--files", type=count, metavar="N", help="only the first N recordings")
+    parser.add_argument("--files", type=count, metavar="N", help="only the first N (default: all)")
     parser.add_argument(
         "--players", type=int, default=6, metavar="N", help="files shown and heard (default: 6)"
     )
     parser.add_argument("--no-audio", action="store_true", help="a report.html without sound")
-    parser.add_argument("--workers", type=count, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="files at a time (default: as many as there are cores, %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+    examples(
+        parser,
+        "--reference recordings -o report --system mine=runs/lj:sigma=0.6 --system theirs=folder",
+    )
 
 
 def _baselines(text: str) -> tuple[str, ...]:
@@ -127,7 +141,13 @@ def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings of one system, the real ones among them; files of one name are one "
         "utterance; given at least twice",
     )
-    make.add_argument("-o", "--output", type=given, required=True, metavar="TEST")
+    make.add_argument(
+        *("-o", "--output"),
+        type=given,
+        required=True,
+        metavar="TEST",
+        help="gets the folder page, for the web host, and key.json, for you alone",
+    )
     make.add_argument(
         "--utterances", type=count, default=40, metavar="N", help="drawn from all (default: 40)"
     )
@@ -140,14 +160,23 @@ def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--post", default="", metavar="URL", help="where results are sent (default: saved as files)"
     )
-    make.add_argument("--title", default="Listening test")
+    make.add_argument(
+        "--title", default="Listening test", help="of the page (default: %(default)s)"
+    )
     make.add_argument("--seed", type=seed, default=0, help="of the drawing (default: 0)")
+    make.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    examples(
+        make,
+        "--system recordings=heldout --system mine=out -o test --utterances 20",
+    )
     score = parts.add_parser("score", help="the card's table, with 95%% confidence intervals")
-    score.add_argument("key", type=given, metavar="TEST/key.json")
+    score.add_argument("key", type=given, metavar="TEST/key.json", help="as `make` wrote it")
     score.add_argument(
         "results", type=given, nargs="+", metavar="RESULT", help="files, or folders of .json"
     )
     score.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    examples(score, "test/key.json results")
+    examples(parser, "make --system recordings=heldout --system mine=out -o test")
 
 
 def run_listening_test(arguments: argparse.Namespace) -> int:
@@ -173,6 +202,10 @@ def _listening_test_make(arguments: argparse.Namespace) -> int:
         title=arguments.title,
         seed=arguments.seed,
     )
+    if arguments.json:
+        told = {"page": str(made.page), "key": str(made.key), "notes": made.notes}
+        print(json.dumps({**told, "utterances": made.utterances, "systems": made.systems}))
+        return 0
     for note in made.notes:
         print(f"note: {note}")
     print(

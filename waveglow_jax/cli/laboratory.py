@@ -10,7 +10,7 @@ import numpy as np
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_mel, replacing
 from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.cli.arguments import count, given, noise, seed
+from waveglow_jax.cli.arguments import count, examples, given, noise, seed, weights_argument
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import exit_code, fail, inputs_of, target_of
 from waveglow_jax.errors import UserError
@@ -27,8 +27,9 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
         type=given,
         nargs="?",
         metavar="WEIGHTS",
-        help="as for convert; with --random a first recording (default: the bundled voice)",
+        help="as for -w/--weights; with -w or --random a first recording",
     )
+    weights_argument(parser)
     parser.add_argument(
         "recordings",
         type=given,
@@ -40,7 +41,8 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
         "--random",
         type=given,
         metavar="CONFIG",
-        help="random weights of this config's shape in place of WEIGHTS, every layer alive",
+        help="random weights of the shape of this config file or preset in place of WEIGHTS, every "
+        "layer alive",
     )
     parser.add_argument("--seed", type=seed, default=0, help="of the random weights (default: 0)")
     parser.add_argument(
@@ -66,6 +68,12 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=given, metavar="DIR", help="report.md, report.json, depth.png"
     )
+    parser.set_defaults(refuse=parser.error)
+    examples(
+        parser,
+        "-w universal recording.wav -o report",
+        "--random nvidia256",
+    )
 
 
 def run_invertibility(arguments: argparse.Namespace) -> int:
@@ -79,6 +87,8 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
     from waveglow_jax.lab.invertibility_report import as_json, markdown, write_reports
     from waveglow_jax.lab.precisions import BY_NAME
 
+    if arguments.weights is not None and arguments.random is not None:
+        arguments.refuse("-w/--weights and --random exclude each other")
     names = arguments.precision or list(BY_NAME)
     for name in names:
         if name not in BY_NAME:
@@ -102,9 +112,13 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
 
 
 def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
-    """The voice, its name, and the recordings: with --random there are no WEIGHTS before them."""
+    """The voice, its name, and the recordings: WEIGHTS are not before them if there are others."""
     from waveglow_jax.synthesis.vocoder import Voice, load
 
+    first = [arguments.source] if arguments.source else []
+    if arguments.weights is not None:
+        name = Path(arguments.weights).name
+        return load(arguments.weights), name, [*first, *arguments.recordings]
     if arguments.random is None:
         name = arguments.source or "the bundled voice"
         return load(arguments.source), Path(name).name, arguments.recordings
@@ -112,9 +126,9 @@ def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
     from waveglow_jax.lab.invertibility import random_params
 
     config = load_config(arguments.random)
-    recordings = [*([arguments.source] if arguments.source else []), *arguments.recordings]
     name = f"{Path(arguments.random).stem}, random weights (seed {arguments.seed})"
-    return Voice(config, random_params(config, arguments.seed)), name, recordings
+    params = random_params(config, arguments.seed)
+    return Voice(config, params), name, [*first, *arguments.recordings]
 
 
 def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -> list[Any]:
@@ -155,9 +169,7 @@ def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
     )
-    parser.add_argument(
-        "-w", "--weights", type=given, help="as for synthesize (default: the bundled voice)"
-    )
+    weights_argument(parser)
     parser.add_argument(
         "--mel",
         type=given,
@@ -177,6 +189,11 @@ def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plot", action="store_true", help="a picture each: the curve over time")
     parser.set_defaults(refuse=parser.error)
+    examples(
+        parser,
+        "recordings -w universal",
+        "recording.wav --plot -o out",
+    )
 
 
 def run_likelihood(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,17 @@ from typing import Any
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES, replacing, write_wav
 from waveglow_jax.audio.inputs import Input, find_inputs
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.cli.arguments import corrections, count, given, seed, sigma
+from waveglow_jax.cli.arguments import (
+    check_file,
+    corrections,
+    count,
+    examples,
+    given,
+    output_arguments,
+    seed,
+    sigma,
+    weights_argument,
+)
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import each, inputs_of, tell
 from waveglow_jax.cli.synthesis import mel_of
@@ -22,9 +32,10 @@ def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
     )
+    output_arguments(parser, ".wav")
     _shared(parser)
     parser.add_argument(
-        "--noise",
+        "--replace",
         type=sigma,
         metavar="SIGMA",
         help="replace the chosen part of z by noise of this temperature",
@@ -58,12 +69,18 @@ def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose up to here (default: to the end)",
     )
     parser.set_defaults(refuse=parser.error)
+    examples(
+        parser,
+        "recording.wav -f again.wav",
+        "recordings -o out --replace 1 --from 2 --to 3",
+    )
 
 
 def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
     """From one recording to another: their latents under A's mel, or their mels with A's latent."""
     parser.add_argument("first", type=given, metavar="A", help="recording")
     parser.add_argument("second", type=given, metavar="B", help="recording")
+    _output(parser)
     _shared(parser)
     parser.add_argument(
         "--path",
@@ -75,11 +92,16 @@ def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=count, default=5, help="points on the way, both ends included (default: 5)"
     )
     parser.set_defaults(refuse=parser.error)
+    examples(
+        parser,
+        "a.wav b.wav -o out --path mel --steps 7",
+    )
 
 
 def sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """The same mel and noise at several temperatures."""
-    parser.add_argument("inputs", type=given, nargs="+", metavar="INPUT", help="recordings or mels")
+    parser.add_argument("inputs", type=given, nargs="+", metavar="INPUT", help="as for synthesize")
+    _output(parser)
     _shared(parser)
     parser.add_argument(
         "-s",
@@ -89,13 +111,20 @@ def sweep_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="0,0.3,...",
         help="temperatures (default: 0,0.3,0.6,1)",
     )
+    examples(
+        parser,
+        "recording.wav -o out -s 0,0.4,0.8",
+    )
 
 
-def _shared(parser: argparse.ArgumentParser) -> None:
+def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=given, required=True, metavar="DIR", help=".wav and .png"
     )
-    parser.add_argument("-w", "--weights", type=given, help="the voice (default: the bundled one)")
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    weights_argument(parser)
     parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
     parser.add_argument(
         "--consistency",
@@ -126,12 +155,15 @@ def _numbers(of_type: Any) -> Any:
 
 
 def run_resynthesize(arguments: argparse.Namespace) -> int:
-    if arguments.noise is not None and arguments.scale is not None:
-        arguments.refuse("--noise and --scale exclude each other")
+    if arguments.replace is not None and arguments.scale is not None:
+        arguments.refuse("--replace and --scale exclude each other")
     chosen = arguments.groups is not None or arguments.start > 0 or arguments.stop < math.inf
-    if chosen and arguments.noise is None and arguments.scale is None:
-        arguments.refuse("--groups, --from and --to choose a part: for --noise or --scale")
+    if chosen and arguments.replace is None and arguments.scale is None:
+        arguments.refuse("--groups, --from and --to choose a part: for --replace or --scale")
+    if not (arguments.output or arguments.file):
+        arguments.refuse("give -o/--output DIR or -f/--file OUT.wav")
     items = inputs_of(arguments.inputs, AUDIO_SUFFIXES)
+    check_file(arguments, items, ".wav")
     from waveglow_jax.lab import latent
     from waveglow_jax.synthesis.vocoder import load
 
@@ -147,9 +179,9 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             raise UserError(f"{item.path}: {error}; choose another part") from None
         title = "resynthesised"
-        if arguments.noise is not None:
-            z = latent.with_noise(z, part, voice.config, arguments.noise, arguments.seed)
-            title = f"{part.mean():.0%} of z replaced by noise of sigma {arguments.noise:g}"
+        if arguments.replace is not None:
+            z = latent.with_noise(z, part, voice.config, arguments.replace, arguments.seed)
+            title = f"{part.mean():.0%} of z replaced by noise of sigma {arguments.replace:g}"
         if arguments.scale is not None:
             z = latent.scaled(z, part, arguments.scale)
             title = f"{part.mean():.0%} of z times {arguments.scale:g}"

@@ -71,11 +71,13 @@ def each(
 def target_of(
     item: Input, arguments: argparse.Namespace, suffix: str, inputs: Collection[Path]
 ) -> Path:
-    """Where a file's result goes. Raises UserError if an input is there."""
-    target = Path(arguments.output) / item.relative.with_suffix(suffix)
+    """Where a file's result goes: -f/--file, or its place below -o. Raises UserError if an input
+    is there."""
+    file = getattr(arguments, "file", None)  # some commands have -o alone
+    target = Path(file or Path(arguments.output) / item.relative.with_suffix(suffix))
     if target.resolve() in inputs:
         raise UserError(
-            f"{item.path}: its output {target} would overwrite an input; choose another -o"
+            f"{item.path}: its output {target} would overwrite an input; choose another -o or -f"
         )
     return target
 
@@ -83,10 +85,10 @@ def target_of(
 def tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> None:
     """A line, of the result's own words `said` if it has some; or JSON, without them."""
     said = result.pop("said", None)
-    line = f"{result['output']}  {said}" if said else ""
-    print(
-        json.dumps({"input": str(item.path), **result}) if arguments.json else line or _line(result)
-    )
+    if arguments.json:
+        print(json.dumps({"input": str(item.path), **result}))
+    else:
+        print(f"{result['output'] or item.path}  {said or _figures(result)}")
     sys.stdout.flush()
 
 
@@ -96,12 +98,10 @@ def exit_code(failed: int, items: Sequence[Input]) -> int:
     return 1 if failed else 0
 
 
-def _line(result: dict[str, Any]) -> str:
+def _figures(result: dict[str, Any]) -> str:
     if "frames" in result:
-        return f"{result['output']}  {result['frames']} frames"
+        return f"{result['frames']} frames"
     compiled = result["compile_seconds"]
-    return (
-        f"{result['output']}  {result['seconds']:.2f} s of audio, "
-        f"{result['times_real_time']:.1f} x real time"
-        + (f" (after {compiled:.1f} s of compiling)" if compiled else "")
+    return f"{result['seconds']:.2f} s of audio, {result['times_real_time']:.1f} x real time" + (
+        f" (after {compiled:.1f} s of compiling)" if compiled else ""
     )

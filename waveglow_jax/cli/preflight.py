@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 
-from waveglow_jax.cli.arguments import given
+from waveglow_jax.cli.arguments import examples, given
 from waveglow_jax.config import DTYPES, load_config
 from waveglow_jax.errors import UserError
 
@@ -24,13 +24,25 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="a config file, or a preset by its name (default: nvidia256)",
     )
-    parser.add_argument("--task", choices=("train", "synthesize"), default="train")
+    parser.add_argument(
+        "--task",
+        choices=("train", "synthesize"),
+        default="train",
+        help="a training step, or an utterance's synthesis (default: train)",
+    )
     parser.add_argument(
         "--batch", type=int, help="clips over all chips (default: the config's), or utterances (1)"
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="of an utterance (default: 10)")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="inside WN")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="inside WN (default: bfloat16)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    examples(
+        parser,
+        "--config nvidia256 --topology v5e:2x4",
+        "--config paper --topology h100:8 --task synthesize --seconds 30",
+    )
 
 
 def run_preflight(arguments: argparse.Namespace) -> int:

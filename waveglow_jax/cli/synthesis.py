@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,22 @@ from waveglow_jax.audio.files import (
 )
 from waveglow_jax.audio.inputs import Input
 from waveglow_jax.audio.sound import audio_frames
-from waveglow_jax.cli.arguments import consistency, count, given, seed, sigma, strength
+from waveglow_jax.cli.arguments import (
+    check_file,
+    consistency,
+    count,
+    examples,
+    given,
+    output_arguments,
+    seed,
+    sigma,
+    strength,
+    weights_argument,
+)
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import TERMINATED, each, exit_code, fail, inputs_of, target_of, tell
-from waveglow_jax.config import LATENT, Config
+from waveglow_jax.cli.player import play, player
+from waveglow_jax.config import DTYPES, LATENT, Config
 from waveglow_jax.errors import UserError
 
 
@@ -43,8 +56,7 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings or mels (.npy, .npz, .pt, .safetensors): files, folders, globs, a list "
         "file (.txt), or - for a list on stdin",
     )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("-o", "--output", type=given, metavar="DIR", help="one .wav each")
+    where = output_arguments(parser, ".wav")
     where.add_argument(
         "--stream",
         action="store_true",
@@ -52,12 +64,24 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         "-r 22050",
     )
     parser.add_argument(
-        "-w",
-        "--weights",
-        type=given,
-        help="release folder, training run, published checkpoint, or OWNER/NAME on the Hugging "
-        "Face hub (default: the bundled voice)",
+        "--play",
+        action="store_true",
+        help="play each when it is done (by ffplay, aplay or afplay); without -o or -f nothing is "
+        "kept",
     )
+    weights_argument(parser)
+    _sound_arguments(parser)
+    _machine_arguments(parser)
+    parser.set_defaults(refuse=parser.error)
+    examples(
+        parser,
+        "recording.wav -f again.wav --play",
+        "mels -o out -w waveglow_256channels_universal_v5.pt -s 0.6 -d 0.01",
+        "mel.npy --stream | aplay -f S16_LE -r 22050",
+    )
+
+
+def _sound_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-s", "--sigma", type=sigma, help="temperature (default: the voice's own)")
     parser.add_argument(
         "--consistency",
@@ -75,20 +99,34 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STRENGTH",
         help="take out the voice's own bias (default: 0, not at all; 0.01 to 0.1 is usual)",
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the products inside WN (default: float32)",
+    )
     parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
+
+
+def _machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", action="store_true", help="a picture each: mel of the input above the output's"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
     parser.add_argument(
-        "--window", type=count, metavar="FRAMES", help="computed at once (default: by the lengths)"
+        "--window",
+        type=count,
+        metavar="FRAMES",
+        help="of mel computed at once (default: by the lengths)",
     )
     parser.add_argument(
         "--batch", type=count, metavar="N", help="windows at once (default: by the lengths)"
     )
     parser.add_argument(
-        "--chunk", type=count, metavar="FRAMES", help="of a block of the stream: fewer come sooner"
+        "--chunk",
+        type=count,
+        metavar="FRAMES",
+        help="of mel in a block of the stream: fewer come sooner (default: about the context)",
     )
     parser.add_argument(
         "--no-cache",
@@ -96,15 +134,20 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep no compiled programs in the user's cache folder, and use none from there",
     )
     parser.add_argument("--verbose", action="store_true", help="tell the windows that were chosen")
-    parser.set_defaults(refuse=parser.error)
 
 
-def run_synthesize(arguments: argparse.Namespace) -> int:
-    unfit = ("json", "plot", "window", "batch") if arguments.stream else ("chunk",)
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not go together."""
+    arguments.keep = bool(arguments.output or arguments.file)
+    if not (arguments.keep or arguments.stream or arguments.play):
+        arguments.refuse("give -o/--output DIR, -f/--file OUT.wav, --stream or --play")
+    unfit = ("json", "plot", "window", "batch", "play") if arguments.stream else ("chunk",)
     for name in unfit:
         if getattr(arguments, name):
             with_or_without = "with" if arguments.stream else "without"
             arguments.refuse(f"--{name} is of no use {with_or_without} --stream")
+    if arguments.plot and not arguments.keep:
+        arguments.refuse("--plot puts a picture beside each file; give -o or -f too")
     if arguments.consistency == LATENT:
         for name in ("stream", "window", "batch"):
             if getattr(arguments, name):
@@ -112,7 +155,14 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
                     f"--{name} does not go with --consistency {LATENT}, which needs each mel as a "
                     "whole; give a number, such as 32"
                 )
+
+
+def run_synthesize(arguments: argparse.Namespace) -> int:
+    _check_options(arguments)
     items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    check_file(arguments, items, ".wav")
+    if arguments.play:
+        player()  # refuses, where there is none, before anything is computed
     if not arguments.no_cache:
         from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
 
@@ -134,9 +184,12 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     with _memory_told():
         if arguments.stream:
             return _synthesize_stream(items, arguments, voice)
-        if arguments.consistency == LATENT:
-            return _search_files(items, arguments, voice)
-        return _synthesize_files(items, arguments, voice)
+        make = _search_files if arguments.consistency == LATENT else _synthesize_files
+        if arguments.keep:
+            return make(items, arguments, voice)
+        with TemporaryDirectory() as to_be_played:
+            arguments.output = to_be_played
+            return make(items, arguments, voice)
 
 
 @contextmanager
@@ -207,7 +260,7 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
         done_seconds += seconds
         speed = done_seconds / max(clock.seconds, 1e-9)
         result = {
-            "output": str(target),
+            "output": str(target) if arguments.keep else None,
             "seconds": round(seconds, 3),
             "times_real_time": round(speed, 2),
             "run_seconds": round(seconds / speed, 3),
@@ -215,6 +268,11 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
         }
         compile_seconds = 0.0
         tell(item, result, arguments)
+        if arguments.play:
+            try:
+                play(target)
+            except UserError as error:
+                failed += fail(str(error))
     return exit_code(failed, items)
 
 
@@ -243,9 +301,11 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
         write_wav(target, samples, rate)
         if arguments.plot:
             _plot(target.with_suffix(".png"), mel, voice.mel(samples), voice.config)
+        if arguments.play:
+            play(target)
         seconds = len(samples) / rate
         return {
-            "output": str(target),
+            "output": str(target) if arguments.keep else None,
             "seconds": round(seconds, 3),
             "times_real_time": round(seconds / run_seconds, 2),
             "run_seconds": round(run_seconds, 3),
@@ -325,7 +385,7 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
 def mel_of(path: Path, voice: Any) -> Any:
     if path.suffix.lower() in MEL_SUFFIXES:
         return read_mel(path, voice.config.waveglow.n_mel_channels)
-    return mel_of_recording(path, voice)
+    return mel_of_recording(path, voice, convert=True)
 
 
 def _frames_of(path: Path, voice: Any) -> int:
@@ -334,7 +394,7 @@ def _frames_of(path: Path, voice: Any) -> int:
         if path.suffix.lower() in MEL_SUFFIXES:
             return len(read_mel(path, voice.config.waveglow.n_mel_channels))
         data = voice.config.data
-        return 1 + audio_frames(path, data.sampling_rate) // data.hop_length
+        return 1 + audio_frames(path, data.sampling_rate, convert=True) // data.hop_length
     except UserError:
         return 0
 

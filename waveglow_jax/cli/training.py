@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.cli.arguments import given
+from waveglow_jax.cli.arguments import examples, given
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
@@ -27,7 +27,11 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings (default: data_config.training_files)",
     )
     parser.add_argument(
-        "--output", type=given, required=True, metavar="RUN", help="resumed if it is there"
+        *("-o", "--output"),
+        type=given,
+        required=True,
+        metavar="RUN",
+        help="the run's folder, resumed if it is there",
     )
     parser.add_argument(
         "--mels",
@@ -55,6 +59,11 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's, same for all")
     processes.add_argument("--processes", type=int, metavar="N", help="how many there are")
     processes.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
+    examples(
+        parser,
+        "nvidia256 --data LJSpeech-1.1/wavs -o runs/lj",
+        "tiny --data recordings -o runs/tiny --train.steps 50 --train.batch_size 8",
+    )
 
 
 def run_train(arguments: argparse.Namespace) -> int:

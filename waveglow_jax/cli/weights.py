@@ -7,7 +7,7 @@ from typing import Any
 
 from waveglow_jax.audio.files import replacing
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.cli.arguments import corrections, given, source_arguments
+from waveglow_jax.cli.arguments import corrections, examples, given, source_arguments, weights_of
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
@@ -25,20 +25,37 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="folder, or with --to torch a .pt file",
     )
-    parser.add_argument("--to", choices=("release", "torch"), default="release")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument(
+        "--to",
+        choices=("release", "torch"),
+        default="release",
+        help="a release folder, or a state dict for the original's model (default: release)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the weights in the file (default: float32)",
+    )
     parser.add_argument(
         "--check",
         type=given,
         metavar="RECORDING",
         help="also tell this recording's log-likelihood",
     )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    examples(
+        parser,
+        "waveglow_256channels_universal_v5.pt -o universal --check recording.wav",
+        "runs/lj -o lj.pt --to torch",
+    )
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
     from waveglow_jax.weights.release import read_weights, save
 
-    weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
+    source = weights_of(arguments)
+    weights = read_weights(source, alternating_halves=arguments.alternating_halves)
     if arguments.to == "torch":
         from waveglow_jax.weights.nvidia import write_original
 
@@ -46,16 +63,21 @@ def run_convert(arguments: argparse.Namespace) -> int:
             write_original(temporary, weights.config, weights.params, arguments.dtype)
     else:
         save(arguments.output, weights.config, weights.params, arguments.dtype)
+    nats = _likelihood(Path(arguments.check), weights) if arguments.check else None
+    if arguments.json:
+        told = {"output": arguments.output, "kind": weights.kind, "notes": weights.notes}
+        print(json.dumps({**told, "check": arguments.check, "nats": nats}))
+        return 0
     print(f"{arguments.output}: from {weights.kind}")
     for note in weights.notes:
         print(note)
-    if arguments.check:
-        print(_likelihood_line(Path(arguments.check), weights))
+    if nats is not None:
+        print(f"{arguments.check}: {nats:.4f} nats per sample")
     return 0
 
 
-def _likelihood_line(recording: Path, weights: Any) -> str:
-    """Trained weights find speech far more likely than the same noise level at random does."""
+def _likelihood(recording: Path, weights: Any) -> float:
+    """In nats per sample: trained weights find speech far more likely than random ones do."""
     from waveglow_jax.synthesis.vocoder import Voice
 
     voice = Voice(weights.config, weights.params)
@@ -64,11 +86,12 @@ def _likelihood_line(recording: Path, weights: Any) -> str:
     hop = voice.config.data.hop_length
     frames = len(audio) // hop
     _, nats = voice.encode(audio[None, : frames * hop], mel[None, : frames + 1])
-    return f"{recording}: {float(nats[0]):.4f} nats per sample"
+    return float(nats[0])
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a file of weights is, or how a training run goes, and anything suspicious."""
+    """What a file of weights is, or how a training run goes (by -w: its best checkpoint's weights),
+    and anything suspicious."""
     source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(
@@ -77,23 +100,26 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.png",
         help="of a training run: its curves as a picture",
     )
-    parser.add_argument(
-        "--weights", action="store_true", help="of a training run: its best checkpoint's weights"
+    examples(
+        parser,
+        "runs/lj --plot curves.png",
+        "-w runs/lj",
     )
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
     from waveglow_jax.training.inspection import is_run_folder
 
-    run = Path(arguments.source)
-    if is_run_folder(run) and not arguments.weights:
+    source = weights_of(arguments)
+    run = Path(source)
+    if is_run_folder(run) and arguments.weights is None:
         return _inspect_run(run, arguments)
     if arguments.plot:
         raise UserError(f"{run}: --plot shows a training run's curves, and this is none")
     from waveglow_jax.weights.inspection import as_text, report
     from waveglow_jax.weights.release import read_weights
 
-    found = report(read_weights(arguments.source, alternating_halves=arguments.alternating_halves))
+    found = report(read_weights(source, alternating_halves=arguments.alternating_halves))
     print(json.dumps(found) if arguments.json else as_text(found))
     return 0
 
@@ -127,7 +153,9 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="ends in .onnx for ONNX, which takes minutes to convert",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="inside WN")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="inside WN (default: float32)"
+    )
     parser.add_argument(
         "--consistency",
         type=corrections,
@@ -135,7 +163,12 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         help="corrections towards the mel that follow the reverse pass (default: the voice's own; "
         "for ONNX none)",
     )
-    parser.set_defaults(refuse=parser.error)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    examples(
+        parser,
+        "universal -o universal.jaxexport --dtype bfloat16",
+        "universal -o universal.onnx",
+    )
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -151,19 +184,23 @@ def run_export(arguments: argparse.Namespace) -> int:
     from waveglow_jax.synthesis.onnx_export import write_onnx
     from waveglow_jax.weights.release import read_weights
 
-    weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
+    source = weights_of(arguments)
+    weights = read_weights(source, alternating_halves=arguments.alternating_halves)
     consistency = arguments.consistency
     if consistency is None:
         consistency = weights.config.synthesis.consistency
-    told = f"{arguments.output}: from {weights.kind}"
+    notes = []
     if to_onnx:
         write_onnx(Path(arguments.output), weights.config, weights.params)
         if consistency:
-            told += f"; without the voice's {consistency} corrections, which ONNX cannot hold"
+            notes.append(f"without the voice's {consistency} corrections, which ONNX cannot hold")
     else:
         write_export(
             Path(arguments.output), weights.config, weights.params, arguments.dtype, consistency
         )
-        told += f"; {promise()}"
-    print(told)
+        notes.append(promise())
+    if arguments.json:
+        print(json.dumps({"output": arguments.output, "kind": weights.kind, "notes": notes}))
+    else:
+        print("; ".join([f"{arguments.output}: from {weights.kind}", *notes]))
     return 0
