@@ -80,7 +80,7 @@ _WEIGHTS = (
 def examples(parser: argparse.ArgumentParser, *lines: str, before: str = "") -> None:
     """Ends the command's help with these command lines, each without the program's name."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    shown = "\n".join(f"  {parser.prog} {line}" for line in lines)
+    shown = "\n".join(f"  {parser.prog} {line}".rstrip() for line in lines)
     parser.epilog = f"{before}example{'s' if len(lines) > 1 else ''}:\n{shown}"
 
 
