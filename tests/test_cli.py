@@ -360,7 +360,6 @@ def spoil(folder: Path) -> list[Path]:
     (folder / "text.wav").write_text("no sound at all")
     not_finite = np.full(6000, np.nan, np.float32)
     soundfile.write(folder / "not_finite.wav", not_finite, RATE, subtype="FLOAT")
-    soundfile.write(folder / "stereo.wav", np.tile(some_audio(6000)[:, None], 2), RATE)
     soundfile.write(folder / "silent.wav", np.zeros(6000), RATE)
     half = np.load(mel_file(folder / "half.npy"))
     cut = (folder / "half.npy").read_bytes()
@@ -371,13 +370,11 @@ def spoil(folder: Path) -> list[Path]:
     (folder / "zip.npz").write_bytes(b"PK no zip")
     (folder / "torch.pt").write_bytes(b"PK no zip")
     return [
-        recording(folder / "rate.wav", rate=16000),
         recording(folder / "short.wav", 512),
         truncated,
         empty,
         folder / "text.wav",
         folder / "not_finite.wav",
-        folder / "stereo.wav",
         folder / "silent.wav",
         folder / "half.npy",
         folder / "zip.npz",

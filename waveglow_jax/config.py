@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -102,6 +102,12 @@ BOUNDS: dict[str, Bounds] = {
     "synthesis_config.bandwidth": Bounds(0, 1_000_000),
 }
 """Of every field that is a number, or a list of numbers."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    "waveglow_config.conditioning": ("sample", "group"),
+    "train_config.wn_dtype": ("float32", "bfloat16"),
+    "train_config.on_save_failure": ("stop", "continue"),
+}
+"""Of every field that is one of a few words."""
 _MOST_SIGMAS = 100
 _MOST_OVERLAP = 64
 _MOST_SHOWN = 60
@@ -243,10 +249,6 @@ class WaveGlowConfig:
                 f"{self.n_group}: at least 2 must stay for the last flow (lower n_early_size "
                 f"{self.n_early_size} or raise n_early_every {self.n_early_every})"
             )
-        if self.conditioning not in ("sample", "group"):
-            raise UserError(
-                f"waveglow_config.conditioning {self.conditioning!r} must be 'sample' or 'group'"
-            )
         self.WN_config.check()
         if self.mel_whitening:
             self.mel_whitening.check()
@@ -355,15 +357,6 @@ class TrainConfig:
                 f"train_config.batch_size {self.batch_size} is not divided by "
                 f"gradient_accumulation {self.gradient_accumulation}: its parts have as many clips"
             )
-        if self.on_save_failure not in ("stop", "continue"):
-            raise UserError(
-                f"train_config.on_save_failure {self.on_save_failure!r} must be 'stop' or "
-                "'continue'"
-            )
-        if self.wn_dtype not in ("float32", "bfloat16"):
-            raise UserError(
-                f"train_config.wn_dtype {self.wn_dtype!r} must be 'float32' or 'bfloat16'"
-            )
 
 
 @dataclass(frozen=True)
@@ -454,6 +447,44 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         return config_from_dict(raw, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """A field as `--section.field VALUE` sets it: its dotted name, type, default as JSON has it,
+    and what its values may be ("": anything of the type)."""
+
+    name: str
+    kind: str
+    default: str
+    values: str
+
+
+def field_facts() -> list[FieldFacts]:
+    """Of every field that a command line can set."""
+    sections = {"waveglow": WaveGlowConfig, "data": DataConfig, "train": TrainConfig}
+    return [
+        facts
+        for section, cls in {**sections, "synthesis": SynthesisConfig}.items()
+        for facts in _field_facts(cls, f"{section}_config", section)
+    ]
+
+
+def _field_facts(cls: Any, where: str, shown: str) -> Iterator[FieldFacts]:
+    for name, kind in get_type_hints(cls).items():
+        default = getattr(cls, name, None)
+        of_union = next((arg for arg in get_args(kind) if dataclasses.is_dataclass(arg)), None)
+        if of_union is not None:
+            yield FieldFacts(f"{shown}.{name}", "object", "null", "null, or the fields below")
+        inner = of_union or kind
+        if dataclasses.is_dataclass(inner):
+            yield from _field_facts(inner, f"{where}.{name}", f"{shown}.{name}")
+            continue
+        is_list = get_origin(kind) is tuple
+        told = f"list of {get_args(kind)[0].__name__}" if is_list else kind.__name__
+        limits = CHOICES.get(f"{where}.{name}") or BOUNDS.get(f"{where}.{name}") or ""
+        words = " or ".join(limits) if isinstance(limits, tuple) else str(limits)
+        yield FieldFacts(f"{shown}.{name}", told, json.dumps(default), words)
 
 
 def presets() -> dict[str, Path]:
@@ -626,6 +657,10 @@ def _unknown_field(name: str, known: list[str]) -> str:
 
 def _check_bounds(fields: Any, where: str) -> None:
     for name, value in vars(fields).items():
+        choices = CHOICES.get(f"{where}.{name}", (value,))
+        if value not in choices:
+            words = " or ".join(map(repr, choices))
+            raise UserError(f"{where}.{name} {_shown(repr(value))} must be {words}")
         bounds = BOUNDS.get(f"{where}.{name}")
         if bounds is None:
             continue

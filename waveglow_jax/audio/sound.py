@@ -70,11 +70,16 @@ def read_audio(path: str | Path, sampling_rate: int, *, convert: bool = False) -
     rate or of more than one channel. Warns as `read_samples` does.
     """
     with _opened(path) as sound:
-        if convert:
-            samples = _converted(sound, sampling_rate)
-        else:
+        if not convert:
             _check_form(sound, sampling_rate)
-            samples = _in_range(_whole(sound)[:, 0], path)
+        samples, rate = _in_range(_whole(sound), path), sound.rate
+    if convert and (samples.shape[1], rate) != (1, sampling_rate):
+        channels = f" in {samples.shape[1]} channels" if samples.shape[1] > 1 else ""
+        note = f"{path}: {rate} Hz{channels}, taken as {sampling_rate} Hz mono"
+        warnings.warn(note, FileWarning, stacklevel=2)
+    samples = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    if rate != sampling_rate:
+        samples = soxr.resample(samples, rate, sampling_rate, quality="VHQ").clip(-1.0, 1.0)
     if np.abs(samples).max() < SILENCE:
         raise UserError(f"{path}: silent throughout; leave it out")
     return samples
@@ -330,23 +335,6 @@ def _length(sound: _Sound, path: str | Path) -> int:
         # FLAC's header promises a length wherever the file ends: see whether the end is there.
         raise UserError(f"{path}: cut short, its last sample is not there; copy it again")
     return sound.frames
-
-
-def _converted(sound: _Sound, sampling_rate: int) -> np.ndarray:
-    """`[T]` in [-1, 1]: the average of the channels at another rate; warns if that changes them."""
-    samples = _in_range(_whole(sound), sound.path)
-    if (sound.rate, sound.channels) == (sampling_rate, 1):
-        return samples[:, 0]
-    channels = f" in {sound.channels} channels" if sound.channels > 1 else ""
-    warnings.warn(
-        f"{sound.path}: {sound.rate} Hz{channels}, taken as {sampling_rate} Hz mono",
-        FileWarning,
-        stacklevel=3,
-    )
-    samples = samples.mean(axis=1)
-    if sound.rate != sampling_rate:
-        samples = soxr.resample(samples, sound.rate, sampling_rate, quality="VHQ")
-    return np.clip(samples, -1.0, 1.0)
 
 
 def _check_mono(sound: _Sound) -> None:

@@ -25,7 +25,8 @@ def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=given,
         metavar="CONFIG",
-        help="random weights of the shape of this config file or preset instead",
+        help="random weights of the shape of this config file or preset instead; its fields are "
+        "set as for train",
     )
     parser.add_argument(
         "--task",

@@ -77,6 +77,8 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_invertibility(arguments: argparse.Namespace) -> int:
+    if arguments.weights is not None and arguments.random is not None:
+        arguments.refuse("-w/--weights and --random exclude each other")
     import jax
 
     # Of this process alone, and before anything has been computed: float64 is to be float64.
@@ -87,8 +89,6 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
     from waveglow_jax.lab.invertibility_report import as_json, markdown, write_reports
     from waveglow_jax.lab.precisions import BY_NAME
 
-    if arguments.weights is not None and arguments.random is not None:
-        arguments.refuse("-w/--weights and --random exclude each other")
     names = arguments.precision or list(BY_NAME)
     for name in names:
         if name not in BY_NAME:

@@ -22,7 +22,8 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
         type=given,
         default="nvidia256",
         metavar="CONFIG",
-        help="a config file, or a preset by its name (default: nvidia256)",
+        help="a config file, or a preset by its name (default: nvidia256); its fields are set as "
+        "for train",
     )
     parser.add_argument(
         "--task",

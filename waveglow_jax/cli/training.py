@@ -10,15 +10,18 @@ from typing import Any
 
 from waveglow_jax.cli.arguments import examples, given
 from waveglow_jax.cli.outcome import fail
-from waveglow_jax.config import Config, load_config
+from waveglow_jax.config import Config, field_facts, load_config, presets
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Trains on recordings; any field of the config can be set by --section.field VALUE."""
+    """Trains on recordings; --section.field VALUE sets any of the config's fields."""
     parser.add_argument(
-        "config", type=given, metavar="CONFIG", help="a config file, or a preset by its name"
+        "config",
+        type=given,
+        metavar="CONFIG",
+        help="a config file, or a preset by its name (below)",
     )
     parser.add_argument(
         "--data",
@@ -63,7 +66,21 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "nvidia256 --data LJSpeech-1.1/wavs -o runs/lj",
         "tiny --data recordings -o runs/tiny --train.steps 50 --train.batch_size 8",
+        before=_fields_help(),
     )
+
+
+def _fields_help() -> str:
+    presets_there = ", ".join(presets())
+    lines = [
+        f"presets: {presets_there}",
+        "",
+        "fields of the config, with what they are where neither CONFIG nor the command line says:",
+    ]
+    for field in field_facts():
+        values = f" ({field.values})" if field.values else ""
+        lines.append(f"  --{field.name} {field.kind.upper()}  {field.default}{values}")
+    return "\n".join([*lines, "", ""])
 
 
 def run_train(arguments: argparse.Namespace) -> int:
