@@ -70,7 +70,7 @@ def command_lines(work: Path, weights: str, out: Path) -> dict[str, list]:
         "mel": [work / "in", "-o", out],
         "convert": [weights, "-o", out, "--dtype", "float16", "--check", a],
         "inspect": [weights, "--json"],
-        "export": [weights, "-o", out / "a.jaxexport"],
+        "export": [weights, "-o", out / "a.jaxexport", "--json"],
         "export to ONNX": [weights, "-o", out / "a.onnx"],
         "benchmark": [weights, *benchmark],
         "preflight": ["--task", "synthesize", "--seconds", "1"],
