@@ -52,10 +52,10 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
+    arguments.source = weights_of(arguments)
     from waveglow_jax.weights.release import read_weights, save
 
-    source = weights_of(arguments)
-    weights = read_weights(source, alternating_halves=arguments.alternating_halves)
+    weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
     if arguments.to == "torch":
         from waveglow_jax.weights.nvidia import write_original
 
@@ -172,6 +172,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
+    arguments.source = weights_of(arguments)
     to_onnx = Path(arguments.output).suffix.lower() == ".onnx"
     if to_onnx and arguments.dtype != "float32":
         arguments.refuse("ONNX files are written in float32")
@@ -184,8 +185,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     from waveglow_jax.synthesis.onnx_export import write_onnx
     from waveglow_jax.weights.release import read_weights
 
-    source = weights_of(arguments)
-    weights = read_weights(source, alternating_halves=arguments.alternating_halves)
+    weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
     consistency = arguments.consistency
     if consistency is None:
         consistency = weights.config.synthesis.consistency
