@@ -22,6 +22,7 @@ import numpy as np
 
 from waveglow_jax.errors import UserError
 from waveglow_jax.errors import why as _why
+from waveglow_jax.paths import local_path
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
@@ -58,6 +59,7 @@ def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
     empty, not finite, or of another number of bins. Nothing is unpickled, and sizes are checked
     against the file before memory is taken.
     """
+    path = local_path(path)
     mel = _read_array_file(Path(path), n_mel_channels)
     mel = mel.T if mel.shape[0] == n_mel_channels else mel
     with np.errstate(over="ignore"):
@@ -301,7 +303,7 @@ def write_wav(path: str | Path, samples: np.ndarray, sampling_rate: int) -> None
     Raises UserError if samples are not finite, are too many for the format (4 GiB), or if the file
     cannot be written; ValueError if they are not one-dimensional floats.
     """
-    write_wav_blocks(path, [np.asarray(samples)], sampling_rate)
+    write_wav_blocks(local_path(path), [np.asarray(samples)], sampling_rate)
 
 
 def write_wav_blocks(path: str | Path, blocks: Iterable[np.ndarray], sampling_rate: int) -> None:

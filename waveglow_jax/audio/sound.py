@@ -26,6 +26,7 @@ import soxr
 from waveglow_jax.audio.containers import Container, inspect
 from waveglow_jax.audio.files import CONVERT
 from waveglow_jax.errors import FileWarning, UserError, why
+from waveglow_jax.paths import local_path
 
 # A recording that never exceeds this is silent: a third of the smallest step of 16 bits.
 SILENCE = 1e-5
@@ -69,6 +70,7 @@ def read_audio(path: str | Path, sampling_rate: int, *, convert: bool = False) -
     that are not finite or far beyond full scale, or, unless it is converted, if it is of another
     rate or of more than one channel. Warns as `read_samples` does.
     """
+    path = local_path(path)
     with _opened(path) as sound:
         if not convert:
             _check_form(sound, sampling_rate)

@@ -77,7 +77,7 @@ def target_of(
     target = Path(file or Path(arguments.output) / item.relative.with_suffix(suffix))
     if target.resolve() in inputs:
         raise UserError(
-            f"{item.path}: its output {target} would overwrite an input; choose another -o or -f"
+            f"{item.path}: its output {target} would overwrite an input; choose another output"
         )
     return target
 
