@@ -22,7 +22,8 @@ def _printable(character: str) -> str:
 
 
 class FileWarning(UserWarning):
-    """One line: a file was read, and what is odd about it. Commands print it to stderr."""
+    """One line: what is odd about a file or folder, without which things go on. Commands print it
+    to stderr."""
 
 
 def why(error: Exception) -> str:

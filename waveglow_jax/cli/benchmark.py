@@ -81,7 +81,7 @@ def _voice(arguments: argparse.Namespace) -> Voice:
         return random_voice(_config(arguments))
     from waveglow_jax.synthesis.vocoder import load
 
-    return load(arguments.weights)
+    return load(arguments.weights, keep_programs=False)  # compiling is measured too
 
 
 def _config(arguments: argparse.Namespace) -> Config:

@@ -113,18 +113,9 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
                     "whole; give a number, such as 32"
                 )
     items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
-    if not arguments.no_cache:
-        from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
-
-        folder = cache_folder()
-        try:
-            if folder is not None:
-                keep_programs(folder)
-        except UserError as error:  # it is only slower without
-            print(f"warning: {error}", file=sys.stderr)
     from waveglow_jax.synthesis.vocoder import load
 
-    voice = load(arguments.weights)
+    voice = load(arguments.weights, keep_programs=not arguments.no_cache)
     own = voice.config.synthesis
     arguments.sigma = own.sigma if arguments.sigma is None else arguments.sigma
     if arguments.consistency is None:

@@ -3,10 +3,11 @@
 import os
 import pwd
 import stat
+import warnings
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import FileWarning, UserError
 from waveglow_jax.paths import cache_base
 
 
@@ -17,6 +18,22 @@ def cache_folder() -> Path | None:
     return base / "waveglow_jax" / "programs" if base is not None else None
 
 
+def keep_programs_if_possible() -> None:
+    """`keep_programs` in `cache_folder()`, unless JAX has been given a folder already.
+
+    Warns (FileWarning) where that fails: everything is only slower without.
+    """
+    import jax
+
+    folder = cache_folder()
+    if folder is None or jax.config.jax_compilation_cache_dir:
+        return
+    try:
+        keep_programs(folder)
+    except UserError as error:
+        warnings.warn(str(error), FileWarning, stacklevel=3)
+
+
 def keep_programs(folder: Path) -> None:
     """Has JAX look for compiled programs in the folder, and put there what it compiles.
 
@@ -25,6 +42,7 @@ def keep_programs(folder: Path) -> None:
     has no name for the user, without which JAX cannot bound the folder's size.
     """
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     try:
         pwd.getpwuid(os.getuid())
@@ -53,3 +71,5 @@ def keep_programs(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_compilation_cache_max_size", 1 << 30)
+    # A process that has compiled something already has settled that there is no cache.
+    compilation_cache.reset_cache()

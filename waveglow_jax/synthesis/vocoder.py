@@ -27,6 +27,7 @@ from waveglow_jax.synthesis.consistency import (
     piece_program,
 )
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
+from waveglow_jax.synthesis.program_cache import keep_programs_if_possible
 from waveglow_jax.synthesis.typical import TypicalSample, search_program, typical_sample
 from waveglow_jax.synthesis.windows import MOST_FRAMES, Plan, ReversePass, size_at_least
 from waveglow_jax.weights.release import read_weights
@@ -394,12 +395,16 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
 
 
-def load(source: str | Path | None = None) -> Voice:
+def load(source: str | Path | None = None, *, keep_programs: bool = True) -> Voice:
     """The voice in a release folder, a training run, a published checkpoint or on the Hugging Face
     hub, told apart by content; without a source the bundled one.
 
-    Raises UserError if there is none, or if it is damaged.
+    keep_programs: JAX keeps what it compiles, this voice's programs and others, in the user's cache
+    folder for the next process; a cache that JAX has been given already stays as it is. Warns if
+    that folder cannot be used. Raises UserError if there is no voice, or if it is damaged.
     """
+    if keep_programs:
+        keep_programs_if_possible()
     weights = read_weights(source)
     return Voice(weights.config, jax.tree.map(jnp.asarray, weights.params))
 
