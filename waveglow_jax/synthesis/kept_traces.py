@@ -9,6 +9,7 @@ traced from: arguments, device, JAX's version and this package's sources.
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ def compile_once(
     arguments: arrays or `jax.ShapeDtypeStruct`s, all for that one device. name, made_for: together
     with the arguments they must say all that the function depends on; made_for needs a `repr` that
     does.
-    Without JAX's persistent cache (`program_cache.keep_programs`) nothing is kept.
+    Without JAX's persistent cache (`program_cache.keep_programs`), or flatbuffers, which JAX writes
+    with, nothing is kept.
     """
     jitted = jax.jit(function, **jit)
     folder = jax.config.jax_compilation_cache_dir
-    if not folder:
+    if not folder or not find_spec("flatbuffers"):
         return jitted.lower(*arguments).compile()
     path = Path(folder) / f"{name}-{_fingerprint(arguments, device, made_for)}{SUFFIX}"
     exported = _read(path)
