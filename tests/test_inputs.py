@@ -11,7 +11,7 @@ from test_training import RATE, speech_like, tiny_config
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES
 from waveglow_jax.audio.inputs import find_inputs
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import FileWarning, UserError
 from waveglow_jax.lab.systems import read_records
 from waveglow_jax.training.dataset import scan_corpus
 
@@ -36,6 +36,40 @@ def refusal(*inputs, suffixes=AUDIO_SUFFIXES) -> str:
         find_inputs(inputs, suffixes)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+# ------------------------------------------------------------------------------ results
+
+
+def found(*inputs, output=None, suffixes=AUDIO_SUFFIXES) -> list[str]:
+    return [i.relative.as_posix() for i in find_inputs(inputs, suffixes, output=output)]
+
+
+def test_results_of_an_earlier_run_are_no_inputs(folder, monkeypatch):
+    """Else `synthesize . -o out` makes out/out the second time."""
+    (folder / "out/sub").mkdir(parents=True)
+    assert found(folder, output=folder / "out") == BOTH
+    for name in ("out/u00.wav", "out/sub/u01.wav"):
+        (folder / name).write_bytes(b"x")
+    monkeypatch.chdir(folder)
+    (folder.parent / "link").unlink(missing_ok=True)
+    (folder.parent / "link").symlink_to(folder / "out")
+    for searched in (".", str(folder), "**", "*", str(folder / "**")):
+        for output in ("out", folder / "out", folder.parent / "link"):
+            with pytest.warns(FileWarning, match=r"2 recordings in the output folder .*out|link"):
+                assert found(searched, output=output) == BOTH
+    assert len(found(folder)) == 4
+    # What is named is meant, and so is a folder that results do not go to.
+    assert found("out/u00.wav", output="out") == ["u00.wav"]
+    assert found("out/sub", output="out") == ["u01.wav"]
+
+
+def test_mels_may_lie_where_their_recordings_go(folder):
+    (folder / "u02.npy").write_bytes(b"x")
+    with pytest.warns(FileWarning, match="2 recordings"):
+        assert found(folder, output=folder, suffixes=(".wav", ".npy")) == ["u02.npy"]
+    with pytest.raises(UserError, match="all that it holds lies in the output folder"):
+        found(folder, output=folder)
 
 
 # ------------------------------------------------------------------------------ lists

@@ -4,12 +4,13 @@ import glob
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, CONVERT, MEL_SUFFIXES, UNREAD_SUFFIXES
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import FileWarning, UserError
 from waveglow_jax.paths import local_path
 from waveglow_jax.text import MARK, decode, read_text
 
@@ -28,7 +29,10 @@ class Input:
 
 
 def find_inputs(
-    inputs: Sequence[str | Path], suffixes: Sequence[str], with_outputs: bool = True
+    inputs: Sequence[str | Path],
+    suffixes: Sequence[str],
+    with_outputs: bool = True,
+    output: str | Path | None = None,
 ) -> list[Input]:
     """Every file that the inputs stand for, in order, each file once.
 
@@ -39,6 +43,9 @@ def find_inputs(
     suffixes: the file types wanted, e.g. `AUDIO_SUFFIXES`. Others are passed over in folders and
         globs, and refused where they are named one by one.
     with_outputs: whether each file becomes another, so that no two may share a place.
+    output: the folder that recordings are written to. Those that lie in it already are results of
+        an earlier run: a folder or glob that it lies in does not find them, and a FileWarning says
+        how many.
 
     Sub-folders are kept in `relative`: below a folder given, below the fixed part of a glob, as
     written in a list (absolute paths in a list: below the folder they have in common).
@@ -55,12 +62,13 @@ def find_inputs(
             some = _listed("stdin", _stdin(), [Path()], wanted)
         elif os.path.isdir(path):  # os.path: unlike pathlib, not an error for a name too long
             some = [Input(p, p.relative_to(path)) for p in _walk(path, wanted)]
+            some = _without_results(text, some, path, output)
         elif os.path.isfile(path) and path.suffix.lower() == ".txt":
             some = _listed(text, read_text(path, "list"), [path.parent, Path()], wanted)
         elif os.path.exists(path):
             some = [Input(_of_type(path, wanted), Path(path.name))]
         elif glob.has_magic(text):
-            some = _matched(text, wanted)
+            some = _without_results(text, _matched(text, wanted), _fixed_part(text), output)
         else:
             raise UserError(f"{text}: no such file or folder; check the path")
         if not some:
@@ -115,10 +123,47 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(files)
 
 
-def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
+def _without_results(
+    text: str, found: list[Input], searched: Path, output: str | Path | None
+) -> list[Input]:
+    """Without the recordings in the output folder, if that lies in the folder searched."""
+    if output is None or not lies_in(output, searched):
+        return found
+    kept = [i for i in found if i.path.suffix.lower() != ".wav" or not lies_in(i.path, output)]
+    if found and not kept:
+        raise UserError(
+            f"{text}: all that it holds lies in the output folder {output}; choose another -o"
+        )
+    if left := len(found) - len(kept):
+        made = f"{left} recording{'s' * (left > 1)} in the output folder"
+        note = f"{text}: {made} {output} left out: an earlier run made them"
+        warnings.warn(note, FileWarning, stacklevel=3)
+    return kept
+
+
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether the path, which need not exist, is the folder or lies below it."""
+    inner, outer = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.commonpath([inner, outer]) == outer
+
+
+def check_outside(output: str | Path, folder: str | Path | None) -> None:
+    """Raises UserError if recordings that are written to `output` would be among the folder's."""
+    if folder is not None and lies_in(output, folder):
+        raise UserError(
+            f"{output}: recordings that are made would lie among those of {folder}, and the next "
+            "run would take them for inputs; choose another -o"
+        )
+
+
+def _fixed_part(pattern: str) -> Path:
+    """Of a glob: the folder above its first magic part."""
     parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    base = Path(*parts[:fixed])
+    return Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+
+
+def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
+    parts, base = Path(pattern).parts, _fixed_part(pattern)
     paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
     found = []
     for path in paths:

@@ -131,7 +131,7 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
     chosen = arguments.groups is not None or arguments.start > 0 or arguments.stop < math.inf
     if chosen and arguments.noise is None and arguments.scale is None:
         arguments.refuse("--groups, --from and --to choose a part: for --noise or --scale")
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES, output=arguments.output)
     from waveglow_jax.lab import latent
     from waveglow_jax.synthesis.vocoder import load
 
@@ -201,7 +201,7 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, output=arguments.output)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -32,13 +33,16 @@ def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: A
 
 
 def inputs_of(
-    inputs: Sequence[str | Path], suffixes: Sequence[str], with_outputs: bool = True
+    inputs: Sequence[str | Path],
+    suffixes: Sequence[str],
+    with_outputs: bool = True,
+    output: str | None = None,
 ) -> list[Input]:
     """As `find_inputs`; a line on stderr names each file in a folder that looks like sound and is
     of a type that is not read."""
     for path, reason in find_unread(inputs):
         print(f"left out: {path}: {reason}", file=sys.stderr)
-    return find_inputs(inputs, suffixes, with_outputs)
+    return find_inputs(inputs, suffixes, with_outputs, output)
 
 
 def fail(line: str) -> int:
@@ -78,6 +82,12 @@ def target_of(
             f"{item.path}: its output {target} would overwrite an input; choose another -o"
         )
     return target
+
+
+def check_other_file(output: str | Path, *read: str | Path) -> None:
+    """Raises UserError if the output is one of the files or folders that were read."""
+    if any(os.path.realpath(output) == os.path.realpath(each) for each in read):
+        raise UserError(f"{output}: this output would overwrite an input; choose another name")
 
 
 def tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> None:

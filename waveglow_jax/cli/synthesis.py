@@ -112,7 +112,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
                     f"--{name} does not go with --consistency {LATENT}, which needs each mel as a "
                     "whole; give a number, such as 32"
                 )
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, output=arguments.output)
     if not arguments.no_cache:
         from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
 
