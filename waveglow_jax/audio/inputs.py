@@ -4,13 +4,12 @@ import glob
 import io
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, CONVERT, MEL_SUFFIXES, UNREAD_SUFFIXES
-from waveglow_jax.errors import FileWarning, UserError
+from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
 from waveglow_jax.text import MARK, decode, read_text
 
@@ -43,16 +42,15 @@ def find_inputs(
     suffixes: the file types wanted, e.g. `AUDIO_SUFFIXES`. Others are passed over in folders and
         globs, and refused where they are named one by one.
     with_outputs: whether each file becomes another, so that no two may share a place.
-    output: the folder that recordings are written to. Those that lie in it already are results of
-        an earlier run: a folder or glob that it lies in does not find them, and a FileWarning says
-        how many.
+    output: the folder that recordings are written to, below no folder that is searched and has
+        recordings there: these are results of an earlier run.
 
     Sub-folders are kept in `relative`: below a folder given, below the fixed part of a glob, as
     written in a list (absolute paths in a list: below the folder they have in common).
 
     Raises UserError if something named is missing or of another type, if a folder, glob or list
-    yields nothing, or, with outputs, if two files would have the same result (same `relative` but
-    for the suffix).
+    yields nothing or recordings in the output folder, or, with outputs, if two files would have the
+    same result (same `relative` but for the suffix).
     """
     wanted = tuple(suffix.lower() for suffix in suffixes)
     found: list[Input] = []
@@ -62,13 +60,14 @@ def find_inputs(
             some = _listed("stdin", _stdin(), [Path()], wanted)
         elif os.path.isdir(path):  # os.path: unlike pathlib, not an error for a name too long
             some = [Input(p, p.relative_to(path)) for p in _walk(path, wanted)]
-            some = _without_results(text, some, path, output)
+            _check_results(some, path, output)
         elif os.path.isfile(path) and path.suffix.lower() == ".txt":
             some = _listed(text, read_text(path, "list"), [path.parent, Path()], wanted)
         elif os.path.exists(path):
             some = [Input(_of_type(path, wanted), Path(path.name))]
         elif glob.has_magic(text):
-            some = _without_results(text, _matched(text, wanted), _fixed_part(text), output)
+            some = _matched(text, wanted)
+            _check_results(some, _fixed_part(text), output)
         else:
             raise UserError(f"{text}: no such file or folder; check the path")
         if not some:
@@ -123,22 +122,16 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(files)
 
 
-def _without_results(
-    text: str, found: list[Input], searched: Path, output: str | Path | None
-) -> list[Input]:
-    """Without the recordings in the output folder, if that lies in the folder searched."""
-    if output is None or not lies_in(output, searched):
-        return found
-    kept = [i for i in found if i.path.suffix.lower() != ".wav" or not lies_in(i.path, output)]
-    if found and not kept:
-        raise UserError(
-            f"{text}: all that it holds lies in the output folder {output}; choose another -o"
-        )
-    if left := len(found) - len(kept):
-        made = f"{left} recording{'s' * (left > 1)} in the output folder"
-        note = f"{text}: {made} {output} left out: an earlier run made them"
-        warnings.warn(note, FileWarning, stacklevel=3)
-    return kept
+def _check_results(found: list[Input], searched: Path, output: str | Path | None) -> None:
+    """Refuses a folder that an earlier run has written recordings into, as inputs of the next."""
+    if output is None or not lies_in(output, searched) or lies_in(searched, output):
+        return
+    for item in found:
+        if item.path.suffix.lower() == ".wav" and lies_in(item.path, output):
+            raise UserError(
+                f"{item.path}: lies inside the output folder {output}; choose an output folder "
+                "outside of the inputs"
+            )
 
 
 def lies_in(path: str | Path, folder: str | Path) -> bool:

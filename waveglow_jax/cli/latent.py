@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -207,6 +208,12 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     voice = load(arguments.weights)
 
     def work(item: Input, target: Path) -> dict[str, Any]:
+        beside = os.path.realpath(item.path.parent) == os.path.realpath(target.parent)
+        if beside and item.path.suffix.lower() == ".wav":
+            raise UserError(
+                f"{item.path}: the next run would take what is written beside it for recordings; "
+                "choose another -o"
+            )
         mel = mel_of(item.path, voice)
         made = [("input", mel)]
         for value in arguments.sigma:
