@@ -140,6 +140,19 @@ def test_libraries_keep_their_folders_where_there_is_a_home(environment, tmp_pat
     assert environment == before and not caplog.records and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("part", ["", "numba"])
+def test_libraries_get_folders_where_others_can_write(environment, tmp_path, caplog, part):
+    """numba runs what it finds in its cache, which another user could have put there."""
+    environment.update({"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "shared")})
+    (tmp_path / "shared/numba").mkdir(parents=True)
+    (tmp_path / "shared" / part).chmod(0o777)
+    give_libraries_caches()
+    (record,) = caplog.records
+    assert f"others can write to {tmp_path / 'shared' / part}" in record.message
+    assert Path(environment["XDG_CACHE_HOME"]).stat().st_mode & 0o077 == 0
+    assert cache_base() is None
+
+
 @pytest.mark.slow
 def test_commands_work_for_a_user_without_home_and_name(tmp_path):
     """librosa's own cache would not let it be imported."""

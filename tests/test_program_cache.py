@@ -2,21 +2,28 @@
 
 import os
 import pwd
+import shutil
 import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from test_vocoder import lively_params, some_mel, tiny_config
 
 import waveglow_jax as wg
 from waveglow_jax.audio.files import write_mel
 from waveglow_jax.cli import main
+from waveglow_jax.cli.outcome import ready_streams
 from waveglow_jax.errors import UserError
+from waveglow_jax.ownership import not_own
 from waveglow_jax.synthesis import program_cache
 
 ROOT = Path(__file__).parent.parent
+NOBODY = 65534
 keep_programs = program_cache.keep_programs  # before any test replaces it
 WITHOUT_A_CACHE = {"JAX_COMPILATION_CACHE_DIR": ""}
 """As a user has it; the tests have given JAX a folder."""
@@ -45,15 +52,129 @@ def test_programs_are_kept_unless_told_otherwise(tmp_path):
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    folder.chmod(0o777)
-    with pytest.raises(UserError, match="others can write"):
+@pytest.fixture
+def kept(monkeypatch):
+    """JAX's settings and what is done with warnings, which go back with the test."""
+    settings = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+        "jax_compilation_cache_max_size",
+    )
+    before = {name: getattr(jax.config, name) for name in settings}
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize("part", ["", "waveglow_jax", "waveglow_jax/programs"])
+@pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path, part, mode):
+    """Whoever can write to one of those above it can put another folder in its place."""
+    folder = tmp_path / "waveglow_jax/programs"
+    folder.mkdir(parents=True)
+    open_part = tmp_path / part
+    if mode == 0o720:
+        os.chown(open_part, os.getuid(), 65533)  # a group of others
+    open_part.chmod(mode)
+    with pytest.raises(UserError, match=f"others can write to {open_part},.*delete it"):
         keep_programs(folder)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--no-cache"):
         keep_programs(tmp_path / "file" / "programs")
+
+
+def test_what_was_put_there_while_it_was_open_is_refused(tmp_path):
+    """To take the right to write from others leaves there what they have planted."""
+    folder = tmp_path / "programs"
+    folder.mkdir(mode=0o755)
+    with pytest.raises(UserError, match=r"others can enter it.*delete it"):
+        keep_programs(folder)
+    folder.chmod(0o700)
+    if os.getuid() == 0:
+        (folder / "jit_f-00-cache").write_bytes(b"")
+        os.chown(folder / "jit_f-00-cache", NOBODY, NOBODY)
+        with pytest.raises(UserError, match="delete it"):
+            keep_programs(folder)
+
+
+def test_links_are_followed_and_their_owners_asked(tmp_path):
+    (tmp_path / "big").mkdir(mode=0o700)
+    (tmp_path / "cache").symlink_to("big/../big")
+    assert not_own(tmp_path / "cache/a/b", make=True) == ""
+    made = [tmp_path / "big/a", tmp_path / "big/a/b"]
+    assert [each.stat().st_mode & 0o777 for each in made] == [0o700, 0o700]
+    (tmp_path / "to_shared").symlink_to(tmp_path / "shared")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    assert not_own(tmp_path / "to_shared/a") == f"others can write to {tmp_path / 'shared'}"
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match="symbolic links"):
+        not_own(tmp_path / "circle/a")
+    if os.getuid() == 0:
+        os.chown(tmp_path / "cache", NOBODY, NOBODY, follow_symlinks=False)
+        assert "cache belongs to" in not_own(tmp_path / "cache/a")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="two users are needed")
+def test_another_user_cannot_plant_a_program(kept, monkeypatch):
+    """He waits in a world-writable folder of caches, and puts his own in the place of ours."""
+    with tempfile.TemporaryDirectory() as base:  # others can enter it, unlike tmp_path
+        shared = Path(base) / "shared"
+        shared.mkdir()
+        Path(base).chmod(0o755)
+
+        def as_other(command: str) -> bool:
+            ids = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+            done = subprocess.run(["sh", "-c", command], cwd=shared, capture_output=True, **ids)
+            return done.returncode == 0
+
+        plant = "mkdir -p waveglow_jax/programs && touch waveglow_jax/programs/planted"
+        swap = f"mv waveglow_jax ours && {plant}"
+        folder = shared / "waveglow_jax/programs"
+
+        shared.chmod(0o777)
+        with pytest.raises(UserError, match=f"others can write to {shared}"):
+            keep_programs(folder)
+        assert as_other(plant)
+        with pytest.raises(UserError, match="others can write"):
+            keep_programs(folder)
+        shared.chmod(0o1777)  # he was there first
+        with pytest.raises(UserError, match="waveglow_jax belongs to the user "):
+            keep_programs(folder)
+        assert jax.config.jax_compilation_cache_dir != str(folder)
+        shutil.rmtree(folder.parent)
+        keep_programs(folder)  # ours, and the sticky bit keeps his hands off
+        assert not as_other(swap)
+        assert jax.config.jax_compilation_cache_dir == str(folder)
+
+
+@pytest.mark.slow
+def test_a_damaged_entry_is_deleted(kept, tmp_path, capsys):
+    """JAX warns of it and leaves it there: at every run anew."""
+    folder = tmp_path / "programs"
+    ready_streams()
+
+    def notes() -> list[str]:
+        keep_programs(folder)
+        jax.clear_caches()
+        assert jax.jit(lambda x: x * 3 + 1)(2.0) == 7
+        return capsys.readouterr().err.splitlines()
+
+    assert notes() == []
+    (entry,) = folder.glob("jit__lambda*-cache")
+    entry.write_bytes(entry.read_bytes()[:50])
+    (note,) = notes()
+    assert note.startswith(f"note: {folder}: the compiled program jit__lambda") and "anew" in note
+    assert notes() == [] and len(entry.read_bytes()) > 50
+    entry.with_name(entry.name.replace("-cache", "-atime")).unlink()  # killed in between
+    assert notes() == []
 
 
 def test_a_user_without_a_name_is_told_once(tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
 A file has the sections of the original's `config.json` (`waveglow_config`, `data_config`,
 `train_config`), and `synthesis_config`; the original's own file loads unchanged. Every field is
-checked here, once, so that no other file has to: an unknown field is refused by its name, an
-impossible combination with both numbers in the message.
+checked here, once, so that no other file has to: an unknown field is refused by its name, a number
+beyond its `BOUNDS` with these, an impossible combination with both numbers in the message.
 """
 
 import dataclasses
@@ -24,6 +24,86 @@ DTYPES = ("float32", "bfloat16", "float16")
 LATENT: Literal["latent"] = "latent"
 """The consistency that searches for a typical z, in place of a number of corrections."""
 MAX_CONSISTENCY = 10_000
+MAX_PARAMETERS = 2**31
+"""Of a voice in all: 8 GiB in float32, eight times the paper's model."""
+MAX_REACH = 2**22
+"""Samples to either side that a sample may depend on; the published weights' 24,480."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of a field: the lowest and highest value, and whether these themselves are left out."""
+
+    low: float
+    high: float
+    above_low: bool = False
+    below_high: bool = False
+
+    def __str__(self) -> str:
+        at_least = "above" if self.above_low else "at least"
+        at_most = "below" if self.below_high else "at most"
+        return f"{at_least} {self.low} and {at_most} {self.high}"
+
+    def hold(self, value: float) -> bool:
+        above = value > self.low if self.above_low else value >= self.low
+        return above and (value < self.high if self.below_high else value <= self.high)
+
+
+_NEVER = 10**9
+# A file comes from anywhere: beyond these, nothing would end or fit into memory.
+BOUNDS: dict[str, Bounds] = {
+    "waveglow_config.n_mel_channels": Bounds(1, 1024),
+    "waveglow_config.n_flows": Bounds(1, 64),
+    "waveglow_config.n_group": Bounds(2, 1024),
+    "waveglow_config.n_early_every": Bounds(1, _NEVER),
+    "waveglow_config.n_early_size": Bounds(0, 1024),
+    "waveglow_config.upsample_kernel": Bounds(1, 2**18),
+    "waveglow_config.mel_whitening.block": Bounds(2, 2**16),
+    "waveglow_config.mel_whitening.floor": Bounds(0, 1, above_low=True),
+    "waveglow_config.mel_whitening.order": Bounds(0, 2**16),
+    "waveglow_config.WN_config.n_layers": Bounds(1, 16),
+    "waveglow_config.WN_config.n_channels": Bounds(1, 8192),
+    "waveglow_config.WN_config.n_skip_channels": Bounds(0, 8192),
+    "waveglow_config.WN_config.kernel_size": Bounds(1, 255),
+    "data_config.segment_length": Bounds(1, 2**24),
+    "data_config.sampling_rate": Bounds(1, 1_000_000),
+    "data_config.filter_length": Bounds(1, 2**16),
+    "data_config.hop_length": Bounds(1, 2**16),
+    "data_config.win_length": Bounds(1, 2**16),
+    "data_config.mel_fmin": Bounds(0, 500_000),
+    "data_config.mel_fmax": Bounds(0, 500_000, above_low=True),
+    "train_config.seed": Bounds(0, 2**32 - 1),
+    "train_config.steps": Bounds(1, _NEVER),
+    "train_config.epochs": Bounds(0, _NEVER),
+    "train_config.batch_size": Bounds(1, 2**16),
+    "train_config.learning_rate": Bounds(0, 1000, above_low=True),
+    "train_config.warmup_steps": Bounds(0, _NEVER),
+    "train_config.decay_start": Bounds(0, 1, below_high=True),
+    "train_config.final_learning_rate": Bounds(0, 1000),
+    "train_config.plateau_patience": Bounds(0, _NEVER),
+    "train_config.plateau_learning_rate": Bounds(0, 1000, above_low=True),
+    "train_config.sigma": Bounds(0, 100, above_low=True),
+    "train_config.gradient_clip": Bounds(0, _NEVER),
+    "train_config.ema_decay": Bounds(0, 1, below_high=True),
+    "train_config.gradient_accumulation": Bounds(1, 2**16),
+    "train_config.noise_std": Bounds(0, 1),
+    "train_config.final_noise_std": Bounds(0, 1),
+    "train_config.num_workers": Bounds(0, 256),
+    "train_config.validation_fraction": Bounds(0, 1, below_high=True),
+    "train_config.validation_clips": Bounds(1, 1_000_000),
+    "train_config.iters_per_validation": Bounds(1, _NEVER),
+    "train_config.iters_per_checkpoint": Bounds(1, _NEVER),
+    "train_config.keep_checkpoints": Bounds(1, _NEVER),
+    "train_config.synthesis_clips": Bounds(0, 1000),
+    "train_config.synthesis_sigmas": Bounds(0, 100),
+    "synthesis_config.sigma": Bounds(0, 100),
+    "synthesis_config.consistency": Bounds(0, MAX_CONSISTENCY),
+    "synthesis_config.bandwidth": Bounds(0, 1_000_000),
+}
+"""Of every field that is a number, or a list of numbers."""
+_MOST_SIGMAS = 100
+_MOST_OVERLAP = 64
+_MOST_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -44,9 +124,7 @@ class WNConfig:
         return self.n_skip_channels or self.n_channels
 
     def check(self) -> None:
-        for name in ("n_layers", "n_channels", "kernel_size"):
-            _at_least(f"waveglow_config.WN_config.{name}", getattr(self, name), 1)
-        _at_least("waveglow_config.WN_config.n_skip_channels", self.n_skip_channels, 0)
+        _check_bounds(self, "waveglow_config.WN_config")
         if self.kernel_size % 2 == 0:
             raise UserError(
                 f"waveglow_config.WN_config.kernel_size {self.kernel_size} is even: "
@@ -67,14 +145,9 @@ class MelWhitening:
     order: int = 0
 
     def check(self) -> None:
-        _at_least("waveglow_config.mel_whitening.block", self.block, 2)
-        if self.order:
-            _at_least("waveglow_config.mel_whitening.order", self.order, 2)
-        if not (math.isfinite(self.floor) and self.floor > 0):
-            raise UserError(
-                f"waveglow_config.mel_whitening.floor {self.floor} must be above 0: "
-                "it keeps the covariance positive definite in silence (0.002 is usual)"
-            )
+        _check_bounds(self, "waveglow_config.mel_whitening")
+        if self.order == 1:
+            raise UserError("waveglow_config.mel_whitening.order 1 must be 0 or at least 2")
 
 
 @dataclass(frozen=True)
@@ -123,14 +196,39 @@ class WaveGlowConfig:
         borders = sorted({0, *left, self.n_group})
         return [slice(a, b) for a, b in pairwise(borders)]
 
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers `flow.waveglow.init` makes, the norms of weight norm among them."""
+        wn, mels = self.WN, self.n_mel_channels
+        conditioning, taps = mels * self.n_group, self.upsample_kernel
+        if self.conditioning == "group":
+            conditioning, taps = mels, self.upsample_kernel // self.n_group
+
+        def layer(seen: int, features: int) -> int:
+            return (seen + 2) * features  # weights, bias and norm
+
+        gates, skip = 2 * wn.n_channels, wn.skip_channels
+        layers = wn.n_layers * (
+            layer(wn.kernel_size * wn.n_channels, gates)
+            + layer(conditioning, gates)
+            + layer(wn.n_channels, wn.n_channels + skip)
+        ) - layer(wn.n_channels, wn.n_channels)  # the last layer's residual goes nowhere
+        widths = [self.channels(k) for k in range(self.n_flows)]
+        flows = sum(c * c + layer(c // 2, wn.n_channels) + layers + (skip + 1) * c for c in widths)
+        return mels + taps * mels * mels + flows
+
+    @property
+    def reach(self) -> int:
+        """Samples to either side that WN's convolutions span in all flows together."""
+        wn = self.WN
+        return self.n_flows * (wn.kernel_size // 2) * (2**wn.n_layers - 1) * self.n_group
+
     def halves_swapped(self, flow: int) -> bool:
         """Whether the second half conditions the first in this flow."""
         return self.alternating_halves and flow % 2 == 1
 
     def check(self) -> None:
-        for name in ("n_mel_channels", "n_flows", "n_group", "n_early_every"):
-            _at_least(f"waveglow_config.{name}", getattr(self, name), 1)
-        _at_least("waveglow_config.n_early_size", self.n_early_size, 0)
+        _check_bounds(self, "waveglow_config")
         for name in ("n_group", "n_early_size"):
             if getattr(self, name) % 2:
                 raise UserError(
@@ -151,6 +249,18 @@ class WaveGlowConfig:
         self.WN_config.check()
         if self.mel_whitening:
             self.mel_whitening.check()
+        if self.n_parameters > MAX_PARAMETERS:
+            raise UserError(
+                f"waveglow_config describes {self.n_parameters:,} parameters, and there may be "
+                f"{MAX_PARAMETERS:,}: lower n_flows, n_mel_channels, upsample_kernel or WN_config"
+            )
+        if self.reach > MAX_REACH:
+            raise UserError(
+                f"waveglow_config: a sample would depend on {self.reach:,} others to either side, "
+                f"and there may be {MAX_REACH:,}: lower n_flows {self.n_flows}, n_group "
+                f"{self.n_group}, WN_config.n_layers {self.WN.n_layers} or WN_config.kernel_size "
+                f"{self.WN.kernel_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -167,9 +277,7 @@ class DataConfig:
     mel_fmax: float = 8000.0
 
     def check(self) -> None:
-        for name in ("segment_length", "sampling_rate", "filter_length", "hop_length"):
-            _at_least(f"data_config.{name}", getattr(self, name), 1)
-        _at_least("data_config.win_length", self.win_length, 1)
+        _check_bounds(self, "data_config")
         if self.filter_length % 2:
             raise UserError(f"data_config.filter_length {self.filter_length} must be even")
         if self.win_length > self.filter_length:
@@ -235,35 +343,12 @@ class TrainConfig:
     wandb_project: str = ""
 
     def check(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "gradient_accumulation",
-            "validation_clips",
-            "iters_per_validation",
-            "iters_per_checkpoint",
-            "keep_checkpoints",
-        ):
-            _at_least(f"train_config.{name}", getattr(self, name), 1)
-        for name in (
-            "seed",
-            "epochs",
-            "warmup_steps",
-            "final_learning_rate",
-            "plateau_patience",
-            "gradient_clip",
-            "noise_std",
-            "final_noise_std",
-            "num_workers",
-            "synthesis_clips",
-        ):
-            _at_least(f"train_config.{name}", getattr(self, name), 0)
-        for i, sigma in enumerate(self.synthesis_sigmas):
-            _at_least(f"train_config.synthesis_sigmas[{i}]", sigma, 0)
-        for name in ("learning_rate", "plateau_learning_rate", "sigma"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"train_config.{name} {value} must be above 0")
+        _check_bounds(self, "train_config")
+        if len(self.synthesis_sigmas) > _MOST_SIGMAS:
+            raise UserError(
+                f"train_config.synthesis_sigmas has {len(self.synthesis_sigmas)} values; there may "
+                f"be {_MOST_SIGMAS}"
+            )
         if self.batch_size % self.gradient_accumulation:
             raise UserError(
                 f"train_config.batch_size {self.batch_size} is not divided by "
@@ -278,11 +363,6 @@ class TrainConfig:
             raise UserError(
                 f"train_config.wn_dtype {self.wn_dtype!r} must be 'float32' or 'bfloat16'"
             )
-        for name, top in (("ema_decay", 1), ("validation_fraction", 1), ("decay_start", 1)):
-            if not 0 <= getattr(self, name) < top:
-                raise UserError(
-                    f"train_config.{name} {getattr(self, name)} must be at least 0 and below {top}"
-                )
 
 
 @dataclass(frozen=True)
@@ -300,12 +380,7 @@ class SynthesisConfig:
     bandwidth: float = 0.0
 
     def check(self) -> None:
-        for name in ("sigma", "consistency", "bandwidth"):
-            _at_least(f"synthesis_config.{name}", getattr(self, name), 0)
-        if self.consistency > MAX_CONSISTENCY:
-            raise UserError(
-                f"synthesis_config.consistency {self.consistency} must be at most {MAX_CONSISTENCY}"
-            )
+        _check_bounds(self, "synthesis_config")
 
 
 @dataclass(frozen=True)
@@ -333,6 +408,15 @@ class Config:
                 f"waveglow_config.upsample_kernel {kernel} is below data_config.hop_length {hop}: "
                 "some samples would hear no frame"
             )
+        for name, length in (
+            ("waveglow_config.upsample_kernel", kernel),
+            ("data_config.filter_length", self.data.filter_length),
+        ):
+            if length > _MOST_OVERLAP * hop:
+                raise UserError(
+                    f"{name} {length} must be at most {_MOST_OVERLAP} times data_config.hop_length "
+                    f"{hop}: so many frames overlap in no voice"
+                )
         if self.waveglow.conditioning == "group":
             _divides("waveglow_config.n_group", group, "waveglow_config.upsample_kernel", kernel)
         if self.waveglow.mel_whitening:
@@ -484,15 +568,22 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return _from_dict(kind, value, where)
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise UserError(f"{where} is {json.dumps(value)}: it must be a list, such as [0.6, 1]")
+            raise UserError(
+                f"{where} is {_shown(json.dumps(value))}: it must be a list, such as [0.6, 1]"
+            )
         return tuple(_typed(get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     # JSON writes 1e-4 and 8000.0 as numbers of either kind; true is not a number here.
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf  # which is beyond the bounds of every field
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{where} is {json.dumps(value)}: it must be of type {kind.__name__}")
+        raise UserError(
+            f"{where} is {_shown(json.dumps(value))}: it must be of type {kind.__name__}"
+        )
     return value
 
 
@@ -503,9 +594,20 @@ def _unknown_field(name: str, known: list[str]) -> str:
     return f"{name} is no known field" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def _at_least(name: str, value: float, bound: float) -> None:
-    if not (math.isfinite(value) and value >= bound):
-        raise UserError(f"{name} {value} must be at least {bound}")
+def _check_bounds(fields: Any, where: str) -> None:
+    for name, value in vars(fields).items():
+        bounds = BOUNDS.get(f"{where}.{name}")
+        if bounds is None:
+            continue
+        for i, each in enumerate(value if isinstance(value, tuple) else [value]):
+            if not bounds.hold(each):
+                place = f"[{i}]" if isinstance(value, tuple) else ""
+                raise UserError(f"{where}.{name}{place} {_shown(str(each))} must be {bounds}")
+
+
+def _shown(text: str) -> str:
+    """A value as a message shows it, which a file may have made of any length."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _divides(name: str, divisor: int, of_name: str, number: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from waveglow_jax.errors import UserError
+from waveglow_jax.ownership import not_own
 
 # pathlib makes one slash of two, so that one is enough for the schemes that are known.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<more>/?)")
@@ -95,16 +96,18 @@ def _user_folder(variable: str, below_home: str) -> Path | None:
 
 
 def give_libraries_caches() -> None:
-    """Lets librosa, numba and matplotlib work where they cannot write to the user's folders.
+    """Lets librosa, numba and matplotlib work where they cannot write to the user's folders, and
+    keeps numba, which runs what it finds, out of a folder of caches that others can write to.
 
-    They refuse to be imported there, or warn at length. They, and whoever else asks for
-    XDG_CACHE_HOME, get a temporary folder instead, which is deleted when this process ends. Logs a
-    warning if it does so. Processes that are started from here use the same folder.
+    They refuse to be imported in the first case, or warn at length. They, and whoever else asks
+    for XDG_CACHE_HOME, get a temporary folder instead, which is deleted when this process ends.
+    Logs a warning if it does so. Processes that are started from here use the same folder.
     """
     caches = _user_folder("XDG_CACHE_HOME", ".cache")
     settings = _user_folder("XDG_CONFIG_HOME", ".config")
     settings_needed = "MPLCONFIGDIR" not in os.environ and not _writable(settings)
-    caches_needed = not _writable(caches)
+    unsafe = "" if caches is None else _of_others(caches / "numba")
+    caches_needed = bool(unsafe) or not _writable(caches)
     if not (settings_needed or caches_needed):
         return
     try:
@@ -119,12 +122,21 @@ def give_libraries_caches() -> None:
         _stand_ins.add(Path(temporary))
         if caches is not None:  # what was downloaded before can still be read
             os.environ.setdefault("HF_HOME", str(caches / "huggingface"))
-        where = f"{caches} cannot be written" if caches is not None else "there is no home folder"
+        where = unsafe or f"{caches} cannot be written"
+        where = where if caches is not None else "there is no home folder"
         logging.getLogger(__name__).warning(
             "warning: %s, so caches last for this run only, and programs are compiled anew in the "
-            "next; set XDG_CACHE_HOME to a folder that can be written",
+            "next; set XDG_CACHE_HOME to a folder that you alone can write to",
             where,
         )
+
+
+def _of_others(folder: Path) -> str:
+    """Why others could change what is in the folder; empty if they cannot, or it does not open."""
+    try:
+        return not_own(folder)
+    except OSError:
+        return ""
 
 
 def _writable(folder: Path | None) -> bool:

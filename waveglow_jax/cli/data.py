@@ -10,7 +10,7 @@ from waveglow_jax.audio.inputs import Input
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import given
 from waveglow_jax.cli.outcome import each, inputs_of
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import UserError, escaped
 
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +46,11 @@ def run_prepare(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     for path, reason in report.left_out:
-        print(f"left out: {path}: {reason}")
+        print(escaped(f"left out: {path}: {reason}"))
+    where = escaped(arguments.output)
     print(
         f"{report.written} written, {report.kept} kept, {len(report.left_out)} left out; "
-        f"{report.seconds / 3600:.2f} h in {arguments.output}"
+        f"{report.seconds / 3600:.2f} h in {where}"
     )
     return 0 if report.written + report.kept else 1
 

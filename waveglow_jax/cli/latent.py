@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -131,7 +132,7 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
     chosen = arguments.groups is not None or arguments.start > 0 or arguments.stop < math.inf
     if chosen and arguments.noise is None and arguments.scale is None:
         arguments.refuse("--groups, --from and --to choose a part: for --noise or --scale")
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES, output=arguments.output)
     from waveglow_jax.lab import latent
     from waveglow_jax.synthesis.vocoder import load
 
@@ -201,12 +202,18 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, output=arguments.output)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
 
     def work(item: Input, target: Path) -> dict[str, Any]:
+        beside = os.path.realpath(item.path.parent) == os.path.realpath(target.parent)
+        if beside and item.path.suffix.lower() == ".wav":
+            raise UserError(
+                f"{item.path}: the next run would take what is written beside it for recordings; "
+                "choose another -o"
+            )
         mel = mel_of(item.path, voice)
         made = [("input", mel)]
         for value in arguments.sigma:

@@ -112,7 +112,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
                     f"--{name} does not go with --consistency {LATENT}, which needs each mel as a "
                     "whole; give a number, such as 32"
                 )
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, output=arguments.output)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights, keep_programs=not arguments.no_cache)

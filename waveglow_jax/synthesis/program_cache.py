@@ -2,13 +2,22 @@
 
 import os
 import pwd
+import re
 import stat
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from waveglow_jax.errors import FileWarning, UserError
+from waveglow_jax.ownership import not_own
 from waveglow_jax.paths import cache_base
+
+# What JAX warns of, and the names that it gives to an entry's two files.
+_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([^']*)'")
+_ENTRY, _LAST_USE = "-cache", "-atime"
 
 
 def cache_folder() -> Path | None:
@@ -37,9 +46,11 @@ def keep_programs_if_possible() -> None:
 def keep_programs(folder: Path) -> None:
     """Has JAX look for compiled programs in the folder, and put there what it compiles.
 
-    What is in it will be run, so it must belong to this user and nobody else may write to it: it
-    is made so. Raises UserError if it is not, cannot be made, or takes no files; or if the system
-    has no name for the user, without which JAX cannot bound the folder's size.
+    What is in it will be run: nobody else may be able to write to it, or to put another folder in
+    its place by way of those above it; it is made so. An entry that turns out to be damaged is
+    deleted. Raises UserError if others could have put something there, if the folder cannot be
+    made or takes no files; or if the system has no name for the user, without which JAX cannot
+    bound the folder's size.
     """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
@@ -52,24 +63,67 @@ def keep_programs(folder: Path) -> None:
             "asks it for; add one to /etc/passwd, or give --no-cache"
         ) from None
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.stat()
+        if reason := not_own(folder, make=True):
+            raise UserError(
+                f"{folder}: {reason}, and what is in it would be run; delete it, and set "
+                "XDG_CACHE_HOME to a folder that is yours alone, or give --no-cache"
+            )
         with TemporaryFile(dir=folder):
             pass
+        if _holds_others_files(folder):
+            raise UserError(
+                f"{folder}: others can enter it or have put files there, and what is in it would "
+                "be run; delete it, the next run makes it anew, or give --no-cache"
+            )
+        _delete_unfinished(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot keep compiled programs there ({error.strerror}); set "
             "XDG_CACHE_HOME to a folder that takes files, or give --no-cache"
         ) from None
-    others = stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
-    if others or found.st_uid != os.getuid():
-        raise UserError(
-            f"{folder}: others can write to it, and what is in it would be run; make it your own "
-            "(chmod 700), or give --no-cache"
-        )
+    _delete_what_is_damaged(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_compilation_cache_max_size", 1 << 30)
     # A process that has compiled something already has settled that there is no cache.
     compilation_cache.reset_cache()
+
+
+def _holds_others_files(folder: Path) -> bool:
+    """Whether somebody else can enter the folder, or owns something in it: it was open once."""
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        return True
+    with os.scandir(folder) as entries:
+        return any(entry.stat(follow_symlinks=False).st_uid != os.getuid() for entry in entries)
+
+
+def _delete_unfinished(folder: Path) -> None:
+    """Deletes entries without their time of last use: JAX 0.10 fails at each of them, whenever it
+    keeps a program. A process that was killed has left them."""
+    for entry in folder.glob(f"*{_ENTRY}"):
+        if not entry.with_name(entry.name.removesuffix(_ENTRY) + _LAST_USE).exists():
+            entry.unlink(missing_ok=True)
+
+
+def _delete_what_is_damaged(folder: Path) -> None:
+    """Has the entry go that JAX cannot read: JAX itself warns, and leaves it there for ever."""
+    otherwise = warnings.showwarning
+    if isinstance(otherwise, partial) and otherwise.func is _show:
+        otherwise = otherwise.args[1]
+    warnings.showwarning = partial(_show, folder, otherwise)
+
+
+def _show(
+    folder: Path, otherwise: Callable[..., None], message: Any, category: type, *rest: Any
+) -> None:
+    damaged = _DAMAGED.match(str(message))
+    if not damaged:
+        otherwise(message, category, *rest)
+        return
+    # JAX does not say which of the programs of that name it was.
+    for entry in folder.glob("*"):
+        if re.fullmatch(rf"{re.escape(damaged[1])}-[0-9a-f]+({_ENTRY}|{_LAST_USE})", entry.name):
+            entry.unlink(missing_ok=True)
+    note = f"{folder}: the compiled program {damaged[1]} is damaged; it is deleted and made anew"
+    otherwise(FileWarning(note), FileWarning, *rest)
