@@ -21,8 +21,11 @@ from test_vocoder import lively_params, some_audio, some_mel, tiny_config
 
 import waveglow_jax as wg
 from waveglow_jax.audio import files
-from waveglow_jax.audio.sound import read_audio
+from waveglow_jax.audio.sound import read_audio, read_samples
 from waveglow_jax.cli import COMMANDS, main
+from waveglow_jax.cli.outcome import ready_streams
+from waveglow_jax.config import config_from_dict, config_to_dict
+from waveglow_jax.errors import FileWarning
 from waveglow_jax.synthesis import vocoder
 
 RATE, HOP = 22050, 256
@@ -53,7 +56,7 @@ load = vocoder.load
 
 
 @cache
-def once_loaded(source):
+def once_loaded(source, keep_programs=True):
     return load(source)
 
 
@@ -101,6 +104,55 @@ def recording(path: Path, samples: int = FRAMES * HOP - 1, rate: int = RATE, **o
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, some_audio(samples), rate, **options)
     return path
+
+
+# ------------------------------------------------------------------------------ terminals
+
+EVIL = "a\x1b]0;owned\x07\x1b[2J\r\x9b1A\u202egpj\nerror: b"
+HARMLESS = r"a\x1b]0;owned\x07\x1b[2J\r\x9b1A\u202egpj\nerror: b"
+
+
+def obeyed(lines: list[str]) -> str:
+    """What a terminal would obey, of lines that `splitlines` has not taken apart."""
+    return "".join(c for c in "".join(lines) if not c.isprintable())
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".aac"])
+def test_names_do_not_command_the_terminal(run, tmp_path, weights, suffix):
+    source = tmp_path / "in"
+    source.mkdir()
+    shutil.copy(recording(source / "b.wav", 13000), source / f"{EVIL}{suffix}")
+    for command in (["mel", "-w", weights], ["prepare"]):
+        code, out, err = run(*command, source, "-o", tmp_path / f"{EVIL}{command[0]}")
+        assert code == 0 and not obeyed(out + err), out + err
+        assert any(HARMLESS in line for line in out + err), out + err
+        assert not errors(out + err)
+
+
+def test_nor_do_descriptions_and_what_argparse_repeats(run, tmp_path):
+    config = config_from_dict({**config_to_dict(tiny_config()), "description": EVIL})
+    wg.save(tmp_path, config, lively_params(config))
+    code, out, err = run("inspect", tmp_path)
+    assert code == 0 and HARMLESS in out and not obeyed(out + err)
+    code, out, err = run("inspect", tmp_path, f"--{EVIL}")
+    assert code == 2 and not obeyed(out + err)
+
+
+def test_bars_still_move_the_cursor(capsys):
+    ready_streams()
+    ready_streams()
+    for text in ("\r 50%|\u2588\x1b[1A", "\x1b[A\x1b[A", "\n", "\r"):
+        sys.stderr.write(text)
+    assert capsys.readouterr().err == "\r 50%|\u2588\\x1b[1A\x1b[A\x1b[A\n\r"
+
+
+def test_notes_of_strange_names_are_one_line(tmp_path):
+    content = (CASES / "07-ogg-cut/opus_noeos.opus").read_bytes()
+    path = tmp_path / f"{EVIL}.opus"
+    path.write_bytes(content)
+    with pytest.warns(FileWarning) as caught:
+        read_samples(path)
+    assert HARMLESS in str(caught[0].message)
 
 
 def mel_file(path: Path, mel: np.ndarray | None = None) -> Path:
@@ -705,7 +757,7 @@ def test_every_path_is_read_as_one():
 
 
 def test_interrupt_is_one_line(run, tmp_path, weights, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(vocoder, "load", interrupt)

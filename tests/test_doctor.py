@@ -378,6 +378,7 @@ def test_bad_input_is_one_line(run, tmp_path):
         ((tmp_path / "stereo.wav", good), "2 channels"),
         ((tmp_path / "short.wav", good), "too short to be compared"),
         ((good, tmp_path / "speech.wav"), "not a mel file"),
+        ((tmp_path / "speech.wav", good, "--fix", good), "overwrite an input"),
     ):
         code, out, err = run("doctor", *arguments)
         assert (code, out) == (1, "") and err.count("\n") == 1 and words in err, err

@@ -507,6 +507,26 @@ def test_command_fails_in_one_line(reference, tmp_path, capsys, more, code, word
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("reference_is", "output", "system_is"),
+    [
+        ("real", "real", None),
+        ("real", "real/report", None),
+        ("report/audio", "report", None),
+        ("real", "theirs/report", "theirs"),
+    ],
+)
+def test_a_report_is_not_written_among_recordings(
+    tmp_path, reference, reference_is, output, system_is
+):
+    """Else the next run counts the Griffin-Lim of this one among the recordings."""
+    for folder in {reference_is, system_is} - {None, "real"}:
+        shutil.copytree(reference, tmp_path / folder)
+    systems = [System("theirs", str(tmp_path / system_is))] if system_is else []
+    with pytest.raises(UserError, match="choose another -o"):
+        evaluate(tmp_path / reference_is, systems, tmp_path / output, files=1)
+
+
 @pytest.mark.slow
 def test_report_in_a_browser(reference, tmp_path, browser, quick):
     iterations = {"griffin_lim_iterations": 1, "noise_corrections": 1}

@@ -21,7 +21,7 @@ from waveglow_jax.weights.release import BUNDLED_VOICE
 
 ROOT = Path(__file__).parent.parent
 RATE = 22050
-NEEDS = {"export to ONNX": "jax2onnx", "export": "flatbuffers", "preflight": "libtpu"}
+NEEDS = {"export to ONNX": "jax2onnx", "preflight": "libtpu"}
 """Optional libraries."""
 
 

@@ -18,8 +18,6 @@ from waveglow_jax.synthesis import onnx_export
 from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.export import export
 
-pytest.importorskip("flatbuffers")
-
 ROOT = Path(__file__).parent.parent
 
 SCRIPT = """

@@ -1,6 +1,7 @@
 """What happens to a run: kills, signals, full disks, damaged files, changed and bad recordings."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from waveglow_jax.training.checkpoints import Checkpoints, NotSavedError
 from waveglow_jax.training.dataset import scan_corpus, training_batches
 from waveglow_jax.training.feed import Feed
 from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
+from waveglow_jax.training.lock import locked
 from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import Layout
 from waveglow_jax.training.step import init_state
@@ -33,6 +35,60 @@ from waveglow_jax.weights.manifest import DamagedError, verify, write_manifest
 from waveglow_jax.weights.release import read_weights
 
 ROOT = Path(__file__).parent.parent
+
+
+# ------------------------------------------------------------------------------ two on one run
+
+
+def test_a_run_has_one_writer(tmp_path):
+    run = tmp_path / "runs/a"
+    with locked(run):
+        mine = f"{run}: another train.py is at work there .process {os.getpid()} on .*--output"
+        with pytest.raises(UserError, match=mine):
+            loop.train(tiny_config(), str(tmp_path), run)
+        assert os.listdir(run) == [".lock"]
+    assert not run.exists()  # nothing came of it
+    with locked(run):
+        (run / "config.json").write_text("{}")
+    assert os.listdir(run) and not locks_held(run)
+
+
+def locks_held(run: Path) -> bool:
+    try:
+        with locked(run):
+            return False
+    except UserError:
+        return True
+
+
+def test_the_lock_ends_with_its_process(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from waveglow_jax.training.lock import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match=f"process {other.pid} on"), locked(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    assert not locks_held(tmp_path)
+
+
+def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys):
+    def no_locks(file: int, how: int):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with locked(tmp_path):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path}: its file system has no locks")
 
 
 # ------------------------------------------------------------------------------ checkpoints

@@ -38,6 +38,32 @@ def refusal(*inputs, suffixes=AUDIO_SUFFIXES) -> str:
     return str(caught.value)
 
 
+# ------------------------------------------------------------------------------ results
+
+
+def found(*inputs, output=None, suffixes=AUDIO_SUFFIXES) -> list[str]:
+    return [i.relative.as_posix() for i in find_inputs(inputs, suffixes, output=output)]
+
+
+def test_results_of_an_earlier_run_are_no_inputs(folder, monkeypatch):
+    """Else `synthesize . -o out` makes out/out the second time."""
+    (folder / "out/sub").mkdir(parents=True)
+    (folder / "out/u03.npy").write_bytes(b"x")
+    assert found(folder, output=folder / "out") == BOTH
+    (folder / "out/sub/u01.wav").write_bytes(b"x")
+    (folder / "link").symlink_to(folder / "out")
+    monkeypatch.chdir(folder)
+    for searched in (".", str(folder), "**", "*", str(folder / "**")):
+        for output in ("out", folder / "out", "link"):
+            with pytest.raises(UserError, match="lies inside the output folder"):
+                found(searched, output=output)
+    assert len(found(folder)) == 3
+    # What is named is meant, and so is a folder that results do not go to.
+    assert found("out/sub/u01.wav", output="out") == ["u01.wav"]
+    assert found("out/sub", output="out") == ["u01.wav"]
+    assert found("u00.wav", "out/u03.npy", output=folder, suffixes=(".wav", ".npy"))
+
+
 # ------------------------------------------------------------------------------ lists
 
 

@@ -206,6 +206,7 @@ def test_bad_input_is_one_line(run, tmp_path):  # noqa: F811
         (("interpolate", good, tmp_path, "-o", out), "one recording each"),
         (("interpolate", good, other, "-o", tmp_path, "--steps", 2), "overwrite an input"),
         (("sweep", tmp_path / "none.npy", "-o", out), "no such file"),
+        (("sweep", good, "-o", tmp_path), "the next run would take"),
     ):
         code, _, err = run(*arguments)
         assert code == 1

@@ -130,6 +130,8 @@ def test_make_refuses(folders, tmp_path):
         make([folders[0], folders[0]], tmp_path / "test")
     with pytest.raises(UserError, match="javascript"):
         make(folders, tmp_path / "test", post_url="javascript:alert(1)")
+    with pytest.raises(UserError, match="choose another -o"):
+        make(folders, folders[1][1])
     other = recordings(tmp_path / "other", "xyz", 1.0, 1)
     with pytest.raises(UserError, match="in common"):
         make([folders[0], ("other", other)], tmp_path / "test")

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from test_vocoder import lively_params, tiny_config
 
 import waveglow_jax as wg
+from waveglow_jax.cli import main
 from waveglow_jax.config import config_to_dict
 from waveglow_jax.errors import UserError
 from waveglow_jax.weights import release as release_module
@@ -397,6 +398,29 @@ def test_the_weights_file_stands_for_its_folder(release, params):
     assert equal(wg.load(release / WEIGHTS).params, params)
     (release / "notes.txt").write_text("no weights at all")
     assert str(release / "notes.txt") in message(release / "notes.txt")
+
+
+def test_weights_are_not_converted_into_themselves(release, capsys):
+    """A run that is converted into its own folder would be read as that release ever after."""
+    before = {path: path.read_bytes() for path in release.iterdir()}
+    for source, command in (
+        (release, ["convert", "--dtype", "float16", "-o", release]),
+        (release / "model.safetensors", ["convert", "--dtype", "float16", "-o", release]),
+        (release / "model.safetensors", ["export", "-o", release / "model.safetensors"]),
+        (
+            release / "model.safetensors",
+            [
+                "convert",
+                "--to",
+                "torch",
+                "-o",
+                release / "../" / release.name / "model.safetensors",
+            ],
+        ),
+    ):
+        assert main([command[0], str(source), *map(str, command[1:])]) == 1
+        assert "would overwrite an input" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in release.iterdir()} == before
 
 
 def test_run_without_a_checkpoint(release):

@@ -105,6 +105,7 @@ LENGTHS += (0xFFFFFFFF - 36, 0xFFFFFFFF)
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("format", ["WAV", "AIFF", "AU", "W64", "CAF", "RF64"])
+@pytest.mark.filterwarnings("ignore::waveglow_jax.errors.FileWarning")
 def test_lengths_that_were_never_filled_in_mean_to_the_end(tmp_path, format, length):
     if format == "CAF" and length == 0xFFFFFFFF:
         length = -1
@@ -132,6 +133,24 @@ def test_a_plain_file_that_is_cut_is_refused(tmp_path, format):
     for read in (read_audio, audio_frames):
         with pytest.raises(UserError, match="cut short"):
             read(path, RATE)
+
+
+@pytest.mark.parametrize("format", ["AU", "W64", "CAF"])
+def test_a_cut_file_whose_length_was_never_filled_in_is_noted(tmp_path, format):
+    """Nothing in it tells where it should end."""
+    path, length = tmp_path / f"a.{format.lower()}", -1 if format == "CAF" else 0
+    path.write_bytes(with_length(encoded(format, "PCM_16"), format, length)[:-10000])
+    for read in (read_audio, audio_frames):
+        with pytest.warns(FileWarning, match=r"a\.\w+: .*so that it may be cut short"):
+            read(path, RATE)
+
+
+@pytest.mark.parametrize("format", ["WAV", "AU", "W64", "CAF", "RF64"])
+def test_a_long_file_of_which_little_is_there_is_noted(tmp_path, format):
+    path = tmp_path / f"a.{'wav' if format == 'RF64' else format.lower()}"
+    path.write_bytes(with_length(encoded(format, "PCM_16"), format, 300_000_000))
+    with pytest.warns(FileWarning, match=r"a\.\w+: its header promises 299,?9"):
+        assert len(read_audio(path, RATE)) == 15000
 
 
 def test_a_wav_without_sound_is_empty_whatever_lies_behind(tmp_path):

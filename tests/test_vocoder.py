@@ -18,8 +18,8 @@ import scipy.stats
 from compiling import quick_jit
 
 import waveglow_jax as wg
-from waveglow_jax.audio.mel import log_mel
-from waveglow_jax.config import Config, config_from_dict
+from waveglow_jax.audio.mel import log_mel, mel_filters
+from waveglow_jax.config import Config, DataConfig, config_from_dict
 from waveglow_jax.flow.waveglow import forward, init, inverse, latent_noise
 from waveglow_jax.synthesis.vocoder import Voice
 from waveglow_jax.synthesis.windows import size_at_least
@@ -266,6 +266,18 @@ def librosa_log_mel(audio: np.ndarray) -> np.ndarray:
     )
     filters = librosa.filters.mel(sr=22050, n_fft=1024, n_mels=80, fmin=0.0, fmax=8000.0)
     return np.log(np.maximum(filters @ np.abs(spectrum), 1e-5)).T
+
+
+@pytest.mark.parametrize(
+    ("rate", "fft", "fmin", "fmax", "bands"),
+    [(22050, 1024, 0, 8000, 80), (24000, 1024, 0, 12000, 100), (16000, 800, 20, 7600, 40)],
+)
+def test_mel_filters_are_librosas_to_the_bit(rate, fft, fmin, fmax, bands):
+    data = DataConfig(
+        sampling_rate=rate, filter_length=fft, win_length=fft, mel_fmin=fmin, mel_fmax=fmax
+    )
+    theirs = librosa.filters.mel(sr=rate, n_fft=fft, n_mels=bands, fmin=fmin, fmax=fmax)
+    np.testing.assert_array_equal(mel_filters(data, bands), theirs)
 
 
 @pytest.mark.filterwarnings("ignore:n_fft=1024 is too large")

@@ -2,8 +2,8 @@
 
 A file has the sections of the original's `config.json` (`waveglow_config`, `data_config`,
 `train_config`), and `synthesis_config`; the original's own file loads unchanged. Every field is
-checked here, once, so that no other file has to: an unknown field is refused by its name, an
-impossible combination with both numbers in the message.
+checked here, once, so that no other file has to: an unknown field is refused by its name, a number
+beyond its `BOUNDS` with these, an impossible combination with both numbers in the message.
 """
 
 import dataclasses

@@ -1,4 +1,10 @@
-"""The one error that reaches the person at the keyboard."""
+"""The one error that reaches the person at the keyboard, and what may be shown to them."""
+
+import re
+
+# What a terminal obeys rather than shows: control characters, and marks that turn the direction of
+# text, so that a name reads as another one.
+_COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):
@@ -22,7 +28,24 @@ def _printable(character: str) -> str:
 
 
 class FileWarning(UserWarning):
-    """One line: a file was read, and what is odd about it. Commands print it to stderr."""
+    """One line: what is odd about a file or folder, without which things go on. Commands print it
+    to stderr."""
+
+    def __init__(self, message: str):
+        super().__init__(escaped(message))
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """The text with what a terminal would obey written out, as Python writes it: `\\x1b`.
+
+    keep: such characters to leave as they are. Names and descriptions out of files hold anything.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        character = found[0]
+        return character if character in keep else repr(character)[1:-1]
+
+    return _COMMANDS.sub(written, text)
 
 
 def why(error: Exception) -> str:

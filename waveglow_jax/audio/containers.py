@@ -176,24 +176,33 @@ def _measured(chunk: _Chunk, file: IO[bytes], path: Path, size: int) -> Containe
         return Container()
     if chunk.length == 0:
         empty = chunk.form in _RIFF_FORMS and _ends_in_chunks(chunk, file, size)
-        return Container() if empty else _to_the_end(chunk, file, size)
+        return Container() if empty else _untold(chunk, file, path, size)
     if chunk.length is None:
-        return _to_the_end(chunk, file, size)
+        return _untold(chunk, file, path, size)
     missing = chunk.length - there
     if missing <= 0:
         return Container()
     there = max(0, there)
     endless = chunk.length & 0x7FFFFFFF >= _ENDLESS or 0 <= chunk.length - 0x80000000 <= 4096
-    if there and (
-        (endless and chunk.form in _RIFF_FORMS) or chunk.length >= max(_FAR, _FAR_TIMES * there)
-    ):
-        return _to_the_end(chunk, file, size)
-    if there and (missing in _HEADERS or chunk.length in (size, size - 8)):
+    if there and endless and chunk.form in _RIFF_FORMS:
+        return _untold(chunk, file, path, size)
+    far = chunk.length >= max(_FAR, _FAR_TIMES * there)
+    if there and (far or missing in _HEADERS or chunk.length in (size, size - 8)):
         note = f"its header promises {missing} bytes more than there are; it was read to its end"
         return replace(_to_the_end(chunk, file, size), note=f"{path}: {note}")
     raise UserError(
         f"{path}: cut short, {there} of {chunk.length} bytes of sound are there; copy it again"
     )
+
+
+def _untold(chunk: _Chunk, file: IO[bytes], path: Path, size: int) -> Container:
+    """To the end, where the header leaves open where that is. WAV and AIFF are piped every day;
+    a file of another kind without its length is more often one that was cut."""
+    found = _to_the_end(chunk, file, size)
+    if chunk.form in _RIFF_FORMS and chunk.name != _AU:
+        return found
+    note = "its header does not say how long it is, so that it may be cut short; it was read as is"
+    return replace(found, note=f"{path}: {note}")
 
 
 def _ends_in_chunks(chunk: _Chunk, file: IO[bytes], size: int) -> bool:

@@ -28,7 +28,10 @@ class Input:
 
 
 def find_inputs(
-    inputs: Sequence[str | Path], suffixes: Sequence[str], with_outputs: bool = True
+    inputs: Sequence[str | Path],
+    suffixes: Sequence[str],
+    with_outputs: bool = True,
+    output: str | Path | None = None,
 ) -> list[Input]:
     """Every file that the inputs stand for, in order, each file once.
 
@@ -39,13 +42,15 @@ def find_inputs(
     suffixes: the file types wanted, e.g. `AUDIO_SUFFIXES`. Others are passed over in folders and
         globs, and refused where they are named one by one.
     with_outputs: whether each file becomes another, so that no two may share a place.
+    output: the folder that recordings are written to, below no folder that is searched and has
+        recordings there: these are results of an earlier run.
 
     Sub-folders are kept in `relative`: below a folder given, below the fixed part of a glob, as
     written in a list (absolute paths in a list: below the folder they have in common).
 
     Raises UserError if something named is missing or of another type, if a folder, glob or list
-    yields nothing, or, with outputs, if two files would have the same result (same `relative` but
-    for the suffix).
+    yields nothing or recordings in the output folder, or, with outputs, if two files would have the
+    same result (same `relative` but for the suffix).
     """
     wanted = tuple(suffix.lower() for suffix in suffixes)
     found: list[Input] = []
@@ -55,12 +60,14 @@ def find_inputs(
             some = _listed("stdin", _stdin(), [Path()], wanted)
         elif os.path.isdir(path):  # os.path: unlike pathlib, not an error for a name too long
             some = [Input(p, p.relative_to(path)) for p in _walk(path, wanted)]
+            _check_results(some, path, output)
         elif os.path.isfile(path) and path.suffix.lower() == ".txt":
             some = _listed(text, read_text(path, "list"), [path.parent, Path()], wanted)
         elif os.path.exists(path):
             some = [Input(_of_type(path, wanted), Path(path.name))]
         elif glob.has_magic(text):
             some = _matched(text, wanted)
+            _check_results(some, _fixed_part(text), output)
         else:
             raise UserError(f"{text}: no such file or folder; check the path")
         if not some:
@@ -115,10 +122,41 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(files)
 
 
-def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
+def _check_results(found: list[Input], searched: Path, output: str | Path | None) -> None:
+    """Refuses a folder that an earlier run has written recordings into, as inputs of the next."""
+    if output is None or not lies_in(output, searched) or lies_in(searched, output):
+        return
+    for item in found:
+        if item.path.suffix.lower() == ".wav" and lies_in(item.path, output):
+            raise UserError(
+                f"{item.path}: lies inside the output folder {output}; choose an output folder "
+                "outside of the inputs"
+            )
+
+
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether the path, which need not exist, is the folder or lies below it."""
+    inner, outer = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.commonpath([inner, outer]) == outer
+
+
+def check_outside(output: str | Path, folder: str | Path | None) -> None:
+    """Raises UserError if recordings that are written to `output` would be among the folder's."""
+    if folder is not None and lies_in(output, folder):
+        raise UserError(
+            f"{output}: recordings that are made would lie among those of {folder}, and the next "
+            "run would take them for inputs; choose another -o"
+        )
+
+
+def _fixed_part(pattern: str) -> Path:
+    """Of a glob: the folder above its first magic part."""
     parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    base = Path(*parts[:fixed])
+    return Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+
+
+def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
+    parts, base = Path(pattern).parts, _fixed_part(pattern)
     paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
     found = []
     for path in paths:

@@ -102,7 +102,8 @@ def _voice(arguments: argparse.Namespace) -> Voice:
         return random_voice(_config(arguments))
     from waveglow_jax.synthesis.vocoder import load
 
-    return load(arguments.source or arguments.weights)
+    source = arguments.source or arguments.weights
+    return load(source, keep_programs=False)  # compiling is measured too
 
 
 def _config(arguments: argparse.Namespace) -> Config:

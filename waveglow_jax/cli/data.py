@@ -18,7 +18,7 @@ from waveglow_jax.cli.arguments import (
     weights_argument,
 )
 from waveglow_jax.cli.outcome import each, inputs_of
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import UserError, escaped
 
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,10 +79,11 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         print(json.dumps({"output": arguments.output, **dataclasses.asdict(report)}))
         return 0 if report.written + report.kept else 1
     for path, reason in report.left_out:
-        print(f"left out: {path}: {reason}")
+        print(escaped(f"left out: {path}: {reason}"))
+    where = escaped(arguments.output)
     print(
         f"{report.written} written, {report.kept} kept, {len(report.left_out)} left out; "
-        f"{report.seconds / 3600:.2f} h in {arguments.output}"
+        f"{report.seconds / 3600:.2f} h in {where}"
     )
     return 0 if report.written + report.kept else 1
 

@@ -9,6 +9,7 @@ from typing import Any
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_any_mel, write_mel
 from waveglow_jax.audio.sound import read_samples
 from waveglow_jax.cli.arguments import examples, given, weights_argument
+from waveglow_jax.cli.outcome import check_other_file
 from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
 
@@ -44,6 +45,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         arguments.refuse("--fix needs the recording: give RECORDING MEL")
     if arguments.fix and Path(arguments.fix).suffix.lower() != ".npy":
         arguments.refuse(f"--fix {arguments.fix}: the name must end in .npy")
+    if arguments.fix:
+        check_other_file(arguments.fix, arguments.mel)
     mel = Path(arguments.mel)
     from waveglow_jax.lab.conventions import own_convention
     from waveglow_jax.lab.doctor import diagnose, diagnose_alone, mended

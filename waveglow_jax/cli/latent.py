@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -162,7 +163,7 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
         arguments.refuse("--groups, --from and --to choose a part: for --replace or --scale")
     if not (arguments.output or arguments.file):
         arguments.refuse("give -o/--output DIR or -f/--file OUT.wav")
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES, output=arguments.output)
     check_file(arguments, items, ".wav")
     from waveglow_jax.lab import latent
     from waveglow_jax.synthesis.vocoder import load
@@ -233,12 +234,18 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, output=arguments.output)
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
 
     def work(item: Input, target: Path) -> dict[str, Any]:
+        beside = os.path.realpath(item.path.parent) == os.path.realpath(target.parent)
+        if beside and item.path.suffix.lower() == ".wav":
+            raise UserError(
+                f"{item.path}: the next run would take what is written beside it for recordings; "
+                "choose another -o"
+            )
         mel = mel_of(item.path, voice)
         made = [("input", mel)]
         for value in arguments.sigma:

@@ -3,6 +3,8 @@
 import argparse
 import io
 import json
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -11,17 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
-from waveglow_jax.errors import FileWarning, UserError, why
+from waveglow_jax.errors import FileWarning, UserError, escaped, why
 
 INTERRUPTED, TERMINATED = 130, 143
+# How tqdm goes to the line of one of several bars.
+_OF_A_BAR = re.compile(r"(\x1b\[A)+")
 
 
 def ready_streams() -> None:
-    """Lets any name of a file be printed, and what is odd about a file be said in one line."""
+    """Lets any name of a file be printed, without the terminal obeying what is in it, and what is
+    odd about a file be said in one line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            if "write" not in vars(stream):
+                # Of the stream itself: argparse, tqdm and tracebacks print names, too.
+                setattr(stream, "write", partial(_write_escaped, stream.write))  # noqa: B010
     warnings.showwarning = partial(_show, warnings.showwarning)
+
+
+def _write_escaped(write: Callable[[str], int], text: str) -> int:
+    if not _OF_A_BAR.fullmatch(text):
+        bar = "\r" if text.startswith("\r") else ""
+        text = bar + escaped(text.removeprefix(bar), keep="\n\t")
+    return write(text)
 
 
 def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
@@ -32,13 +47,16 @@ def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: A
 
 
 def inputs_of(
-    inputs: Sequence[str | Path], suffixes: Sequence[str], with_outputs: bool = True
+    inputs: Sequence[str | Path],
+    suffixes: Sequence[str],
+    with_outputs: bool = True,
+    output: str | None = None,
 ) -> list[Input]:
     """As `find_inputs`; a line on stderr names each file in a folder that looks like sound and is
     of a type that is not read."""
     for path, reason in find_unread(inputs):
-        print(f"left out: {path}: {reason}", file=sys.stderr)
-    return find_inputs(inputs, suffixes, with_outputs)
+        print(escaped(f"left out: {path}: {reason}"), file=sys.stderr)
+    return find_inputs(inputs, suffixes, with_outputs, output)
 
 
 def fail(line: str) -> int:
@@ -82,13 +100,19 @@ def target_of(
     return target
 
 
+def check_other_file(output: str | Path, *read: str | Path) -> None:
+    """Raises UserError if the output is one of the files or folders that were read."""
+    if any(os.path.realpath(output) == os.path.realpath(each) for each in read):
+        raise UserError(f"{output}: this output would overwrite an input; choose another name")
+
+
 def tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> None:
     """A line, of the result's own words `said` if it has some; or JSON, without them."""
     said = result.pop("said", None)
     if arguments.json:
         print(json.dumps({"input": str(item.path), **result}))
     else:
-        print(f"{result['output'] or item.path}  {said or _figures(result)}")
+        print(escaped(f"{result['output'] or item.path}  {said or _figures(result)}"))
     sys.stdout.flush()
 
 

@@ -159,22 +159,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def run_synthesize(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES)
+    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, output=arguments.output)
     check_file(arguments, items, ".wav")
     if arguments.play:
         player()  # refuses, where there is none, before anything is computed
-    if not arguments.no_cache:
-        from waveglow_jax.synthesis.program_cache import cache_folder, keep_programs
-
-        folder = cache_folder()
-        try:
-            if folder is not None:
-                keep_programs(folder)
-        except UserError as error:  # it is only slower without
-            print(f"warning: {error}", file=sys.stderr)
     from waveglow_jax.synthesis.vocoder import load
 
-    voice = load(arguments.weights)
+    voice = load(arguments.weights, keep_programs=not arguments.no_cache)
     own = voice.config.synthesis
     arguments.sigma = own.sigma if arguments.sigma is None else arguments.sigma
     if arguments.consistency is None:

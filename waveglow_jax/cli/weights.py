@@ -9,6 +9,7 @@ from waveglow_jax.audio.files import replacing
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, examples, given, source_arguments, weights_of
 from waveglow_jax.cli.data import mel_of_recording
+from waveglow_jax.cli.outcome import check_other_file
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
 
@@ -53,8 +54,11 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     arguments.source = weights_of(arguments)
-    from waveglow_jax.weights.release import read_weights, save
+    from waveglow_jax.weights.release import WEIGHTS, read_weights, save
 
+    source = Path(arguments.source)
+    beside = [source.parent] if source.name == WEIGHTS else []
+    check_other_file(arguments.output, source, *beside)
     weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
     if arguments.to == "torch":
         from waveglow_jax.weights.nvidia import write_original
@@ -185,6 +189,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     from waveglow_jax.synthesis.onnx_export import write_onnx
     from waveglow_jax.weights.release import read_weights
 
+    check_other_file(arguments.output, arguments.source)
     weights = read_weights(arguments.source, alternating_halves=arguments.alternating_halves)
     consistency = arguments.consistency
     if consistency is None:

@@ -57,8 +57,8 @@ def _init_flow(key: jax.Array, config: Config, k: int) -> Params:
     rotation = jnp.linalg.qr(jax.random.normal(rotation_key, (channels, channels)))[0]
     rotation = rotation.at[:, 0].multiply(jnp.sign(jnp.linalg.det(rotation)))
     network = wn_network(config, channels // 2, jnp.float32)
-    conditioning = jnp.zeros((1, 1, conditioning_channels(config)))
-    wn = dict(network.init(wn_key, jnp.zeros((1, 1, channels // 2)), conditioning)["params"])
+    sizes = channels // 2, conditioning_channels(config)
+    wn = dict(network.init(wn_key, *sizes, method="layers")["params"])
     # The last layer starts at zero, which a norm cannot: it alone has plain weights.
     end = wn.pop("end")
     return {"conv": rotation, "wn": {**split_weight_norm(wn), "end": end}}

@@ -48,7 +48,6 @@ class WN(nn.Module):
     dtype: Any = jnp.float32
     phases: int = 1
 
-    @nn.compact
     def __call__(
         self, x: jax.Array, conditioning: jax.Array, mask: jax.Array | None = None
     ) -> jax.Array:
@@ -60,7 +59,7 @@ class WN(nn.Module):
         With a mask, steps outside are zero wherever a convolution sees them, just as it sees zeros
         beyond the ends of an unpadded signal. Backends differ by rounding alone.
         """
-        params = self._layers(x.shape[-1], conditioning.shape[-1])
+        params = self.layers(x.shape[-1], conditioning.shape[-1])
         return jax.lax.platform_dependent(
             params,
             x,
@@ -71,8 +70,9 @@ class WN(nn.Module):
             default=partial(_wn, dtype=self.dtype, backend="gpu"),
         )
 
-    def _layers(self, n_in: int, n_conditioning: int) -> Params:
-        """Every layer's `{kernel, bias}` by its name."""
+    @nn.compact
+    def layers(self, n_in: int, n_conditioning: int) -> Params:
+        """Every layer's `{kernel, bias}` by its name. `init` needs this method alone."""
         channels, skips = self.n_channels, self.n_skip_channels
         layers = {}
 

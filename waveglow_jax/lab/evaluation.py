@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.audio.files import write_text
+from waveglow_jax.audio.inputs import check_outside
 from waveglow_jax.audio.sound import audio_frames, read_audio, read_samples
 from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
@@ -45,6 +46,7 @@ from waveglow_jax.lab.systems import (
 
 # Raised when a metric's definition changes, so that older rows are measured again.
 _EDITION = 1
+AUDIO = "audio"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 Progress = Callable[[str, int, int], None]
 
@@ -128,9 +130,11 @@ def evaluate(
     Run again, it goes on where it stopped: what was made or measured from the same files is kept.
     Unreadable and unmatched files are in `left_out`; raises UserError if nothing is left, for two
     systems of one name, an unknown baseline or none, weights that cannot be read or do not fit the
-    rate, and if output cannot be written.
+    rate, an output that lies in a folder of recordings, and if it cannot be written.
     """
     output = Path(output)
+    for folder in [reference, *(s.source for s in systems if is_audio_folder(s.source))]:
+        check_outside(output / AUDIO, folder)
     from_mels = baselines_of(baselines, griffin_lim_iterations, noise_corrections)
     names = [RECORDINGS, *(each.name for each in from_mels), *(each.name for each in systems)]
     for name in names:
@@ -161,7 +165,7 @@ def evaluate(
                 each,
                 references,
                 rate,
-                output / "audio",
+                output / AUDIO,
                 executor,
                 partial(progress, each.name),
             )
@@ -171,7 +175,7 @@ def evaluate(
                     system,
                     voices[system.name],
                     references,
-                    output / "audio",
+                    output / AUDIO,
                     partial(progress, system.name),
                 )
             else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from waveglow_jax.audio.files import write_text
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import UserError, escaped
 from waveglow_jax.lab.alignment import align
 from waveglow_jax.lab.evaluation import Evaluation, Row, Summary, read_output, summary_dict
 from waveglow_jax.lab.metrics import METRICS, Metric
@@ -171,7 +171,7 @@ def _range(pair: tuple[float, float], form: str) -> str:
 
 def _cell(text: str) -> str:
     """A name as it stands in a table: nothing in it is Markdown or HTML."""
-    text = " ".join(text.split())
+    text = escaped(" ".join(text.split()))
     for character in "\\`*_[]<>|":
         text = text.replace(character, "\\" + character)
     return text

@@ -30,6 +30,7 @@ import numpy as np
 
 from waveglow_jax.audio.mel import FAR, LOG_FLOOR, mel_filters, mirrored, stft_window
 from waveglow_jax.config import Config
+from waveglow_jax.synthesis.kept_traces import compile_once
 from waveglow_jax.synthesis.windows import Piece
 
 MOMENTUM = 0.9
@@ -232,6 +233,11 @@ class _State(NamedTuple):
     spectra: jax.Array | np.ndarray
 
 
+jax.export.register_namedtuple_serialization(
+    _State, serialized_name="waveglow_jax.synthesis.consistency.State"
+)
+
+
 def _silent_state(config: Config, iterations: int) -> _State:
     data, before = config.data, reach(config)
     past = _no_rows((iterations + 1) * before, config)
@@ -254,8 +260,16 @@ def piece_program(
     rows = _no_rows(frames, config)[:3]
     state = _silent_state(config, iterations)
     there = jax.sharding.SingleDeviceSharding(device)
-    program = jax.jit(partial(_corrected_piece, config), in_shardings=there, out_shardings=there)
-    return program.lower(state, *rows).compile()
+    return compile_once(
+        partial(_corrected_piece, config),
+        state,
+        *rows,
+        name="corrections",
+        device=device,
+        made_for=config,
+        in_shardings=there,
+        out_shardings=there,
+    )
 
 
 def _corrected_piece(

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from waveglow_jax.audio.files import replacing
 from waveglow_jax.config import Config
-from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import inverse_prepared, prepare_inverse
 from waveglow_jax.flow.wavenet import Params
 from waveglow_jax.synthesis.consistency import consistent
@@ -29,8 +28,6 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def export(config: Config, params: Params, dtype: str = "float32", consistency: int = 0) -> bytes:
     """Serialises the reverse pass, weights included. dtype: of the products inside WN;
     consistency: corrections towards the mel that follow it.
-
-    Raises UserError if the serialiser's library is missing.
     """
     from jax import export as jax_export
 
@@ -41,12 +38,7 @@ def export(config: Config, params: Params, dtype: str = "float32", consistency: 
         return consistent(audio, mel, config, consistency)
 
     exported = jax_export.export(jax.jit(reverse), platforms=PLATFORMS)(*input_shapes(config))
-    try:
-        return bytes(exported.serialize())
-    except ImportError:
-        raise UserError(
-            "jax.export needs the library flatbuffers: pip install 'waveglow-jax[export]'"
-        ) from None
+    return bytes(exported.serialize())
 
 
 def promise() -> str:

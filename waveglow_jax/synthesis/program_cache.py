@@ -27,6 +27,22 @@ def cache_folder() -> Path | None:
     return base / "waveglow_jax" / "programs" if base is not None else None
 
 
+def keep_programs_if_possible() -> None:
+    """`keep_programs` in `cache_folder()`, unless JAX has been given a folder already.
+
+    Warns (FileWarning) where that fails: everything is only slower without.
+    """
+    import jax
+
+    folder = cache_folder()
+    if folder is None or jax.config.jax_compilation_cache_dir:
+        return
+    try:
+        keep_programs(folder)
+    except UserError as error:
+        warnings.warn(str(error), FileWarning, stacklevel=3)
+
+
 def keep_programs(folder: Path) -> None:
     """Has JAX look for compiled programs in the folder, and put there what it compiles.
 
@@ -37,6 +53,7 @@ def keep_programs(folder: Path) -> None:
     bound the folder's size.
     """
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     try:
         pwd.getpwuid(os.getuid())
@@ -69,6 +86,8 @@ def keep_programs(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_compilation_cache_max_size", 1 << 30)
+    # A process that has compiled something already has settled that there is no cache.
+    compilation_cache.reset_cache()
 
 
 def _holds_others_files(folder: Path) -> bool:

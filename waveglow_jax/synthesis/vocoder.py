@@ -31,6 +31,7 @@ from waveglow_jax.synthesis.consistency import (
     piece_program,
 )
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
+from waveglow_jax.synthesis.program_cache import keep_programs_if_possible
 from waveglow_jax.synthesis.typical import TypicalSample, search_program, typical_sample
 from waveglow_jax.synthesis.windows import MOST_FRAMES, Plan, ReversePass, size_at_least
 from waveglow_jax.weights.release import read_weights
@@ -381,10 +382,10 @@ class Voice:
         audio = np.asarray(on_host(audio), np.float32)
         mel = self.mel(audio) if mel is None else on_host(mel)
         mel = np.asarray(frames_first(mel, self.config.waveglow.n_mel_channels), np.float32)
+        audio = self._in_whole_blocks(audio)
         if audio.ndim == 1 and mel.ndim == 2:
             z, nats = self.encode(audio[None], mel[None])
             return z[0], nats[0]
-        audio = self._in_whole_blocks(audio)
         check_shapes(self.config, audio.shape, mel.shape)
         samples, frames, hop = audio.shape[1], mel.shape[1], self.config.data.hop_length
         size = size_at_least(frames)
@@ -471,12 +472,16 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
 
 
-def load(source: str | Path | None = None) -> Voice:
+def load(source: str | Path | None = None, *, keep_programs: bool = True) -> Voice:
     """The voice in a release folder, a training run, a published checkpoint or on the Hugging Face
     hub, told apart by content; without a source the bundled one.
 
-    Raises UserError if there is none, or if it is damaged.
+    keep_programs: JAX keeps what it compiles, this voice's programs and others, in the user's cache
+    folder for the next process; a cache that JAX has been given already stays as it is. Warns if
+    that folder cannot be used. Raises UserError if there is no voice, or if it is damaged.
     """
+    if keep_programs:
+        keep_programs_if_possible()
     weights = read_weights(source)
     return Voice(weights.config, jax.tree.map(jnp.asarray, weights.params))
 

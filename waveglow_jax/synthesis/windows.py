@@ -29,6 +29,7 @@ from waveglow_jax.flow.waveglow import (
     prepare_inverse,
 )
 from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.synthesis.kept_traces import compile_once
 
 SIZES_AN_OCTAVE = 4
 SMALLEST_SIZE = 64
@@ -307,12 +308,22 @@ class ReversePass:
         bins = self.config.waveglow.n_mel_channels
         shapes = ((batch, window, bins), jnp.float32), ((batch, window), jnp.int32)
         scalars = ((), jnp.float32), ((), jnp.uint32)
-        lowered = jax.jit(program).lower(
+        arguments = (
             self._prepared(mesh, dtype),
             *(jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, by_row)) for s in shapes),
             *(jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, everywhere)) for s in scalars),
         )
-        self._programs[window, batch, dtype] = lowered.compile()
+        self._programs[window, batch, dtype] = (
+            compile_once(
+                program,
+                *arguments,
+                name="windows",
+                device=self.devices[0],
+                made_for=(self.config, dtype),
+            )
+            if mesh.size == 1
+            else jax.jit(program).lower(*arguments).compile()
+        )
         if self.config.waveglow.mel_whitening:
             self._colour_program  # noqa: B018 - compiled when first asked for
         return time.monotonic() - began
@@ -466,8 +477,13 @@ class ReversePass:
         samples = COLOUR_FRAMES * self.config.data.hop_length
         bins = self.config.waveglow.n_mel_channels
         shapes = (samples,), (COLOUR_FRAMES + 1, bins), self._silence.shape
-        program = jax.jit(partial(_coloured_piece, self.config))
-        return program.lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+        return compile_once(
+            partial(_coloured_piece, self.config),
+            *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes),
+            name="colour",
+            device=jax.devices()[0],
+            made_for=self.config,
+        )
 
     def _mesh(self, batch: int) -> Mesh:
         return Mesh(np.asarray(self.devices[: _spread(batch, self.devices)]), ("rows",))
@@ -478,12 +494,15 @@ class ReversePass:
         size = folded_size(self.config, dtype)
         folds = (
             size is not None
-            and self.devices[0].platform == "cpu"
+            and self.devices[0].platform != "tpu"
             and size * mesh.size <= FOLDED_BYTES
         )
         key = mesh, dtype if folds else None
         if key not in there:
-            prepared = jax.jit(prepare_inverse)(self.params)
+            prepare = compile_once(
+                prepare_inverse, self.params, name="prepare", device=jax.devices()[0]
+            )
+            prepared = prepare(self.params)
             if folds:
                 prepared = fold_upsampler(prepared, self.config, dtype)
             there[key] = jax.device_put(prepared, NamedSharding(mesh, PartitionSpec()))

@@ -32,6 +32,7 @@ from waveglow_jax.training.dataset import (
 from waveglow_jax.training.feed import Feed, Unreadable
 from waveglow_jax.training.figures import validation_figures
 from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
+from waveglow_jax.training.lock import locked
 from waveglow_jax.training.mels import mel_frames
 from waveglow_jax.training.monitor import Monitor, Silence, say
 from waveglow_jax.training.parallel import (
@@ -77,14 +78,14 @@ def train(
     recordings' own. Every process of a run calls this alike; the first alone reads and writes the
     folder. Returns 0 when the run is complete, 128 + the signal's number when Ctrl-C or SIGTERM
     stopped it, everything saved (see `stopping.still_working`). Raises UserError for unusable or
-    changed data, another config's run, a full disk (`train_config.on_save_failure`), or ten
-    non-finite losses in a row.
+    changed data, another config's run, a folder that another process trains into, a full disk
+    (`train_config.on_save_failure`), or ten non-finite losses in a row.
     """
     layout = Layout.of_all_processes()
     check_batch(config, len(layout.devices))
-    if is_first():
-        _claim_folder(run, config)
-    with signals() as stop:
+    with signals() as stop, locked(run) if is_first() else nullcontext():
+        if is_first():
+            _claim_folder(run, config)
         try:
             scan = partial(scan_corpus, data, config, mels)
             corpus = stop.during("the look for recordings", scan)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from waveglow_jax.errors import escaped
 from waveglow_jax.weights.release import Weights
 
 # Trained flows stay within about a decade of the rotations they start from; a float32 inverse
@@ -76,7 +77,7 @@ def as_text(found: dict[str, Any]) -> str:
     lines = [
         found["kind"],
         *([f"layers: {found['generation']}"] if found["generation"] else []),
-        *([found["description"]] if found["description"] else []),
+        *([escaped(found["description"])] if found["description"] else []),
         f"{found['parameters'] / 1e6:.2f} million parameters",
         f"{glow['n_flows']} flows in groups of {glow['n_group']}, {glow['n_early_size']} channels "
         f"leave every {glow['n_early_every']} flows; WN {wn['n_layers']} layers, {residual} "

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text, write_wav
-from waveglow_jax.audio.inputs import find_inputs
+from waveglow_jax.audio.inputs import check_outside, find_inputs
 from waveglow_jax.audio.sound import read_audio, read_samples
 from waveglow_jax.errors import UserError
 from waveglow_jax.lab.systems import files_by_name
@@ -68,9 +68,9 @@ def make(
     Every clip is brought to -26 dBFS RMS; if a peak would exceed 0.95, the whole utterance is
     lowered for all systems alike. Clips carry meaningless names: which is which stands in the key
     alone, which is not to be served.
-    Raises UserError for fewer than two systems, two of a name, an output that holds a test already,
-    a file that cannot be read, files of several rates, a post_url that is no http(s) URL, or if no
-    utterance is left.
+    Raises UserError for fewer than two systems, two of a name, an output that holds a test already
+    or lies in a system's folder, a file that cannot be read, files of several rates, a post_url
+    that is no http(s) URL, or if no utterance is left.
     """
     output = Path(output)
     _check_arguments(systems, output, post_url)
@@ -180,6 +180,8 @@ def _check_arguments(
     for path in (output / KEY, output / PAGE):
         if path.exists():
             raise UserError(f"{path}: there is a test already; choose another -o")
+    for _, folder in systems:
+        check_outside(output / PAGE, folder)
     if post_url:
         parts = urlsplit(post_url)
         if parts.scheme not in ("http", "https") or not parts.netloc:

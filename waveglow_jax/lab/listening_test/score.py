@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import UserError, escaped
 from waveglow_jax.lab.statistics import Estimate, crossed_mean
 from waveglow_jax.text import read_json
 
@@ -67,7 +67,7 @@ def table(scores: Scores) -> str:
     lines = ["| Model | Mean Opinion Score (MOS) | ratings |", "| --- | --- | --- |"]
     for system, found in scores.mos.items():
         half = "" if found.high is None else f" \N{PLUS-MINUS SIGN} {found.high - found.mean:.4f}"
-        name = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", system)
+        name = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", escaped(system))
         lines.append(f"| {name} | {found.mean:.3f}{half} | {found.n} |")
     agreement = "not to be told" if scores.agreement is None else f"{scores.agreement:.3f}"
     lines += [

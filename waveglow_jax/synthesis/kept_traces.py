@@ -1,0 +1,86 @@
+"""Programs from one run to the next without tracing them again.
+
+JAX's persistent cache keeps what XLA made of a program, but JAX must trace and lower the Python
+first, to know which program it is: on a CPU that takes longer than to synthesise a sentence. So the
+traced form (StableHLO, `jax.export`) lies in the same folder, under a name that says what it was
+traced from: arguments, device, JAX's version and this package's sources.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import waveglow_jax
+from waveglow_jax.audio.files import replacing
+
+SUFFIX = ".stablehlo"
+MOST_KEPT = 64
+"""Files. Each holds some 100 KB; when there are more, the oldest ones go."""
+
+
+def compile_once(
+    function: Callable[..., Any],
+    *arguments: Any,
+    name: str,
+    device: jax.Device,
+    made_for: Any = None,
+    **jit: Any,
+) -> jax.stages.Compiled:
+    """`jax.jit(function, **jit).lower(*arguments).compile()`, traced once for many runs.
+
+    arguments: arrays or `jax.ShapeDtypeStruct`s, all for that one device. name, made_for: together
+    with the arguments they must say all that the function depends on; made_for needs a `repr` that
+    does.
+    Without JAX's persistent cache (`program_cache.keep_programs`), or flatbuffers, which JAX writes
+    with, nothing is kept.
+    """
+    jitted = jax.jit(function, **jit)
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or not find_spec("flatbuffers"):
+        return jitted.lower(*arguments).compile()
+    path = Path(folder) / f"{name}-{_fingerprint(arguments, device, made_for)}{SUFFIX}"
+    exported = _read(path)
+    if exported is None:
+        exported = jax.export.export(jitted, platforms=[device.platform])(*arguments)
+        _write(path, bytes(exported.serialize()))
+    return jax.jit(exported.call, **jit).lower(*arguments).compile()
+
+
+def _fingerprint(arguments: Any, device: jax.Device, made_for: Any) -> str:
+    leaves, structure = jax.tree.flatten(arguments)
+    shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
+    parts = jax.__version__, device.platform, device.device_kind, made_for, shapes, str(structure)
+    return hashlib.sha256(f"{_sources()} {parts!r}".encode()).hexdigest()[:32]
+
+
+@cache
+def _sources() -> str:
+    """Changes whenever a line of this package does."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(waveglow_jax.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Any:
+    """What was exported, or None where nothing is kept or the file is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None  # and it is written anew
+    return jax.export.deserialize(bytearray(content[32:]))
+
+
+def _write(path: Path, content: bytes) -> None:
+    kept = sorted(path.parent.glob(f"*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+    for old in kept[: max(0, len(kept) + 1 - MOST_KEPT)]:
+        old.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
