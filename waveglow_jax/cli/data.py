@@ -8,7 +8,7 @@ from typing import Any
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_mel
 from waveglow_jax.audio.inputs import Input
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.cli.arguments import given
+from waveglow_jax.cli.arguments import given, workers
 from waveglow_jax.cli.outcome import each, inputs_of
 from waveglow_jax.errors import UserError
 
@@ -21,7 +21,7 @@ def prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level", type=float, metavar="DBFS", help="bring speech to this RMS level, such as -22"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=workers, default=os.cpu_count() or 1)
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
@@ -29,8 +29,6 @@ def run_prepare(arguments: argparse.Namespace) -> int:
 
     from waveglow_jax.audio.prepare import prepare
 
-    if arguments.rate < 1:
-        raise UserError(f"--rate {arguments.rate} must be at least 1 Hz")
     with tqdm(unit="file", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

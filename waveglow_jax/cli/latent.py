@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -230,7 +231,7 @@ def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:
 
 
 def _not_an_input(target: Path, items: Sequence[Input]) -> Path:
-    if target.resolve() in {item.path.resolve() for item in items}:
+    if os.path.realpath(target) in {os.path.realpath(item.path) for item in items}:
         raise UserError(f"{target}: this output would overwrite an input; choose another -o")
     return target
 

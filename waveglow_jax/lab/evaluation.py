@@ -181,11 +181,11 @@ def evaluate(
         rows, unmeasured = _measure_all(references, made, rate, keys, output, executor, progress)
     left_out += unmeasured
     rows = [_with_made(row, made[row.system], rate, references) for row in rows]
-    sources = {RECORDINGS: Path(reference).resolve().name}
+    sources = {RECORDINGS: os.path.basename(os.path.realpath(reference))}
     sources |= {each.name: each.about for each in from_mels}
     sources |= {system.name: _described(system, voices.get(system.name)) for system in systems}
     evaluation = Evaluation(
-        reference=Path(reference).resolve().name,
+        reference=os.path.basename(os.path.realpath(reference)),
         sampling_rate=rate,
         names=tuple(references),
         baseline=baseline,
