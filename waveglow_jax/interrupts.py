@@ -15,8 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,10 +70,23 @@ def listen() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise)
+    # For multiprocessing's own helper, which would tell of what a child that is killed leaves to it.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     otherwise = sys.unraisablehook
     sys.unraisablehook = lambda lost: None if _is_ours(lost.exc_type) else otherwise(lost)
     os.register_at_fork(after_in_child=_leave_to_parent)
     threading.Thread(target=_watch, args=(reading,), daemon=True, name="interrupts").start()
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started meanwhile ignore Ctrl-C, which a terminal sends to them too: this
+    one ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _raise(number: int, _frame: Any) -> None:

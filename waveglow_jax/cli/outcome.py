@@ -46,7 +46,7 @@ def ready_streams() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if type(sys.stderr) is io.TextIOWrapper:
+    elif type(sys.stderr) is io.TextIOWrapper:
         sys.stderr = _Forgiving(
             sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True
         )

@@ -23,6 +23,7 @@ from waveglow_jax.audio.files import write_text
 from waveglow_jax.audio.sound import audio_frames, read_audio, read_samples
 from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
+from waveglow_jax.interrupts import deaf_children
 from waveglow_jax.lab.alignment import align
 from waveglow_jax.lab.metrics import METRICS, OF_SIGNALS, measure, missing_packages
 from waveglow_jax.lab.statistics import Estimate, bootstrap_mean
@@ -380,7 +381,8 @@ def _results(
     if executor is None:
         yield from ((key, measure_file(*job[1:])) for key, job in todo.items())
         return
-    futures = {executor.submit(measure_file, *job[1:]): key for key, job in todo.items()}
+    with deaf_children():
+        futures = {executor.submit(measure_file, *job[1:]): key for key, job in todo.items()}
     for future in as_completed(futures):
         yield futures[future], future.result()
 
