@@ -70,7 +70,7 @@ def listen() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise)
-    # For multiprocessing's own helper, which would tell of what a child that is killed leaves to it.
+    # For multiprocessing's own helper, which would tell of what a killed child leaves to it.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     otherwise = sys.unraisablehook
     sys.unraisablehook = lambda lost: None if _is_ours(lost.exc_type) else otherwise(lost)
