@@ -1,8 +1,13 @@
 """Mels or recordings in, speech out: python synthesize.py INPUT... -o DIR [-w WEIGHTS]"""
 
-import sys
+from waveglow_jax.interrupts import program
 
-from waveglow_jax.cli import run_single
+
+def run() -> int:
+    from waveglow_jax.cli import run_single
+
+    return run_single("synthesize")
+
 
 if __name__ == "__main__":
-    sys.exit(run_single("synthesize"))
+    program(run)

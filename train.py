@@ -1,8 +1,13 @@
 """Trains a voice: python train.py CONFIG.json --data DIR_OR_LIST --output RUN"""
 
-import sys
+from waveglow_jax.interrupts import program
 
-from waveglow_jax.cli import run_single
+
+def run() -> int:
+    from waveglow_jax.cli import run_single
+
+    return run_single("train")
+
 
 if __name__ == "__main__":
-    sys.exit(run_single("train"))
+    program(run)

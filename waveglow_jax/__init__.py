@@ -8,10 +8,14 @@
 Names are imported when they are first used, so that a command's help does not wait for JAX.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from waveglow_jax.interrupts import listen_if_program
 
-from waveglow_jax.paths import give_libraries_caches
+listen_if_program()  # before the imports that take time
+
+from importlib import import_module  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from waveglow_jax.paths import give_libraries_caches  # noqa: E402
 
 if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from waveglow_jax import synthesis as synthesis

@@ -1,5 +1,18 @@
-import sys
+from typing import NoReturn
 
-from waveglow_jax.cli import main
+from waveglow_jax.interrupts import program
 
-sys.exit(main())
+
+def main() -> NoReturn:
+    """The program: the same for `python -m waveglow_jax` and for the script of that name."""
+    program(_run)
+
+
+def _run() -> int:
+    from waveglow_jax.cli import main as run  # takes a while, and can be interrupted
+
+    return run()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,11 +6,14 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from waveglow_jax.errors import UserError
+from waveglow_jax.interrupts import unfinished
 from waveglow_jax.ownership import not_own
 
 # pathlib makes one slash of two, so that one is enough for the schemes that are known.
@@ -24,6 +27,8 @@ _COPIED_BY = {
     "hf": "hf download",
 }
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, as Linux has them
+
 _stand_ins: set[Path] = set()
 
 
@@ -35,8 +40,7 @@ def local_path(text: str | os.PathLike[str]) -> str:
     and the like), for `~` where there is no home, and for a name that no file can have.
     """
     text = os.fspath(text)
-    if "\0" in text:
-        raise UserError(f"{text}: no file can have a name with a NUL character; correct the name")
+    _check_possible(text)
     address = _ADDRESS.match(text)
     if address is not None:
         scheme = address["scheme"].lower()
@@ -55,6 +59,32 @@ def local_path(text: str | os.PathLike[str]) -> str:
             raise UserError(f"{text}: there is no home folder that ~ could mean; set HOME")
         return str(folder) + slash + rest
     return os.path.expanduser(text)
+
+
+def _check_possible(text: str) -> None:
+    """Refuses what no file can be called, which the system would not say of a name but of every
+    use of it."""
+    if "\0" in text:
+        raise UserError(f"{text}: no file can have a name with a NUL character; correct the name")
+    try:
+        path = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{text}: no file can have a name with half a character; correct the name"
+        ) from None
+    if len(path) > _LONGEST_PATH or max(map(len, path.split(b"/"))) > _LONGEST_NAME:
+        raise UserError(
+            f"{text[:60]}...: no file can have so long a name ({_LONGEST_NAME} bytes at most, "
+            f"{_LONGEST_PATH} with its folders); check the path"
+        )
+
+
+def check_no_device(path: str | os.PathLike[str]) -> None:
+    """Raises UserError if there is a pipe, a device or a socket, which might be read for ever, and
+    which writing would replace by a file; OSError if there is nothing."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path}: a pipe, device or socket where a file was expected; name a file")
 
 
 def _of_file_address(text: str) -> str:
@@ -110,11 +140,11 @@ def give_libraries_caches() -> None:
     caches_needed = bool(unsafe) or not _writable(caches)
     if not (settings_needed or caches_needed):
         return
-    try:
-        temporary = tempfile.mkdtemp(prefix="waveglow_jax-")
-    except OSError:  # nothing can be written at all; the libraries say so themselves
+    temporary = _temporary_folder()
+    if temporary is None:  # nothing can be written at all; the libraries say so themselves
         return
     atexit.register(_remove, temporary, os.getpid())
+    unfinished.add(Path(temporary))
     if settings_needed:
         os.environ["MPLCONFIGDIR"] = temporary
     if caches_needed:
@@ -137,6 +167,14 @@ def _of_others(folder: Path) -> str:
         return not_own(folder)
     except OSError:
         return ""
+
+
+def _temporary_folder() -> str | None:
+    """Where temporary files go, or in memory, which containers let be written if nothing else."""
+    for place in (None, "/dev/shm"):
+        with suppress(OSError):
+            return tempfile.mkdtemp(prefix="waveglow_jax-", dir=place)
+    return None
 
 
 def _writable(folder: Path | None) -> bool:

@@ -4,13 +4,16 @@ UTF-16 with one."""
 import codecs
 import json
 import os
-from pathlib import Path
+import stat
 from typing import Any
 
 from waveglow_jax.errors import UserError
 
 MARK = "\ufeff"
 """The byte order mark, as a character. Files that were joined have one inside."""
+
+# Bytes. Lists of millions of recordings are so long; a device may never end.
+_LONGEST, _LONGEST_PIPE = 1 << 30, 16 << 20
 
 # The longer ones first: UTF-32's begins as UTF-16's does.
 _ENCODINGS = (
@@ -43,10 +46,28 @@ def decode(content: bytes, name: str | os.PathLike[str], what: str = "file") -> 
 def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
     """A file's text, `what` the file is. Raises UserError if it cannot be read or decoded."""
     try:
-        content = Path(path).read_bytes()
+        content = _content(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:  # of a name
+        raise UserError(f"{path}: cannot be read ({error}); check the path") from None
+    if content is None:
+        raise UserError(f"{path}: holds more than a {what} can; check the path")
     return decode(content, path, what)
+
+
+def _content(path: str | os.PathLike[str]) -> bytes | None:
+    """A file's bytes, None if there are too many. A pipe may stand for a file, as a
+    shell's `<(...)` does, but is not waited for if nobody writes to it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        os.set_blocking(descriptor, True)
+        found = os.fstat(descriptor)
+        most = _LONGEST if stat.S_ISREG(found.st_mode) else _LONGEST_PIPE
+        if found.st_size > most:
+            return None
+        content = file.read(most + 1)
+    return content if len(content) <= most else None
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -22,7 +23,8 @@ import numpy as np
 
 from waveglow_jax.errors import UserError
 from waveglow_jax.errors import why as _why
-from waveglow_jax.paths import local_path
+from waveglow_jax.interrupts import unfinished
+from waveglow_jax.paths import check_no_device, local_path
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
@@ -90,8 +92,9 @@ def _read_array_file(path: Path, n_mel_channels: int | None) -> np.ndarray:
     if suffix not in readers:
         raise UserError(f"{path}: not a mel file; expected {', '.join(readers)}")
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UserError(f"{path}: a folder where a mel file was expected")
+        check_no_device(path)
         mel = readers[suffix](path, n_mel_channels)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
@@ -141,7 +144,10 @@ def _read_array(file: IO[bytes], size: int, path: Path, n_mel_channels: int | No
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
         else:
             raise ValueError(f"version {version} of the format")
-    except ValueError as error:
+        if any(isinstance(size, bool) for size in shape):  # an int, to NumPy
+            raise ValueError(f"shape {shape}")
+    # The header is parsed as Python: what is none of Python's may raise what its parser does.
+    except (ValueError, TypeError, SyntaxError, RecursionError, tokenize.TokenError) as error:
         raise UserError(
             f"{path}: not a readable NumPy array; save it again with numpy.save"
         ) from error
@@ -274,8 +280,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     # Hidden, so that a search of the folder in the meantime does not find it; a fresh name rather
     # than one from tempfile, whose files only their owner may read.
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    unfinished.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            check_no_device(path)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
@@ -286,6 +295,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         # If the folder itself is what failed, there is nothing to remove.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        unfinished.discard(temporary)
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:

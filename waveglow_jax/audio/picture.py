@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def literal(text: str) -> str:
+    """A name as a label of a figure, where dollars would be mathematics otherwise."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
 def mel_figure(mels: Sequence[tuple[str, np.ndarray]], data: DataConfig) -> Figure:
     """A matplotlib Figure of `(title, mel [F, M])` pairs on one time axis and one colour scale."""
     from matplotlib.figure import Figure
@@ -35,7 +40,7 @@ def mel_figure(mels: Sequence[tuple[str, np.ndarray]], data: DataConfig) -> Figu
             vmax=top,
             extent=(0, mel.shape[0] * seconds_a_frame, 0, mel.shape[1]),
         )
-        axis.set(title=title, ylabel="mel band", xlim=(0, longest * seconds_a_frame))
+        axis.set(title=literal(title), ylabel="mel band", xlim=(0, longest * seconds_a_frame))
     axes[-1].set_xlabel("seconds")
     figure.colorbar(image, ax=axes, label="ln magnitude")
     return figure

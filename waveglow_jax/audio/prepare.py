@@ -32,6 +32,10 @@ _FULL_SCALE = 32766 / 32768
 # stricter than `read_audio`, because a level asked for would make a recording of such noise.
 _SILENT_PEAK = 0.001
 _PEAK = 0.95
+# Hz; the converter takes a thousandfold change and memory with it.
+_RATES = (1000, 768_000)
+# Below it 16 bits hold next to nothing.
+_LOWEST_LEVEL = -60.0
 # Frames quieter than this below the loudest are pauses, which say nothing about the level.
 _ACTIVE_DB = 40.0
 _FRAME_SECONDS = 0.02
@@ -83,10 +87,12 @@ def prepare(
     A second run converts only what is new or changed: `output/prepare.json` keeps the settings and
     each source's size and time. Outputs of sources that are not among `inputs` this time stay.
 
-    Raises UserError if the inputs cannot be found or lie inside `output`, if `output` was made with
-    other settings or from other files of the same names, or if it cannot be written.
+    Raises UserError if a setting is out of bounds, if the inputs cannot be found or lie inside
+    `output`, if `output` was made with other settings or from other files of the same names, or if
+    it cannot be written.
     """
     output = Path(output)
+    _check_settings(sampling_rate, level_dbfs)
     settings = {
         "sampling_rate": sampling_rate,
         "level_dbfs": level_dbfs,
@@ -139,7 +145,7 @@ def prepare(
                     progress(count, len(items))
         finally:
             # After an error or an interrupt, what is finished need not be done again.
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             _write_manifest(output, settings, noted)
 
     # In the order of the inputs, not in the order in which threads came to them.
@@ -147,6 +153,17 @@ def prepare(
     report += tuple((str(path), reason) for path, reason in unread)
     write_text(output / LEFT_OUT, "".join(f"{path}\t{reason}\n" for path, reason in report))
     return PrepareReport(written, kept, report, seconds)
+
+
+def _check_settings(sampling_rate: int, level_dbfs: float | None) -> None:
+    low, high = _RATES
+    if not low <= sampling_rate <= high:
+        raise UserError(f"the rate {sampling_rate} must be from {low} to {high} Hz")
+    if level_dbfs is not None and not _LOWEST_LEVEL <= level_dbfs <= 0:
+        raise UserError(
+            f"the level {level_dbfs:g} must be from {_LOWEST_LEVEL:g} to 0 dB relative to full "
+            "scale; -22 is usual"
+        )
 
 
 def _check_places(items: list[Input], output: Path, done: dict[str, dict]) -> None:

@@ -26,7 +26,7 @@ import soxr
 from waveglow_jax.audio.containers import Container, inspect
 from waveglow_jax.audio.files import CONVERT
 from waveglow_jax.errors import FileWarning, UserError, why
-from waveglow_jax.paths import local_path
+from waveglow_jax.paths import check_no_device, local_path
 
 # A recording that never exceeds this is silent: a third of the smallest step of 16 bits.
 SILENCE = 1e-5
@@ -171,8 +171,9 @@ class _Sound:
 def _opened(path: str | Path, warn: bool = True) -> Iterator[_Sound]:
     path = Path(path)
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UserError(f"{path}: a folder where a recording was expected")
+        check_no_device(path)
         size = path.stat().st_size
         if size == 0:
             raise UserError(f"{path}: the file is empty; copy it again or leave it out")

@@ -5,7 +5,6 @@ Errors are one line on stderr. JAX is imported by the command that needs it, not
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ from waveglow_jax.cli.latent import (
     run_sweep,
     sweep_arguments,
 )
-from waveglow_jax.cli.outcome import INTERRUPTED, fail, ready_streams
+from waveglow_jax.cli.outcome import INTERRUPTED, fail, ready_streams, stdout_refusal
 from waveglow_jax.cli.preflight import preflight_arguments, run_preflight
 from waveglow_jax.cli.synthesis import run_synthesize, synthesize_arguments
 from waveglow_jax.cli.training import run_train, train_arguments
@@ -47,7 +46,8 @@ from waveglow_jax.cli.weights import (
     run_export,
     run_inspect,
 )
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import UserError, why
+from waveglow_jax.interrupts import obeyed
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
     "demo": (demo_arguments, run_demo),
@@ -93,24 +93,39 @@ def run_single(command: str, argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """The exit code of the command that the arguments name."""
     ready_streams()
+    try:
+        try:
+            return _run(parser, argv)
+        finally:
+            sys.stdout.flush()  # at the interpreter's end it would be too late to say why not
+    except UserError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        obeyed.set()
+        fail("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has gone
+        stdout_refusal()
+        return 1
+    except OSError as error:
+        if refusal := stdout_refusal():
+            return fail(f"stdout: cannot be written: {refusal}; choose another place for it")
+        # A file without a name is stdout: what is written goes through `replacing`.
+        return fail(f"{error.filename or 'stdout'}: cannot be used: {why(error)}; choose another")
+    except MemoryError:
+        return fail("the memory is not enough for so much at once; give less")
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv, parser)
     arguments = parser.parse_args(plain)
     if overrides and arguments.command not in ("train", "preflight", "benchmark"):
         parser.error(f"unrecognized arguments: --{min(overrides)}")
     arguments.overrides = overrides
     _, run = COMMANDS[arguments.command]
-    try:
-        return run(arguments)
-    except UserError as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        fail("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone; so that the interpreter does not complain at exit:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return run(arguments)
 
 
 def _split_overrides(

@@ -11,6 +11,8 @@ from waveglow_jax.config import LATENT, MAX_CONSISTENCY
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
 
+_MOST_WORKERS = 256
+
 
 def given(text: str) -> str:
     """A path (as `local_path` reads it) or a name. An empty one comes of a variable that is not
@@ -61,6 +63,13 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def workers(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= _MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text} must be from 1 to {_MOST_WORKERS}")
     return value
 
 

@@ -16,6 +16,7 @@ from waveglow_jax.cli.arguments import (
     given,
     output_arguments,
     weights_argument,
+    workers,
 )
 from waveglow_jax.cli.outcome import each, inputs_of
 from waveglow_jax.errors import UserError, escaped
@@ -42,7 +43,7 @@ def prepare_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=workers,
         default=os.cpu_count() or 1,
         metavar="N",
         help="files at a time (default: as many as there are cores, %(default)s)",
@@ -59,8 +60,6 @@ def run_prepare(arguments: argparse.Namespace) -> int:
 
     from waveglow_jax.audio.prepare import prepare
 
-    if arguments.rate < 1:
-        raise UserError(f"--rate {arguments.rate} must be at least 1 Hz")
     with tqdm(unit="file", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

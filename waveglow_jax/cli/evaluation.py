@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from waveglow_jax.cli.arguments import count, examples, given, seed
+from waveglow_jax.cli.arguments import count, examples, given, seed, workers
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
@@ -65,7 +65,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-audio", action="store_true", help="a report.html without sound")
     parser.add_argument(
         "--workers",
-        type=count,
+        type=workers,
         default=os.cpu_count() or 1,
         metavar="N",
         help="files at a time (default: as many as there are cores, %(default)s)",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def _likelihood(item: Input, voice: Any, arguments: argparse.Namespace) -> dict[
     audio = audio[: len(mel) * data.hop_length]
     found = likelihood_of(voice.params, voice.config, audio, mel)
     if arguments.plot:
-        target = target_of(item, arguments, ".png", {item.path.resolve()})
+        target = target_of(item, arguments, ".png", {os.path.realpath(item.path)})
         figure = likelihood_figure(found, mel, data, item.path.name)
         with replacing(target) as temporary:
             figure.savefig(temporary, dpi=100)

@@ -269,7 +269,7 @@ def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:
 
 
 def _not_an_input(target: Path, items: Sequence[Input]) -> Path:
-    if target.resolve() in {item.path.resolve() for item in items}:
+    if os.path.realpath(target) in {os.path.realpath(item.path) for item in items}:
         raise UserError(f"{target}: this output would overwrite an input; choose another -o")
     return target
 

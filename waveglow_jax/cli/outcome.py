@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,44 @@ from typing import Any
 from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
 from waveglow_jax.errors import FileWarning, UserError, escaped, why
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 # How tqdm goes to the line of one of several bars.
 _OF_A_BAR = re.compile(r"(\x1b\[A)+")
 
 
+class _Forgiving(io.TextIOWrapper):
+    """A stderr that can be full or closed at its other end, which is no reason to stop."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
 def ready_streams() -> None:
     """Lets any name of a file be printed, without the terminal obeying what is in it, and what is
-    odd about a file be said in one line."""
+    odd about a file be said in one line.
+
+    Streams that whoever started the command has closed lead nowhere: the next file that is opened
+    would take a closed one's number, and get what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    elif type(sys.stderr) is io.TextIOWrapper:
+        sys.stderr = _Forgiving(
+            sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True
+        )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -59,6 +90,18 @@ def inputs_of(
     return find_inputs(inputs, suffixes, with_outputs, output)
 
 
+def stdout_refusal() -> str | None:
+    """Why stdout takes nothing more, None if it does. What it has not taken is dropped then, so
+    that the interpreter does not complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return why(error)
+    return None
+
+
 def fail(line: str) -> int:
     print(f"error: {' '.join(line.split())}", file=sys.stderr)
     return 1
@@ -72,7 +115,7 @@ def each(
 ) -> int:
     """Does the work from each file to its output; one that fails is told of and left out."""
     failed = 0
-    inputs = {item.path.resolve() for item in items}
+    inputs = {os.path.realpath(item.path) for item in items}
     for item in items:
         try:
             result = work(item, target_of(item, arguments, suffix, inputs))
@@ -87,13 +130,13 @@ def each(
 
 
 def target_of(
-    item: Input, arguments: argparse.Namespace, suffix: str, inputs: Collection[Path]
+    item: Input, arguments: argparse.Namespace, suffix: str, inputs: Collection[str]
 ) -> Path:
     """Where a file's result goes: -f/--file, or its place below -o. Raises UserError if an input
     is there."""
     file = getattr(arguments, "file", None)  # some commands have -o alone
     target = Path(file or Path(arguments.output) / item.relative.with_suffix(suffix))
-    if target.resolve() in inputs:
+    if os.path.realpath(target) in inputs:
         raise UserError(
             f"{item.path}: its output {target} would overwrite an input; choose another output"
         )

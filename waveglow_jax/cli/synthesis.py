@@ -1,7 +1,7 @@
 """synthesize: mels or recordings in, audio out, as files or as a stream."""
 
 import argparse
-import signal
+import os
 import sys
 import time
 from collections import deque
@@ -40,7 +40,7 @@ from waveglow_jax.cli.arguments import (
     weights_argument,
 )
 from waveglow_jax.cli.data import mel_of_recording
-from waveglow_jax.cli.outcome import TERMINATED, each, exit_code, fail, inputs_of, target_of, tell
+from waveglow_jax.cli.outcome import each, exit_code, fail, inputs_of, target_of, tell
 from waveglow_jax.cli.player import play, player
 from waveglow_jax.config import DTYPES, LATENT, Config
 from waveglow_jax.errors import UserError
@@ -170,8 +170,6 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     arguments.sigma = own.sigma if arguments.sigma is None else arguments.sigma
     if arguments.consistency is None:
         arguments.consistency = own.consistency
-    # An unfinished file goes then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     with _memory_told():
         if arguments.stream:
             return _synthesize_stream(items, arguments, voice)
@@ -201,7 +199,7 @@ def _memory_told() -> Iterator[None]:
 
 def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
     """Files in, files out, by way of windows that may hold several: read and written in order."""
-    inputs = {item.path.resolve() for item in items}
+    inputs = {os.path.realpath(item.path) for item in items}
     config, data, dtype = voice.config, voice.config.data, arguments.dtype
     lengths = [n for item in items if (n := _frames_of(item.path, voice))]
     try:
@@ -335,6 +333,8 @@ class _Clock:
 
 def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
     """Files in, raw samples to stdout, one file after another."""
+    if sys.__stdout__ is None:
+        raise UserError("--stream writes samples to stdout, which is closed; pipe them somewhere")
     if sys.stdout.isatty():
         raise UserError("--stream writes raw samples: pipe them, as to | aplay -f S16_LE -r 22050")
     data, chunk, denoise = voice.config.data, arguments.chunk, arguments.denoise

@@ -24,6 +24,7 @@ from waveglow_jax.audio.inputs import check_outside
 from waveglow_jax.audio.sound import audio_frames, read_audio, read_samples
 from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
+from waveglow_jax.interrupts import deaf_children
 from waveglow_jax.lab.alignment import align
 from waveglow_jax.lab.metrics import METRICS, OF_SIGNALS, measure, missing_packages
 from waveglow_jax.lab.statistics import Estimate, bootstrap_mean
@@ -185,11 +186,11 @@ def evaluate(
         rows, unmeasured = _measure_all(references, made, rate, keys, output, executor, progress)
     left_out += unmeasured
     rows = [_with_made(row, made[row.system], rate, references) for row in rows]
-    sources = {RECORDINGS: Path(reference).resolve().name}
+    sources = {RECORDINGS: os.path.basename(os.path.realpath(reference))}
     sources |= {each.name: each.about for each in from_mels}
     sources |= {system.name: _described(system, voices.get(system.name)) for system in systems}
     evaluation = Evaluation(
-        reference=Path(reference).resolve().name,
+        reference=os.path.basename(os.path.realpath(reference)),
         sampling_rate=rate,
         names=tuple(references),
         baseline=baseline,
@@ -384,7 +385,8 @@ def _results(
     if executor is None:
         yield from ((key, measure_file(*job[1:])) for key, job in todo.items())
         return
-    futures = {executor.submit(measure_file, *job[1:]): key for key, job in todo.items()}
+    with deaf_children():
+        futures = {executor.submit(measure_file, *job[1:]): key for key, job in todo.items()}
     for future in as_completed(futures):
         yield futures[future], future.result()
 

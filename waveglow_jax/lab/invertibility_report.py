@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from waveglow_jax.audio.files import replacing, write_text
+from waveglow_jax.audio.picture import literal
 from waveglow_jax.lab.invertibility import Blame, Error, LayerShape, Report
 from waveglow_jax.lab.layers import KINDS, WHITENING
 from waveglow_jax.lab.precisions import BY_NAME
@@ -264,7 +265,9 @@ def depth_figure(report: Report) -> Figure:
     axes[0].set_ylabel("RMS error / RMS of the state")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    figure.suptitle(f"{report.model}: error against depth, {report.close_samples:,} samples")
+    figure.suptitle(
+        f"{literal(report.model)}: error against depth, {report.close_samples:,} samples"
+    )
     return figure
 
 

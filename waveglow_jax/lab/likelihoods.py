@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.picture import literal
 from waveglow_jax.config import Config, DataConfig
 from waveglow_jax.flow.bijections import squeeze, whitening_factors, whitening_forward
 from waveglow_jax.flow.likelihood import loss_constant
@@ -219,7 +220,7 @@ def likelihood_figure(found: Likelihood, mel: np.ndarray, data: DataConfig, titl
     above, middle, below = figure.subplots(3, 1, sharex=True)
     extent = (0, len(mel) * data.hop_length / data.sampling_rate, 0, mel.shape[1])
     above.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=extent)
-    above.set(title=title, ylabel="mel band")
+    above.set(title=literal(title), ylabel="mel band")
     middle.plot(seconds, found.of_frame, lw=0.8, color="C0", label="a frame")
     middle.axhline(found.nats, color="C3", lw=1, label=f"all, {found.nats:.3f}")
     middle.set(ylabel="nats per sample")

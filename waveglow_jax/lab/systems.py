@@ -34,6 +34,7 @@ from waveglow_jax.config import (
     WaveGlowConfig,
 )
 from waveglow_jax.errors import UserError
+from waveglow_jax.interrupts import deaf_children
 from waveglow_jax.lab.likelihoods import noisy
 from waveglow_jax.lab.metrics import MEL, MEL_HOP, log_mel
 from waveglow_jax.paths import local_path
@@ -264,7 +265,8 @@ def make_baseline(
         for name, path in todo.items()
     ]
     apply = executor.map if executor is not None and baseline.in_workers else map
-    results = apply(_baseline_file, jobs)
+    with deaf_children():
+        results = apply(_baseline_file, jobs)
     for count, (name, seconds) in enumerate(zip(todo, results, strict=True), 1):
         done[name] = {"name": name, "of": fingerprint(todo[name]), "seconds": seconds}
         add_record(folder / MADE, done[name])

@@ -24,8 +24,8 @@ from waveglow_jax.weights.manifest import MANIFEST, DamagedError, verify, write_
 from waveglow_jax.weights.run import (
     VALIDATION_LOSS,
     checkpoint_folders,
-    not_of_this_config,
     partly_deleted,
+    restoring,
 )
 
 DISK_MARGIN = 16 * 2**20
@@ -151,12 +151,10 @@ class Checkpoints:
             rest=ocp.args.StandardRestore(rest),
             host=ocp.args.JsonRestore(),
         )
-        try:
+        with restoring(Path(self._manager.directory) / str(step)):
             restored = self._manager.restore(step, args=items)
-        except (ValueError, KeyError) as error:
-            raise not_of_this_config(Path(self._manager.directory) / str(step), error) from error
-        position = step * self._config.train.batch_size
-        progress = Progress.from_json(restored["host"], position)
+            position = step * self._config.train.batch_size
+            progress = Progress.from_json(restored["host"], position)
         return _join(restored["voice"], restored["rest"]), progress
 
 
@@ -183,7 +181,8 @@ def _manager(run: Path, keep: int) -> ocp.CheckpointManager:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another") from error
-    return ocp.CheckpointManager(folder, item_names=("voice", "rest", "host"), options=options)
+    with restoring(folder):
+        return ocp.CheckpointManager(folder, item_names=("voice", "rest", "host"), options=options)
 
 
 def _set_damaged_aside(run: Path) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from waveglow_jax.audio.picture import literal
 from waveglow_jax.training.history import History, window_means
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def run_figure(history: History, title: str) -> Figure:
         loss.plot(at, held_out, "o-", color="tab:orange", markersize=3, label="held out")
         best = int(np.argmin(held_out))
         loss.plot(at[best], held_out[best], "*", color="tab:red", markersize=12, label="best")
-    loss.set(title=title, ylabel="loss")
+    loss.set(title=literal(title), ylabel="loss")
     loss.set_ylim(_limits(history.steps["loss"], [v["validation_loss"] for v in told]))
     _raw_and_smooth(gradient, steps, history.steps["gradient_norm"], "")
     gradient.set(ylabel="gradient norm\nbefore clipping")

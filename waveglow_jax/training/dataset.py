@@ -67,8 +67,8 @@ def scan_corpus(data: str, config: Config, mels: str | None = None) -> Corpus:
     if train.validation_files:
         validation, also_left_out = _usable(train.validation_files, config, folder)
         left_out += also_left_out
-        held_out = {recording.path.resolve() for recording in validation}
-        recordings = [r for r in recordings if r.path.resolve() not in held_out]
+        held_out = {os.path.realpath(recording.path) for recording in validation}
+        recordings = [r for r in recordings if os.path.realpath(r.path) not in held_out]
     elif train.validation_fraction:
         every = max(2, round(1 / train.validation_fraction))
         validation = recordings[every - 1 :: every]

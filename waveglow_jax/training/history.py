@@ -74,12 +74,19 @@ def read_history(path: Path) -> History:
 def _parsed(text: str) -> dict[str, Any] | None:
     """A line as an object with a step, or None if it is not one."""
     try:
-        line = json.loads(text)
+        line = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
         return None
-    return line if isinstance(line.get("session", {}), dict) else None
+    session, loss = line.get("session", {}), line.get("validation_loss")
+    if not isinstance(session, dict) or not isinstance(loss, int | float | None):
+        return None
+    return line if isinstance(session.get("total_steps"), int | None) else None
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < 16 else float(digits)
 
 
 def _number(value: Any) -> float:

@@ -119,7 +119,7 @@ def _checkpoints(run: Path, history: History) -> tuple[list[dict[str, Any]], lis
     losses = {v["step"]: v.get("validation_loss") for v in history.validations}
     whole, unfinished = [], []
     for folder in sorted((run / "checkpoints").glob("*")):
-        if folder.name.isdigit():
+        if folder.name.isdecimal():
             step = int(folder.name)
             size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
             whole.append({"step": step, "bytes": size, "validation_loss": losses.get(step)})
@@ -272,11 +272,15 @@ def _progress_lines(found: dict[str, Any]) -> list[str]:
     )
     sessions = found["sessions"]
     if len(sessions) > 1:
-        told = [f"{s['devices']} x {s['kind']} from step {s['step']:,}" for s in sessions[-4:]]
+        told = [f"{_devices(s)} from step {s['step']:,}" for s in sessions[-4:]]
         lines.append(f"{len(sessions)} sessions: {'... ' * (len(sessions) > 4)}{', '.join(told)}")
     elif sessions:
-        lines.append(f"on {sessions[0]['devices']} x {sessions[0]['kind']}")
+        lines.append(f"on {_devices(sessions[0])}")
     return lines
+
+
+def _devices(session: dict[str, Any]) -> str:
+    return f"{session.get('devices', '?')} x {session.get('kind', '?')}"
 
 
 def _loss_lines(found: dict[str, Any]) -> list[str]:

@@ -76,14 +76,19 @@ def signals() -> Iterator[Stop]:
 
     def receive(number: int, _frame: Any) -> None:
         stop.by = signal.Signals(number)
+        restore()
+
+    def restore() -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
+        signal.set_wakeup_fd(wakes)
 
+    # Whoever else is woken by signals (`interrupts`) would not wait for the end of a step.
+    wakes = signal.set_wakeup_fd(-1)
     before: dict[int, Callable[..., Any] | int | None] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, receive)
         yield stop
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        restore()

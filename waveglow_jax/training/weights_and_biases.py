@@ -1,5 +1,6 @@
 """A run's figures, clips and pictures to Weights & Biases as well (extra `wandb`)."""
 
+import os
 import uuid
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class WeightsAndBiases:
         try:
             self._run = wandb.init(
                 project=project,
-                name=run.resolve().name,
+                name=os.path.basename(os.path.realpath(run)),
                 id=identity.read_text(encoding="utf-8").strip(),
                 dir=str(run),
                 config=config_to_dict(config),

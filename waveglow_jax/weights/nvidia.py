@@ -27,6 +27,7 @@ import numpy as np
 
 from waveglow_jax.config import Config, DataConfig, config_from_dict
 from waveglow_jax.errors import UserError
+from waveglow_jax.paths import check_no_device
 from waveglow_jax.weights.torch_pickle import (
     MAX_PIECE,
     Array,
@@ -97,6 +98,7 @@ def read_published(
     Raises UserError if the file is damaged, is none of these, or wants to run something.
     """
     try:
+        check_no_device(path)
         with open(path, "rb") as file:
             start = file.read(16)
             file.seek(257)

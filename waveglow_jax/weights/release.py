@@ -19,7 +19,7 @@ from waveglow_jax.audio.files import replacing
 from waveglow_jax.config import Config, config_to_json, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, init
-from waveglow_jax.paths import local_path
+from waveglow_jax.paths import check_no_device, local_path
 from waveglow_jax.weights.hub import download, is_hub_name
 from waveglow_jax.weights.nvidia import Moments, read_published
 
@@ -112,7 +112,7 @@ def read_weights(
     path = Path(source)
     if not os.path.exists(path) and is_hub_name(source):
         path = download(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _of_folder(path, alternating_halves, with_moments)
     if not os.path.exists(path):
         raise UserError(f"{source}: no such file or folder; check the path")
@@ -153,6 +153,7 @@ def _named(tree: Any) -> dict[str, Any]:
 def _check_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
     """Names, shapes and sizes against the config's before the tensors take memory."""
     try:
+        check_no_device(path)
         with path.open("rb") as file:
             size = path.stat().st_size
             length = struct.unpack("<Q", file.read(8))[0]

@@ -5,7 +5,12 @@ RUN/config.json, RUN/checkpoints/STEP/ (orbax; item `voice` the parameters to sy
 RUN/metrics.jsonl, RUN/tensorboard/.
 """
 
+import logging
+import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +47,9 @@ def partly_deleted(run: Path) -> list[Path]:
 
 def _steps(run: Path) -> list[Path]:
     found = (run / "checkpoints").glob("*")
-    return sorted((p for p in found if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    return sorted(
+        (p for p in found if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name)
+    )
 
 
 def load_run_voice(run: Path) -> tuple[Config, Params]:
@@ -85,8 +92,16 @@ def _best_first(folders: list[Path], damages: list[str]) -> list[Path]:
             damages.append(str(damage))
             continue
         if path.exists():
-            losses[folder] = read_json(path)[VALIDATION_LOSS]
+            losses[folder] = _loss_in(path)
     return sorted(losses, key=losses.__getitem__)
+
+
+def _loss_in(path: Path) -> float:
+    """What a checkpoint's metrics tell. Those without checksums may hold anything."""
+    try:
+        return float(read_json(path)[VALIDATION_LOSS])
+    except (UserError, KeyError, IndexError, TypeError, ValueError, OverflowError):
+        return np.inf
 
 
 def load_run_moments(run: Path) -> Moments | None:
@@ -96,19 +111,19 @@ def load_run_moments(run: Path) -> Moments | None:
     checkpoint, _ = _best_whole(run)
     verify(checkpoint, parts=["rest"])
     folder = checkpoint.absolute() / "rest"
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with restoring(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(folder).item_metadata.tree
         in_memory = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree, is_leaf=_is_metadata
         )
         arguments = ocp.args.PyTreeRestore(item=None, restore_args=in_memory)
         rest = checkpointer.restore(folder, args=arguments)
-    # Adam among the transformations, all parameters in one vector (`training/step.optimizer`).
-    adam = next((part for part in rest["optimizer"] if part and "mu" in part), None)
-    if adam is None:
-        return None
-    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
-    return Moments(int(adam["count"]), *(_as_tree(adam[name], shapes) for name in ("mu", "nu")))
+        # Adam among the transformations, all parameters in one vector (`training/step.optimizer`).
+        adam = next((part for part in rest["optimizer"] if part and "mu" in part), None)
+        if adam is None:
+            return None
+        shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
+        return Moments(int(adam["count"]), *(_as_tree(adam[name], shapes) for name in ("mu", "nu")))
 
 
 def _is_metadata(node: Any) -> bool:
@@ -125,11 +140,8 @@ def _as_tree(flat: np.ndarray, shapes: Any) -> Any:
 
 def restore_voice(folder: Path, config: Config) -> Params:
     shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder.absolute() / "voice", on_one_device(shapes))
-    except (ValueError, KeyError) as error:
-        raise not_of_this_config(folder, error) from error
+    with restoring(folder), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute() / "voice", on_one_device(shapes))
 
 
 def on_one_device(shapes: Any) -> Any:
@@ -138,8 +150,30 @@ def on_one_device(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
-def not_of_this_config(folder: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{folder}: does not fit the run's config.json "
-        f"({str(error).splitlines()[0][:200]}); restore the config it was trained with"
-    )
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """What orbax raises while it reads a checkpoint, as a UserError that names the folder.
+
+    It does not say what that may be: of damaged files it is whatever its parts came upon.
+    """
+    hook = sys.unraisablehook
+    # Orbax closes its event loop at the first error. What it still reads then fails to reach the
+    # loop, and each of these reads prints a traceback, some of them after the error has arrived.
+    sys.unraisablehook = partial(_without_late_reads, hook)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        said = str(error).splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{folder}: is damaged, or does not fit the run's config.json ({said[0][:200]}); copy "
+            "the run again, or restore the config it was trained with"
+        ) from error
+    sys.unraisablehook = hook
+
+
+def _without_late_reads(otherwise: Callable[[Any], Any], lost: Any) -> None:
+    if str(lost.exc_value) != "Event loop is closed":
+        otherwise(lost)

@@ -138,11 +138,21 @@ def _read_key(path: Path) -> dict[str, Any]:
     key = read_json(path)
     wanted = ("test", "systems", "check", "check_needed", "ratings_each", "clips")
     kinds = (str, list, dict, int, int, dict)
-    if not isinstance(key, dict) or not all(
-        isinstance(key.get(name), kind) for name, kind in zip(wanted, kinds, strict=True)
-    ):
+    whole = (
+        isinstance(key, dict)
+        and all(isinstance(key.get(name), kind) for name, kind in zip(wanted, kinds, strict=True))
+        and all(isinstance(system, str) for system in key["systems"])
+        and all(map(_is_clip, key["clips"].values()))
+    )
+    if not whole:
         raise UserError(f"{path}: is no key of a listening test; `listening-test make` writes it")
     return key
+
+
+def _is_clip(clip: Any) -> bool:
+    return isinstance(clip, dict) and all(
+        isinstance(clip.get(name), str) for name in ("system", "utterance")
+    )
 
 
 def _result_files(results: Sequence[str | Path]) -> list[Path]:

@@ -1,0 +1,136 @@
+"""Ctrl-C and SIGTERM end a program within a second, with one line, whatever it is doing.
+
+Their handlers raise an exception, so that what is unfinished is cleared away on the way out. But
+such an exception can be lost, in a callback of the garbage collector or in a library that catches
+everything, and it has to wait until compiled code returns. So a thread, which signals reach by a
+pipe, ends the process after a while by itself.
+
+Nothing here happens in processes that only import the package.
+"""
+
+import itertools
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+PATIENCE = 0.4  # seconds
+
+unfinished: set[Path] = set()
+"""Files and folders to remove if the process is ended here, where no `finally` sees to it."""
+
+obeyed = threading.Event()
+"""Set by who has said that the command was interrupted."""
+
+_came: list[int] = []
+_ending = threading.Lock()
+_listening = threading.Event()
+
+
+def program(run: Callable[[], int]) -> NoReturn:
+    """Runs a command as the program that this process is, and ends the process with its code."""
+    listen()
+    try:
+        code: Any = run()
+    except SystemExit as asked:
+        code = asked.code
+    except BaseException:
+        # While something was imported, or as what a library made of it.
+        if not _came:
+            raise
+    if _came:
+        _end(_came[0])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # nothing is left to be done
+    sys.exit(code)
+
+
+def listen_if_program() -> None:
+    """Listens already while the package is imported, if it is so by its own program."""
+    by_module = ("-m", "waveglow_jax") in itertools.pairwise(sys.orig_argv)
+    if by_module or Path(sys.argv[0]).name == "waveglow-jax":
+        listen()
+
+
+def listen() -> None:
+    """From now on the process ends at Ctrl-C and SIGTERM, unless whoever started it has them
+    ignored."""
+    if _listening.is_set() or threading.current_thread() is not threading.main_thread():
+        return
+    _listening.set()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _raise)
+    # For multiprocessing's own helper, which would tell of what a killed child leaves to it.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    otherwise = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if _is_ours(lost.exc_type) else otherwise(lost)
+    os.register_at_fork(after_in_child=_leave_to_parent)
+    threading.Thread(target=_watch, args=(reading,), daemon=True, name="interrupts").start()
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started meanwhile ignore Ctrl-C, which a terminal sends to them too: this
+    one ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _raise(number: int, _frame: Any) -> None:
+    _came.append(number)
+    if _ending.locked():
+        return
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _is_ours(kind: type[BaseException]) -> bool:
+    return bool(_came) and issubclass(kind, KeyboardInterrupt | SystemExit)
+
+
+def _leave_to_parent() -> None:
+    """In a child that was forked and would wake its parent's thread."""
+    signal.set_wakeup_fd(-1)
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == _raise:
+            signal.signal(number, handler)
+
+
+def _watch(reading: int) -> None:
+    while (number := os.read(reading, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
+        pass
+    time.sleep(PATIENCE)
+    _end(number)
+
+
+def _end(number: int) -> NoReturn:
+    """Ends the process and its children at once, without waiting for threads."""
+    while not _ending.acquire(blocking=False):
+        time.sleep(1)  # the other thread is about to
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.kill()
+    for path in list(unfinished):
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    if number == signal.SIGINT and not obeyed.is_set():
+        # Not by way of sys.stderr, whose lock may be held where the exception was lost.
+        with suppress(OSError):
+            os.write(2, b"error: interrupted\n")
+    os._exit(128 + number)
