@@ -25,6 +25,10 @@ class FileWarning(UserWarning):
     """One line: a file was read, and what is odd about it. Commands print it to stderr."""
 
 
+class LevelWarning(UserWarning):
+    """One line: samples, given or made, are far beyond full scale. Commands print it to stderr."""
+
+
 def why(error: Exception) -> str:
     """The reason that an error gives, in one line."""
     if isinstance(error, OSError) and error.strerror:

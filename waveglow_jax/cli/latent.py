@@ -211,7 +211,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         made = [("input", mel)]
         for value in arguments.sigma:
             wav = target.with_name(f"{target.stem}_sigma{value:g}.wav")
-            audio = voice.synthesize(mel, value, arguments.seed, consistency=arguments.consistency)
+            audio = _synthesized(item, mel, value, arguments, voice)
             write_wav(_not_an_input(wav, items), audio, voice.config.data.sampling_rate)
             made.append((f"sigma {value:g}", voice.mel(audio)))
         _picture(target, made, voice)
@@ -219,6 +219,15 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         return {**_told(target, voice, audio), "sigma": list(arguments.sigma), "said": said}
 
     return each(items, arguments, ".png", work)
+
+
+def _synthesized(
+    item: Input, mel: Any, sigma: float, arguments: argparse.Namespace, voice: Any
+) -> Any:
+    try:
+        return voice.synthesize(mel, sigma, arguments.seed, consistency=arguments.consistency)
+    except ValueError as error:
+        raise UserError(f"{item.path}: {error}") from None
 
 
 def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:

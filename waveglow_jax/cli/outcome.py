@@ -5,13 +5,14 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
-from waveglow_jax.errors import FileWarning, UserError, why
+from waveglow_jax.errors import FileWarning, LevelWarning, UserError, why
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -27,8 +28,26 @@ def ready_streams() -> None:
 def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
     if issubclass(category, FileWarning):
         print(f"note: {message}", file=sys.stderr)
+    elif issubclass(category, LevelWarning):
+        print(f"warning: {message}", file=sys.stderr)
     else:
         otherwise(message, category, *rest)
+
+
+@contextmanager
+def levels_of(path: Path) -> Iterator[None]:
+    """While it lasts, a warning about a level is of this file: one line on stderr that names it."""
+
+    def show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
+        if issubclass(category, LevelWarning):
+            print(f"warning: {UserError(f'{path}: {message}')}", file=sys.stderr)
+        else:
+            otherwise(message, category, *rest)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LevelWarning)
+        warnings.showwarning = partial(show, warnings.showwarning)
+        yield
 
 
 def inputs_of(
@@ -57,7 +76,8 @@ def each(
     inputs = {item.path.resolve() for item in items}
     for item in items:
         try:
-            result = work(item, target_of(item, arguments, suffix, inputs))
+            with levels_of(item.path):
+                result = work(item, target_of(item, arguments, suffix, inputs))
         except UserError as error:
             failed += fail(str(error))
             continue

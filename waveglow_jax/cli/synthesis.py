@@ -28,7 +28,16 @@ from waveglow_jax.audio.inputs import Input
 from waveglow_jax.audio.sound import audio_frames
 from waveglow_jax.cli.arguments import consistency, count, given, seed, sigma, strength
 from waveglow_jax.cli.data import mel_of_recording
-from waveglow_jax.cli.outcome import TERMINATED, each, exit_code, fail, inputs_of, target_of, tell
+from waveglow_jax.cli.outcome import (
+    TERMINATED,
+    each,
+    exit_code,
+    fail,
+    inputs_of,
+    levels_of,
+    target_of,
+    tell,
+)
 from waveglow_jax.config import LATENT, Config
 from waveglow_jax.errors import UserError
 
@@ -194,9 +203,10 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
         item, target, mel = under_way.popleft()
         samples: Any = (block for _, block in of_one)
         try:
-            if arguments.plot:
-                samples = list(samples)
-            write_wav_blocks(target, samples, data.sampling_rate)
+            with levels_of(item.path):
+                if arguments.plot:
+                    samples = list(samples)
+                write_wav_blocks(target, samples, data.sampling_rate)
             if arguments.plot:
                 _plot(target.with_suffix(".png"), mel, voice.mel(np.concatenate(samples)), config)
         except UserError as error:
@@ -221,6 +231,7 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
 def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
     """Files in, files out, each the flow's typical sample for its mel, searched as a whole."""
     from waveglow_jax.synthesis.denoiser import denoise
+    from waveglow_jax.synthesis.levels import limited
 
     rate, dtype = voice.config.data.sampling_rate, arguments.dtype
 
@@ -240,6 +251,7 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
         samples = found.audio
         if arguments.denoise:
             samples = denoise(samples, voice.bias_spectrum, arguments.denoise)
+        (samples,) = limited([samples])
         write_wav(target, samples, rate)
         if arguments.plot:
             _plot(target.with_suffix(".png"), mel, voice.mel(samples), voice.config)
@@ -305,7 +317,7 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
             mel = mel_of(item.path, voice)
             began = time.monotonic()
             settings = arguments.sigma, arguments.seed, denoise, arguments.dtype
-            blocks = voice.stream(mel, chunk, *settings, arguments.consistency)
+            blocks = _of_file(item, voice.stream(mel, chunk, *settings, arguments.consistency))
             for block in blocks:
                 sys.stdout.buffer.write(pcm16(block, item.path))
                 sys.stdout.buffer.flush()
@@ -320,6 +332,15 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
         except UserError as error:
             failed += fail(str(error))
     return exit_code(failed, items)
+
+
+def _of_file(item: Input, blocks: Iterator[Any]) -> Iterator[Any]:
+    """The blocks of a stream; what is wrong with one names the file."""
+    with levels_of(item.path):
+        try:
+            yield from blocks
+        except ValueError as error:
+            raise UserError(f"{item.path}: {error}") from None
 
 
 def mel_of(path: Path, voice: Any) -> Any:
