@@ -183,7 +183,7 @@ def test_the_originals_own_mels_become_recordings_of_that_name(run, tmp_path):
     is_speech_file(tmp_path / "u00.wav", 173)
 
 
-def test_json_lines(run, tmp_path, weights):
+def test_json_lines(run, tmp_path, weights, voice):
     mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(30).T)]
     bad = mel_file(tmp_path / "bad.npy", np.zeros((100, 9), np.float32))
     code, out, err = run(
@@ -198,6 +198,16 @@ def test_json_lines(run, tmp_path, weights):
         assert fact["seconds"] == pytest.approx(frames * HOP / RATE, abs=1e-3)
         assert fact["times_real_time"] > 0 and fact["run_seconds"] >= 0
         assert fact["compile_seconds"] >= 0
+        assert (fact["sigma"], fact["consistency"]) == (voice.config.synthesis.sigma, 0)
+
+
+def test_the_settings_are_in_each_files_line(run, tmp_path, weights):
+    mels = [mel_file(tmp_path / name) for name in ("a.npy", "b.npy")]
+    common = [*mels, "-o", tmp_path / "out", "-w", weights]
+    _, out, _ = run("synthesize", *common, "-s", "0.75", "--consistency", "3")
+    assert len(out) == 2 and all("sigma 0.75, 3 corrections" in line for line in out)
+    _, out, _ = run("synthesize", *common)
+    assert len(out) == 2 and all("sigma 0.6, 0 corrections" in line for line in out)
 
 
 def test_sigma_and_seed_reach_the_voice(run, tmp_path, weights, voice):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
+from waveglow_jax.config import LATENT
 from waveglow_jax.errors import FileWarning, LevelWarning, UserError, why
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -119,9 +120,10 @@ def exit_code(failed: int, items: Sequence[Input]) -> int:
 def _line(result: dict[str, Any]) -> str:
     if "frames" in result:
         return f"{result['output']}  {result['frames']} frames"
-    compiled = result["compile_seconds"]
+    compiled, corrections = result["compile_seconds"], result["consistency"]
+    corrected = "latent search" if corrections == LATENT else f"{corrections} corrections"
     return (
         f"{result['output']}  {result['seconds']:.2f} s of audio, "
-        f"{result['times_real_time']:.1f} x real time"
+        f"{result['times_real_time']:.1f} x real time, sigma {result['sigma']:g}, {corrected}"
         + (f" (after {compiled:.1f} s of compiling)" if compiled else "")
     )

@@ -222,6 +222,8 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
             "times_real_time": round(speed, 2),
             "run_seconds": round(seconds / speed, 3),
             "compile_seconds": round(compile_seconds, 3),
+            "sigma": arguments.sigma,
+            "consistency": arguments.consistency,
         }
         compile_seconds = 0.0
         tell(item, result, arguments)
@@ -262,6 +264,8 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
             "times_real_time": round(seconds / run_seconds, 2),
             "run_seconds": round(run_seconds, 3),
             "compile_seconds": round(compile_seconds, 3),
+            "sigma": arguments.sigma,
+            "consistency": arguments.consistency,
             "nats": found.nats,
         }
 

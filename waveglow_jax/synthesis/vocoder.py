@@ -243,7 +243,7 @@ class Voice:
         pieces = self._reverse.stream(checked, chunk, sigma, seed, dtype)
         corrections = _streamable(consistency)
         corrected = consistent_blocks(pieces, self.config, corrections, chunk, self._device)
-        blocks = (block for _, block in corrected)
+        blocks: Iterator[np.ndarray] = (block for _, block in corrected)
         if denoise:
             blocks = denoised_blocks(blocks, self.bias_spectrum, denoise)
         return map(finite, limited(blocks))

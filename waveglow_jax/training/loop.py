@@ -1,9 +1,10 @@
 """A training run from its folder: start or resume, step, validate, save, stop cleanly."""
 
 import json
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,9 +83,9 @@ def train(
     """
     layout = Layout.of_all_processes()
     check_batch(config, len(layout.devices))
-    if is_first():
-        _claim_folder(run, config)
-    with signals() as stop:
+    with _no_trace_of_a_failure(run), signals() as stop:
+        if is_first():
+            _claim_folder(run, config)
         try:
             scan = partial(scan_corpus, data, config, mels)
             corpus = stop.during("the look for recordings", scan)
@@ -382,6 +383,19 @@ def _synthesis(params: Params, mel: jax.Array, sigmas: jax.Array, config: Config
     mels = jnp.broadcast_to(mel, (len(sigmas), *mel.shape))
     audio, _ = inverse(params, config, z, mels)
     return consistent(audio, mels, config, config.synthesis.consistency)
+
+
+@contextmanager
+def _no_trace_of_a_failure(run: Path) -> Iterator[None]:
+    """Removes the folder if it was made meanwhile and the run failed before its first step."""
+    there = run.exists()
+    try:
+        yield
+    except Exception:
+        metrics = run / "metrics.jsonl"
+        if is_first() and not there and not (metrics.exists() and metrics.stat().st_size):
+            shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def _claim_folder(run: Path, config: Config) -> None:
