@@ -13,6 +13,7 @@ from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, count, given, seed, sigma
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import each, inputs_of, tell
+from waveglow_jax.cli.progress import counted
 from waveglow_jax.cli.synthesis import mel_of
 from waveglow_jax.errors import UserError
 
@@ -182,21 +183,25 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
-    a, b = (_encoded(found[0].path, voice)[1] for found in (first, second))
-    made = []
-    for step in range(arguments.steps):
-        share = step / (arguments.steps - 1)
-        z, mel = latent.between(a, b, share, arguments.path)
-        audio = latent.decode(voice, z, mel, consistency=arguments.consistency or 0)
-        target = _not_an_input(
-            Path(arguments.output) / f"{arguments.path}_{share:.2f}.wav", [*first, *second]
-        )
-        title = f"{share:.0%} of the way to B's {arguments.path}"
-        _write(target, audio, mel, voice, ("mel", title))
-        told = {**_told(target, voice, audio), "share": share, "said": title}
-        tell(first[0], told, arguments)
-        made.append((title, voice.mel(audio)))
-    _picture(Path(arguments.output) / f"{arguments.path}.png", made, voice)
+    with counted(arguments.steps, "steps") as bar:
+        bar.set_description_str("encoding")
+        a, b = (_encoded(found[0].path, voice)[1] for found in (first, second))
+        made = []
+        for step in range(arguments.steps):
+            share = step / (arguments.steps - 1)
+            z, mel = latent.between(a, b, share, arguments.path)
+            audio = latent.decode(voice, z, mel, consistency=arguments.consistency or 0)
+            target = _not_an_input(
+                Path(arguments.output) / f"{arguments.path}_{share:.2f}.wav", [*first, *second]
+            )
+            title = f"{share:.0%} of the way to B's {arguments.path}"
+            _write(target, audio, mel, voice, ("mel", title))
+            told = {**_told(target, voice, audio), "share": share, "said": title}
+            tell(first[0], told, arguments)
+            made.append((title, voice.mel(audio)))
+            bar.set_description_str("decoding", refresh=False)
+            bar.update()
+        _picture(Path(arguments.output) / f"{arguments.path}.png", made, voice)
     return 0
 
 

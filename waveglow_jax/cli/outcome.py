@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
+from waveglow_jax.cli.progress import counted, print_line
 from waveglow_jax.config import LATENT
 from waveglow_jax.errors import FileWarning, LevelWarning, UserError, why
 
@@ -28,9 +29,9 @@ def ready_streams() -> None:
 
 def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
     if issubclass(category, FileWarning):
-        print(f"note: {message}", file=sys.stderr)
+        print_line(f"note: {message}", sys.stderr)
     elif issubclass(category, LevelWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print_line(f"warning: {message}", sys.stderr)
     else:
         otherwise(message, category, *rest)
 
@@ -41,7 +42,7 @@ def levels_of(path: Path) -> Iterator[None]:
 
     def show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
         if issubclass(category, LevelWarning):
-            print(f"warning: {UserError(f'{path}: {message}')}", file=sys.stderr)
+            print_line(f"warning: {UserError(f'{path}: {message}')}", sys.stderr)
         else:
             otherwise(message, category, *rest)
 
@@ -62,7 +63,7 @@ def inputs_of(
 
 
 def fail(line: str) -> int:
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    print_line(f"error: {' '.join(line.split())}", sys.stderr)
     return 1
 
 
@@ -75,17 +76,19 @@ def each(
     """Does the work from each file to its output; one that fails is told of and left out."""
     failed = 0
     inputs = {item.path.resolve() for item in items}
-    for item in items:
-        try:
-            with levels_of(item.path):
-                result = work(item, target_of(item, arguments, suffix, inputs))
-        except UserError as error:
-            failed += fail(str(error))
-            continue
-        except (OSError, MemoryError) as error:
-            failed += fail(str(UserError(f"{item.path}: cannot be done: {why(error)}")))
-            continue
-        tell(item, result, arguments)
+    with counted(len(items), "files") as bar:
+        for item in items:
+            bar.set_description_str(str(item.relative))
+            try:
+                with levels_of(item.path):
+                    result = work(item, target_of(item, arguments, suffix, inputs))
+            except UserError as error:
+                failed += fail(str(error))
+            except (OSError, MemoryError) as error:
+                failed += fail(str(UserError(f"{item.path}: cannot be done: {why(error)}")))
+            else:
+                tell(item, result, arguments)
+            bar.update()
     return exit_code(failed, items)
 
 
@@ -105,15 +108,15 @@ def tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> 
     """A line, of the result's own words `said` if it has some; or JSON, without them."""
     said = result.pop("said", None)
     line = f"{result['output']}  {said}" if said else ""
-    print(
-        json.dumps({"input": str(item.path), **result}) if arguments.json else line or _line(result)
-    )
+    if arguments.json:
+        line = json.dumps({"input": str(item.path), **result})
+    print_line(line or _line(result), sys.stdout)
     sys.stdout.flush()
 
 
 def exit_code(failed: int, items: Sequence[Input]) -> int:
     if failed and len(items) > 1:
-        print(f"{failed} of {len(items)} files could not be done", file=sys.stderr)
+        print_line(f"{failed} of {len(items)} files could not be done", sys.stderr)
     return 1 if failed else 0
 
 

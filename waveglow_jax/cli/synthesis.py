@@ -38,6 +38,7 @@ from waveglow_jax.cli.outcome import (
     target_of,
     tell,
 )
+from waveglow_jax.cli.progress import audio_seconds, stages, tell_speed
 from waveglow_jax.config import LATENT, Config
 from waveglow_jax.errors import UserError
 
@@ -133,7 +134,8 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
             print(f"warning: {error}", file=sys.stderr)
     from waveglow_jax.synthesis.vocoder import load
 
-    voice = load(arguments.weights)
+    with stages("loading the voice"):
+        voice = load(arguments.weights)
     own = voice.config.synthesis
     arguments.sigma = own.sigma if arguments.sigma is None else arguments.sigma
     if arguments.consistency is None:
@@ -166,20 +168,34 @@ def _memory_told() -> Iterator[None]:
 
 def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
     """Files in, files out, by way of windows that may hold several: read and written in order."""
-    inputs = {item.path.resolve() for item in items}
-    config, data, dtype = voice.config, voice.config.data, arguments.dtype
+    data, dtype = voice.config.data, arguments.dtype
     lengths = [n for item in items if (n := _frames_of(item.path, voice))]
     try:
         plan = voice.plan(lengths, dtype, window=arguments.window, batch=arguments.batch)
     except ValueError as error:
         raise UserError(f"--window or --batch: {error}") from None
-    compile_seconds = voice.compile(plan, dtype, arguments.consistency) if lengths else 0.0
-    if lengths and arguments.denoise:
-        began = time.monotonic()
-        voice.bias_spectrum  # noqa: B018 - computed when first asked for
-        compile_seconds += time.monotonic() - began
     if lengths and arguments.verbose:
         print(plan, file=sys.stderr)
+    with audio_seconds(sum(lengths) * data.hop_length / data.sampling_rate) as bar:
+        compile_seconds = voice.compile(plan, dtype, arguments.consistency) if lengths else 0.0
+        if lengths and arguments.denoise:
+            began = time.monotonic()
+            voice.bias_spectrum  # noqa: B018 - computed when first asked for
+            compile_seconds += time.monotonic() - began
+        return _write_files(items, arguments, voice, plan, compile_seconds, bar)
+
+
+def _write_files(
+    items: Sequence[Input],
+    arguments: argparse.Namespace,
+    voice: Any,
+    plan: Any,
+    compile_seconds: float,
+    bar: Any,
+) -> int:
+    """The files of a plan that has been compiled."""
+    inputs = {item.path.resolve() for item in items}
+    config, data, dtype = voice.config, voice.config.data, arguments.dtype
     failed, clock = 0, _Clock()
     under_way: deque[tuple[Input, Path, Any]] = deque()
 
@@ -199,7 +215,8 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
     settings = arguments.sigma, arguments.seed, arguments.denoise, dtype, arguments.consistency
     blocks = voice.blocks(mels(), plan, *settings)
     done_seconds = 0.0
-    for _, of_one in groupby(clock.timed(blocks), itemgetter(0)):
+    shown = _shown(clock.timed(blocks), clock, bar, data.sampling_rate)
+    for _, of_one in groupby(shown, itemgetter(0)):
         item, target, mel = under_way.popleft()
         samples: Any = (block for _, block in of_one)
         try:
@@ -228,6 +245,13 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
         compile_seconds = 0.0
         tell(item, result, arguments)
     return exit_code(failed, items)
+
+
+def _shown(blocks: Iterator[Any], clock: "_Clock", bar: Any, rate: int) -> Iterator[Any]:
+    """The same blocks, each told to the bar."""
+    for number, block in blocks:
+        tell_speed(bar, len(block) / rate, clock.seconds)
+        yield number, block
 
 
 def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
@@ -304,12 +328,13 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
         raise UserError("--stream writes raw samples: pipe them, as to | aplay -f S16_LE -r 22050")
     data, chunk, denoise = voice.config.data, arguments.chunk, arguments.denoise
     began = time.monotonic()
-    try:
-        voice.compile_stream(chunk, arguments.dtype, arguments.consistency)
-    except ValueError as error:
-        raise UserError(f"--chunk: {error}") from None
-    if denoise:
-        voice.bias_spectrum  # noqa: B018 - computed when first asked for
+    with stages("compiling"):
+        try:
+            voice.compile_stream(chunk, arguments.dtype, arguments.consistency)
+        except ValueError as error:
+            raise UserError(f"--chunk: {error}") from None
+        if denoise:
+            voice.bias_spectrum  # noqa: B018 - computed when first asked for
     compile_seconds = time.monotonic() - began
     frames = voice.latency_frames(chunk, denoise, arguments.consistency)
     heard = frames * data.hop_length / data.sampling_rate

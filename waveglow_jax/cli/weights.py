@@ -9,6 +9,7 @@ from waveglow_jax.audio.files import replacing
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, given, source_arguments
 from waveglow_jax.cli.data import mel_of_recording
+from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
 
@@ -157,13 +158,15 @@ def run_export(arguments: argparse.Namespace) -> int:
         consistency = weights.config.synthesis.consistency
     told = f"{arguments.output}: from {weights.kind}"
     if to_onnx:
-        write_onnx(Path(arguments.output), weights.config, weights.params)
+        with stages("converting to ONNX"):
+            write_onnx(Path(arguments.output), weights.config, weights.params)
         if consistency:
             told += f"; without the voice's {consistency} corrections, which ONNX cannot hold"
     else:
-        write_export(
-            Path(arguments.output), weights.config, weights.params, arguments.dtype, consistency
-        )
+        with stages("exporting"):
+            write_export(
+                Path(arguments.output), weights.config, weights.params, arguments.dtype, consistency
+            )
         told += f"; {promise()}"
     print(told)
     return 0
