@@ -118,15 +118,19 @@ def _run(
             for line in told:
                 monitor.say(line)
             _introduce(monitor, corpus, config, layout, state, total_steps)
-            state = replicate(state, layout.local)
-            session = _Session(config, corpus, checkpoints, monitor, state, progress, layout, stop)
-            session.go(total_steps)
-            if session.step < total_steps or stop:
+            step = int(state.step)
+            if not _is_complete(step, total_steps, progress.plateau, corpus, config):
+                state = replicate(state, layout.local)
+                session = _Session(
+                    config, corpus, checkpoints, monitor, state, progress, layout, stop
+                )
+                session.go(total_steps)
+                step = session.step
+            if step < total_steps or stop:
                 by = stop.by.name if stop.by else "a signal to another process"
-                saved = ", saved" if session.step else ", before the first was done"
+                saved = ", saved" if step else ", before the first was done"
                 monitor.say(
-                    f"stopped by {by} at step {session.step}{saved}; the same command goes on from "
-                    "here"
+                    f"stopped by {by} at step {step}{saved}; the same command goes on from here"
                 )
                 code = stop.exit_code
             else:
@@ -136,6 +140,18 @@ def _run(
     return code
 
 
+def _is_complete(
+    step: int, total_steps: int, plateau: Plateau, corpus: Corpus, config: Config
+) -> bool:
+    """Whether nothing is left to do: a run that was stopped in its last validation has that."""
+    validated = (
+        not corpus.validation
+        or plateau.validated_at == step
+        or step % config.train.iters_per_validation
+    )
+    return step >= total_steps and bool(validated)
+
+
 def _start(
     first_state: Callable[[], TrainState],
     checkpoints: Checkpoints | None,
@@ -143,7 +159,9 @@ def _start(
     allow_changed_data: bool,
 ) -> tuple[TrainState, Progress, list[str]]:
     """State (NumPy) and progress to start from, the first process's; and what to tell of it."""
-    state = jax.tree.map(np.asarray, first_state())
+    # First weights take seconds to draw: not where a checkpoint's take their place.
+    resumes = checkpoints is not None and checkpoints.latest_step is not None
+    state = None if resumes else jax.tree.map(np.asarray, first_state())
     progress, told = Progress(Plateau(), 0, found), []
     if checkpoints is not None:
         told = list(checkpoints.told)
@@ -458,5 +476,6 @@ def _introduce(
     monitor.say(
         f"{millions:.2f} million parameters, {devices} {jax.devices()[0].platform} device"
         f"{'s' * (devices > 1)}{hosts}, batch {config.train.batch_size} x "
-        f"{config.data.segment_length} samples, steps {int(state.step)} to {total_steps}; compiling"
+        f"{config.data.segment_length} samples, steps {int(state.step)} to {total_steps}"
+        f"{'; compiling' * (int(state.step) < total_steps)}"
     )
