@@ -47,3 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_program_cache(monkeypatch):
     """Commands run by a test keep nothing in the user's cache folder."""
     monkeypatch.setattr("waveglow_jax.synthesis.program_cache.keep_programs", lambda folder: None)
+
+
+@pytest.fixture
+def no_full_scale(monkeypatch):
+    """Random weights know no full scale: their samples come out as they are."""
+    monkeypatch.setattr("waveglow_jax.synthesis.levels.FULL_SCALE", float("inf"))

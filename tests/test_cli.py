@@ -28,6 +28,8 @@ from waveglow_jax.config import config_from_dict, config_to_dict
 from waveglow_jax.errors import FileWarning
 from waveglow_jax.synthesis import vocoder
 
+pytestmark = pytest.mark.usefixtures("no_full_scale")
+
 RATE, HOP = 22050, 256
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "configs" / "tiny.json"
@@ -235,7 +237,7 @@ def test_the_originals_own_mels_become_recordings_of_that_name(run, tmp_path):
     is_speech_file(tmp_path / "u00.wav", 173)
 
 
-def test_json_lines(run, tmp_path, weights):
+def test_json_lines(run, tmp_path, weights, voice):
     mels = [mel_file(tmp_path / "a.npy"), mel_file(tmp_path / "b.npy", some_mel(30).T)]
     bad = mel_file(tmp_path / "bad.npy", np.zeros((100, 9), np.float32))
     code, out, err = run(
@@ -250,6 +252,16 @@ def test_json_lines(run, tmp_path, weights):
         assert fact["seconds"] == pytest.approx(frames * HOP / RATE, abs=1e-3)
         assert fact["times_real_time"] > 0 and fact["run_seconds"] >= 0
         assert fact["compile_seconds"] >= 0
+        assert (fact["sigma"], fact["consistency"]) == (voice.config.synthesis.sigma, 0)
+
+
+def test_the_settings_are_in_each_files_line(run, tmp_path, weights):
+    mels = [mel_file(tmp_path / name) for name in ("a.npy", "b.npy")]
+    common = [*mels, "-o", tmp_path / "out", "-w", weights]
+    _, out, _ = run("synthesize", *common, "-s", "0.75", "--consistency", "3")
+    assert len(out) == 2 and all("sigma 0.75, 3 corrections" in line for line in out)
+    _, out, _ = run("synthesize", *common)
+    assert len(out) == 2 and all("sigma 0.6, 0 corrections" in line for line in out)
 
 
 def test_sigma_and_seed_reach_the_voice(run, tmp_path, weights, voice):
@@ -993,7 +1005,7 @@ def test_synthesize_py(tmp_path, weights, voice):
     shutil.copy(mel_file(tmp_path / "good.npy"), tmp_path / "bad.npy")
     (tmp_path / "bad.npy").write_bytes((tmp_path / "bad.npy").read_bytes()[:-9])
     done = program(
-        *(ROOT / "synthesize.py", "-", "-o", "out", "-w", weights, "--json"),
+        *(ROOT / "synthesize.py", "-", "-o", "out", "-w", weights, "--json", "-s", "0.1"),
         folder=tmp_path,
         input="bad.npy\ngood.npy\n",
     )
@@ -1004,7 +1016,7 @@ def test_synthesize_py(tmp_path, weights, voice):
     (fact,) = map(json.loads, done.stdout.splitlines())
     assert fact["input"] == "good.npy" and fact["compile_seconds"] > 0
     samples = is_speech_file(tmp_path / "out/good.wav").astype(int)
-    expected = files.to_int16(voice.synthesize(some_mel(FRAMES))).astype(int)
+    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), 0.1)).astype(int)
     assert np.abs(samples - expected).max() <= 1
 
 

@@ -14,6 +14,8 @@ from waveglow_jax.synthesis.denoiser import denoise
 from waveglow_jax.synthesis.vocoder import Voice
 from waveglow_jax.synthesis.windows import Piece
 
+pytestmark = pytest.mark.usefixtures("no_full_scale")
+
 TACOTRON = Config()
 # A hop that divides neither FFT nor window, and a filter bank that leaves bins uncovered below.
 OTHER = config_from_dict(

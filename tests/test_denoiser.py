@@ -16,6 +16,8 @@ from waveglow_jax.synthesis import denoiser
 from waveglow_jax.synthesis.denoiser import bias_spectrum_of, denoise, denoised_blocks
 from waveglow_jax.synthesis.vocoder import Voice
 
+pytestmark = pytest.mark.usefixtures("no_full_scale")
+
 
 @pytest.fixture(scope="module")
 def golden():

@@ -153,6 +153,11 @@ def check_reports(found: evaluation.Evaluation, output: Path) -> None:
     assert "http://" not in html and "https://" not in html
     without = write_reports(found, output, players=2, audio=False)[1].read_text()
     assert "<audio" not in without and "data:audio" not in without and "data:image/png" in without
+    # The pictures have axes; nothing is bold of three files; a folder is named as one.
+    assert html.count("11,025 Hz</span>") == html.count('class="picture"') == 2 * 5
+    assert re.search(r"<span>0 s</span><span>[\d.]+ s</span><span>[\d.]+ s</span>", html)
+    assert not re.search(r"\*\*.* (better|worse)\*\*", markdown) and 'class="word"' not in html
+    assert "3 recordings from the folder " in html
     for text in (markdown, html):
         assert "pesq cannot be imported" in text and "c.wav" in text
         assert str(output.parent) not in text.split("eft out")[0]
@@ -263,6 +268,8 @@ def test_what_a_difference_means():
     assert verdict(Estimate(0.2, -0.1, 0.3, 9), up) == ""
     assert verdict(Estimate(0.0, 0.0, 0.0, 9), up) == ""
     assert verdict(Estimate(0.2, None, None, 1), up) == verdict(None, up) == ""
+    # The bootstrap of so few files is far too sure.
+    assert verdict(Estimate(0.2, 0.1, 0.3, 4), up) == "" != verdict(Estimate(0.2, 0.1, 0.3, 5), up)
 
 
 class Silent:

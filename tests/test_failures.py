@@ -256,6 +256,40 @@ def test_changed_recordings_are_named(recordings, tmp_path):  # noqa: F811
         check_unchanged(before, now("moved", tiny_config(seed=7)))
 
 
+def test_another_share_held_out_is_no_lost_recording(recordings):  # noqa: F811
+    """Each file is there still: the message is about the split."""
+
+    def at(fraction: float):
+        config = tiny_config(validation_fraction=fraction)
+        return json.loads(json.dumps(fingerprint(scan_corpus(str(recordings), config), config)))
+
+    for before, now in ((0.34, 0.0), (0.0, 0.34), (0.34, 0.5)):
+        with pytest.raises(UserError, match=r"others are held out.*validation_fraction") as told:
+            check_unchanged(at(before), at(now))
+        assert "gone" not in str(told.value) and "new" not in str(told.value)
+
+
+def test_a_failed_start_leaves_no_folder(recordings, tmp_path):  # noqa: F811
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError):
+        loop.train(tiny_config(), str(tmp_path / "empty"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()  # somebody's own: it stays
+    with pytest.raises(UserError):
+        loop.train(tiny_config(), str(tmp_path / "empty"), tmp_path / "run")
+    assert (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit_leave_no_folder(recordings, tmp_path):  # noqa: F811
+    """It is found after the folder was made."""
+    other = init_state(tiny_config()).params
+    other = {name: other[name] for name in list(other)[1:]}
+    with pytest.raises(Exception):  # noqa: B017 - whatever it is
+        loop.train(tiny_config(), str(recordings), tmp_path / "run", other)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_broken_recording_changes_nothing_but_its_own_clips(recordings, tmp_path):  # noqa: F811
     shutil.copytree(recordings, tmp_path / "in")
     config = tiny_config()

@@ -83,6 +83,7 @@ def test_groups_are_the_channels_that_leave_together():
     assert published.waveglow.exits() == [slice(0, 2), slice(2, 4), slice(4, 8)]
 
 
+@pytest.mark.usefixtures("no_full_scale")
 @pytest.mark.slow
 def test_only_the_chosen_part_of_z_changes():
     voice, config = voice_of("group"), tiny_config()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import resource
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints, Plateau, Progress
 from waveglow_jax.training.dataset import (
+    Corpus,
     Recording,
     read_context_clip,
     scan_corpus,
@@ -373,6 +375,32 @@ def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch):
     assert list(losses(tmp_path / "whole")) == list(range(1, 10))
     ours, theirs = (read_weights(tmp_path / run).params for run in ("stopped", "whole"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.slow
+def test_a_complete_run_has_nothing_left_to_do(recordings, tmp_path, monkeypatch):
+    """No weights are drawn, nothing is compiled, no clip is read."""
+    config = tiny_config(steps=2, iters_per_validation=1)
+    assert loop.train(config, str(recordings), tmp_path) == 0
+    before = losses(tmp_path)
+
+    def never(*_, **__):
+        raise AssertionError("there is nothing left to do")
+
+    for name in ("init_state", "_Session", "training_batches", "validation_batches"):
+        monkeypatch.setattr(loop, name, never)
+    assert loop.train(config, str(recordings), tmp_path) == 0
+    assert losses(tmp_path) == before
+
+
+def test_a_run_that_was_stopped_in_its_last_validation_is_not_complete():
+    config, recording = tiny_config(steps=4, iters_per_validation=2), Recording(Path("a.wav"), 1)
+    held_out, none = Corpus((recording,), (recording,), ()), Corpus((recording,), (), ())
+    validated, not_yet = loop.Plateau(1.0, 0, 4), loop.Plateau(1.0, 0, 2)
+    assert loop._is_complete(4, 4, validated, held_out, config)
+    assert not loop._is_complete(4, 4, not_yet, held_out, config)
+    assert loop._is_complete(4, 4, not_yet, none, config)
+    assert not loop._is_complete(3, 4, validated, none, config)
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from waveglow_jax.synthesis.typical import MOST_FRAMES, typical_sample
 from waveglow_jax.synthesis.vocoder import Voice
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
+pytestmark = pytest.mark.usefixtures("no_full_scale")
+
 RECORDING = sorted((BUNDLED_VOICE / "recordings").glob("*.wav"))[0]
 
 

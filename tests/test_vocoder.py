@@ -24,6 +24,8 @@ from waveglow_jax.flow.waveglow import forward, init, inverse, latent_noise
 from waveglow_jax.synthesis.vocoder import Voice
 from waveglow_jax.synthesis.windows import size_at_least
 
+pytestmark = pytest.mark.usefixtures("no_full_scale")
+
 HOP, BINS = 256, 80
 LENGTHS = [1, 2, 31, 64, 65, 97]  # in windows of 64, 80, 112 frames: with padding and without
 

@@ -616,7 +616,8 @@ def _from_dict(cls: Any, raw: Any, where: str) -> Any:
     types = get_type_hints(cls)
     unknown = set(raw) - set(types)
     if unknown:
-        raise UserError(_unknown_field(f"{where}.{min(unknown)}", [f"{where}.{t}" for t in types]))
+        known = [f"{where}.{name}" for name in types]
+        raise UserError(_unknown_field(f"{where}.{min(unknown)}", known))
     return cls(**{key: _typed(types[key], value, f"{where}.{key}") for key, value in raw.items()})
 
 
@@ -651,8 +652,24 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
 def _unknown_field(name: str, known: list[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1)
+    field = name.rpartition(".")[2]
+    elsewhere = [
+        f"{section}.{field}"
+        for section, kind in _SECTIONS.items()
+        if any(each.name == field for each in dataclasses.fields(kind))
+    ]
+    close = elsewhere or difflib.get_close_matches(name, known, n=1)
     return f"{name} is no known field" + (f"; did you mean {close[0]}?" if close else "")
+
+
+_SECTIONS: dict[str, Any] = {
+    "waveglow_config": WaveGlowConfig,
+    "waveglow_config.WN_config": WNConfig,
+    "waveglow_config.mel_whitening": MelWhitening,
+    "data_config": DataConfig,
+    "train_config": TrainConfig,
+    "synthesis_config": SynthesisConfig,
+}
 
 
 def _check_bounds(fields: Any, where: str) -> None:

@@ -48,6 +48,10 @@ def escaped(text: str, keep: str = "") -> str:
     return _COMMANDS.sub(written, text)
 
 
+class LevelWarning(UserWarning):
+    """One line: samples, given or made, are far beyond full scale. Commands print it to stderr."""
+
+
 def why(error: Exception) -> str:
     """The reason that an error gives, in one line."""
     if isinstance(error, OSError) and error.strerror:

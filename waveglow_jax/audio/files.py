@@ -346,7 +346,10 @@ def pcm16(samples: np.ndarray, path: str | Path) -> bytes:
     if samples.ndim != 1 or samples.dtype.kind in "iub":
         raise ValueError(f"samples must be [T] floats, got {samples.shape} {samples.dtype}")
     if not np.isfinite(samples).all():
-        raise UserError(f"{path}: not written, its samples are not all finite numbers")
+        raise UserError(
+            f"{path}: not written, its samples are not all finite numbers; the mel is probably of "
+            "another convention: see `doctor` (python -m waveglow_jax doctor RECORDING MEL)"
+        )
     return to_int16(samples).astype("<i2", copy=False).tobytes()
 
 

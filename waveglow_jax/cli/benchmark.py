@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from waveglow_jax.cli.arguments import count, examples, given, weights_argument
+from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES, Config, load_config
 from waveglow_jax.errors import UserError
 
@@ -76,21 +77,25 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     from waveglow_jax.lab import benchmark
 
     torch = arguments.against == "torch"
-    if arguments.task == "reverse":
-        found = benchmark.benchmark_reverse(
-            _voice(arguments),
-            arguments.seconds,
-            arguments.dtype or DTYPES,
-            arguments.repeats,
-            torch,
-        )
-    elif arguments.task == "train":
-        dtypes = arguments.dtype or ("float32", "bfloat16")
-        found = benchmark.benchmark_training(
-            _config(arguments), arguments.batch, dtypes, arguments.repeats, torch
-        )
-    else:
-        found = benchmark.benchmark_loader(_config(arguments), arguments.data, arguments.repeats)
+    with stages("measuring this machine's products") as progress:
+        if arguments.task == "reverse":
+            found = benchmark.benchmark_reverse(
+                _voice(arguments),
+                arguments.seconds,
+                arguments.dtype or DTYPES,
+                arguments.repeats,
+                torch,
+                progress,
+            )
+        elif arguments.task == "train":
+            dtypes = arguments.dtype or ("float32", "bfloat16")
+            found = benchmark.benchmark_training(
+                _config(arguments), arguments.batch, dtypes, arguments.repeats, torch, progress
+            )
+        else:
+            found = benchmark.benchmark_loader(
+                _config(arguments), arguments.data, arguments.repeats, progress
+            )
     print(json.dumps(benchmark.as_json(found)) if arguments.json else benchmark.as_text(found))
     return 0
 

@@ -10,6 +10,7 @@ from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_any_mel, write_mel
 from waveglow_jax.audio.sound import read_samples
 from waveglow_jax.cli.arguments import examples, given, weights_argument
 from waveglow_jax.cli.outcome import check_other_file
+from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
 
@@ -57,7 +58,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     heard = _samples(Path(arguments.recording)) if arguments.recording is not None else None
     try:
         if heard:
-            found = diagnose(array, *heard, own)
+            with stages("trying conventions"):
+                found = diagnose(array, *heard, own)
         elif own != own_convention(_config(None)):
             raise UserError(
                 "the statistics are those of the bundled voice's mels, which this voice does not "

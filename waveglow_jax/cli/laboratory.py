@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import count, examples, given, noise, seed, weights_argument
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import exit_code, fail, inputs_of, target_of
+from waveglow_jax.cli.progress import counted, print_line, stages
 from waveglow_jax.errors import UserError
 
 _NOISE = 0.1
@@ -84,8 +86,6 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
 
     # Of this process alone, and before anything has been computed: float64 is to be float64.
     jax.config.update("jax_enable_x64", True)
-    from tqdm import tqdm
-
     from waveglow_jax.lab.invertibility import analyse
     from waveglow_jax.lab.invertibility_report import as_json, markdown, write_reports
     from waveglow_jax.lab.precisions import BY_NAME
@@ -96,7 +96,7 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
             raise UserError(f"--precision {name!r} is none of {', '.join(BY_NAME)}")
     voice, model, recordings = _subject(arguments)
     signals = _signals(arguments, voice, recordings)
-    with tqdm(disable=None, bar_format="{desc} {elapsed}") as bar:
+    with stages("round trips") as progress:
         report = analyse(
             voice.params,
             voice.config,
@@ -104,7 +104,7 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
             model,
             close_samples=arguments.close_samples,
             precisions=[BY_NAME[name] for name in names],
-            progress=bar.set_description,
+            progress=progress,
         )
     print(json.dumps(as_json(report)) if arguments.json else markdown(report))
     if arguments.output:
@@ -207,13 +207,17 @@ def run_likelihood(arguments: argparse.Namespace) -> int:
 
     voice = load(arguments.weights)
     failed = 0
-    for item in items:
-        try:
-            found = _likelihood(item, voice, arguments)
-        except UserError as error:
-            failed += fail(str(error))
-            continue
-        print(json.dumps(found) if arguments.json else _likelihood_line(item.path, found))
+    with counted(len(items), "files") as bar:
+        for item in items:
+            bar.set_description_str(str(item.relative))
+            try:
+                found = _likelihood(item, voice, arguments)
+            except UserError as error:
+                failed += fail(str(error))
+            else:
+                line = json.dumps(found) if arguments.json else _likelihood_line(item.path, found)
+                print_line(line, sys.stdout)
+            bar.update()
     return exit_code(failed, items)
 
 

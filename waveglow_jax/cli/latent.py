@@ -24,6 +24,7 @@ from waveglow_jax.cli.arguments import (
 )
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import each, inputs_of, tell
+from waveglow_jax.cli.progress import counted
 from waveglow_jax.cli.synthesis import mel_of
 from waveglow_jax.errors import UserError
 
@@ -215,21 +216,25 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
-    a, b = (_encoded(found[0].path, voice)[1] for found in (first, second))
-    made = []
-    for step in range(arguments.steps):
-        share = step / (arguments.steps - 1)
-        z, mel = latent.between(a, b, share, arguments.path)
-        audio = latent.decode(voice, z, mel, consistency=arguments.consistency or 0)
-        target = _not_an_input(
-            Path(arguments.output) / f"{arguments.path}_{share:.2f}.wav", [*first, *second]
-        )
-        title = f"{share:.0%} of the way to B's {arguments.path}"
-        _write(target, audio, mel, voice, ("mel", title))
-        told = {**_told(target, voice, audio), "share": share, "said": title}
-        tell(first[0], told, arguments)
-        made.append((title, voice.mel(audio)))
-    _picture(Path(arguments.output) / f"{arguments.path}.png", made, voice)
+    with counted(arguments.steps, "steps") as bar:
+        bar.set_description_str("encoding")
+        a, b = (_encoded(found[0].path, voice)[1] for found in (first, second))
+        made = []
+        for step in range(arguments.steps):
+            share = step / (arguments.steps - 1)
+            z, mel = latent.between(a, b, share, arguments.path)
+            audio = latent.decode(voice, z, mel, consistency=arguments.consistency or 0)
+            target = _not_an_input(
+                Path(arguments.output) / f"{arguments.path}_{share:.2f}.wav", [*first, *second]
+            )
+            title = f"{share:.0%} of the way to B's {arguments.path}"
+            _write(target, audio, mel, voice, ("mel", title))
+            told = {**_told(target, voice, audio), "share": share, "said": title}
+            tell(first[0], told, arguments)
+            made.append((title, voice.mel(audio)))
+            bar.set_description_str("decoding", refresh=False)
+            bar.update()
+        _picture(Path(arguments.output) / f"{arguments.path}.png", made, voice)
     return 0
 
 
@@ -250,7 +255,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         made = [("input", mel)]
         for value in arguments.sigma:
             wav = target.with_name(f"{target.stem}_sigma{value:g}.wav")
-            audio = voice.synthesize(mel, value, arguments.seed, consistency=arguments.consistency)
+            audio = _synthesized(item, mel, value, arguments, voice)
             write_wav(_not_an_input(wav, items), audio, voice.config.data.sampling_rate)
             made.append((f"sigma {value:g}", voice.mel(audio)))
         _picture(target, made, voice)
@@ -258,6 +263,15 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         return {**_told(target, voice, audio), "sigma": list(arguments.sigma), "said": said}
 
     return each(items, arguments, ".png", work)
+
+
+def _synthesized(
+    item: Input, mel: Any, sigma: float, arguments: argparse.Namespace, voice: Any
+) -> Any:
+    try:
+        return voice.synthesize(mel, sigma, arguments.seed, consistency=arguments.consistency)
+    except ValueError as error:
+        raise UserError(f"{item.path}: {error}") from None
 
 
 def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:

@@ -7,14 +7,16 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
-from waveglow_jax.errors import FileWarning, UserError, escaped, why
+from waveglow_jax.cli.progress import counted, print_line
+from waveglow_jax.config import LATENT
+from waveglow_jax.errors import FileWarning, LevelWarning, UserError, escaped, why
 
 INTERRUPTED = 130
 # How tqdm goes to the line of one of several bars.
@@ -72,9 +74,27 @@ def _write_escaped(write: Callable[[str], int], text: str) -> int:
 
 def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
     if issubclass(category, FileWarning):
-        print(f"note: {message}", file=sys.stderr)
+        print_line(f"note: {message}", sys.stderr)
+    elif issubclass(category, LevelWarning):
+        print_line(f"warning: {message}", sys.stderr)
     else:
         otherwise(message, category, *rest)
+
+
+@contextmanager
+def levels_of(path: Path) -> Iterator[None]:
+    """While it lasts, a warning about a level is of this file: one line on stderr that names it."""
+
+    def show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
+        if issubclass(category, LevelWarning):
+            print_line(f"warning: {UserError(f'{path}: {message}')}", sys.stderr)
+        else:
+            otherwise(message, category, *rest)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LevelWarning)
+        warnings.showwarning = partial(show, warnings.showwarning)
+        yield
 
 
 def inputs_of(
@@ -103,7 +123,7 @@ def stdout_refusal() -> str | None:
 
 
 def fail(line: str) -> int:
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    print_line(f"error: {' '.join(line.split())}", sys.stderr)
     return 1
 
 
@@ -116,16 +136,19 @@ def each(
     """Does the work from each file to its output; one that fails is told of and left out."""
     failed = 0
     inputs = {os.path.realpath(item.path) for item in items}
-    for item in items:
-        try:
-            result = work(item, target_of(item, arguments, suffix, inputs))
-        except UserError as error:
-            failed += fail(str(error))
-            continue
-        except (OSError, MemoryError) as error:
-            failed += fail(str(UserError(f"{item.path}: cannot be done: {why(error)}")))
-            continue
-        tell(item, result, arguments)
+    with counted(len(items), "files") as bar:
+        for item in items:
+            bar.set_description_str(str(item.relative))
+            try:
+                with levels_of(item.path):
+                    result = work(item, target_of(item, arguments, suffix, inputs))
+            except UserError as error:
+                failed += fail(str(error))
+            except (OSError, MemoryError) as error:
+                failed += fail(str(UserError(f"{item.path}: cannot be done: {why(error)}")))
+            else:
+                tell(item, result, arguments)
+            bar.update()
     return exit_code(failed, items)
 
 
@@ -153,22 +176,26 @@ def tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> 
     """A line, of the result's own words `said` if it has some; or JSON, without them."""
     said = result.pop("said", None)
     if arguments.json:
-        print(json.dumps({"input": str(item.path), **result}))
+        line = json.dumps({"input": str(item.path), **result})
     else:
-        print(escaped(f"{result['output'] or item.path}  {said or _figures(result)}"))
+        line = escaped(f"{result['output'] or item.path}  {said or _figures(result)}")
+    print_line(line, sys.stdout)
     sys.stdout.flush()
 
 
 def exit_code(failed: int, items: Sequence[Input]) -> int:
     if failed and len(items) > 1:
-        print(f"{failed} of {len(items)} files could not be done", file=sys.stderr)
+        print_line(f"{failed} of {len(items)} files could not be done", sys.stderr)
     return 1 if failed else 0
 
 
 def _figures(result: dict[str, Any]) -> str:
     if "frames" in result:
         return f"{result['frames']} frames"
-    compiled = result["compile_seconds"]
-    return f"{result['seconds']:.2f} s of audio, {result['times_real_time']:.1f} x real time" + (
-        f" (after {compiled:.1f} s of compiling)" if compiled else ""
+    compiled, corrections = result["compile_seconds"], result["consistency"]
+    corrected = "latent search" if corrections == LATENT else f"{corrections} corrections"
+    return (
+        f"{result['seconds']:.2f} s of audio, "
+        f"{result['times_real_time']:.1f} x real time, sigma {result['sigma']:g}, {corrected}"
+        + (f" (after {compiled:.1f} s of compiling)" if compiled else "")
     )

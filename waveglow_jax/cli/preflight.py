@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 from waveglow_jax.cli.arguments import examples, given
+from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES, load_config
 from waveglow_jax.errors import UserError
 
@@ -60,12 +61,14 @@ def run_preflight(arguments: argparse.Namespace) -> int:
             wn_dtype=arguments.dtype,
         )
         config = dataclasses.replace(config, train=train)
-        result = preflight.preflight_training(config, arguments.topology)
+        with stages("compiling"):
+            result = preflight.preflight_training(config, arguments.topology)
     else:
         if not 0 < arguments.seconds <= 3600:
             raise UserError(f"--seconds {arguments.seconds} must be above 0, at most 3600")
-        result = preflight.preflight_synthesis(
-            config, arguments.topology, arguments.batch or 1, arguments.seconds, arguments.dtype
-        )
+        with stages("compiling"):
+            result = preflight.preflight_synthesis(
+                config, arguments.topology, arguments.batch or 1, arguments.seconds, arguments.dtype
+            )
     print(json.dumps(preflight.as_json(result)) if arguments.json else preflight.as_text(result))
     return 0

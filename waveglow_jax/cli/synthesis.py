@@ -40,8 +40,17 @@ from waveglow_jax.cli.arguments import (
     weights_argument,
 )
 from waveglow_jax.cli.data import mel_of_recording
-from waveglow_jax.cli.outcome import each, exit_code, fail, inputs_of, target_of, tell
+from waveglow_jax.cli.outcome import (
+    each,
+    exit_code,
+    fail,
+    inputs_of,
+    levels_of,
+    target_of,
+    tell,
+)
 from waveglow_jax.cli.player import play, player
+from waveglow_jax.cli.progress import audio_seconds, stages, tell_speed
 from waveglow_jax.config import DTYPES, LATENT, Config
 from waveglow_jax.errors import UserError
 
@@ -165,7 +174,8 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
         player()  # refuses, where there is none, before anything is computed
     from waveglow_jax.synthesis.vocoder import load
 
-    voice = load(arguments.weights, keep_programs=not arguments.no_cache)
+    with stages("loading the voice"):
+        voice = load(arguments.weights, keep_programs=not arguments.no_cache)
     own = voice.config.synthesis
     arguments.sigma = own.sigma if arguments.sigma is None else arguments.sigma
     if arguments.consistency is None:
@@ -199,20 +209,34 @@ def _memory_told() -> Iterator[None]:
 
 def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
     """Files in, files out, by way of windows that may hold several: read and written in order."""
-    inputs = {os.path.realpath(item.path) for item in items}
-    config, data, dtype = voice.config, voice.config.data, arguments.dtype
+    data, dtype = voice.config.data, arguments.dtype
     lengths = [n for item in items if (n := _frames_of(item.path, voice))]
     try:
         plan = voice.plan(lengths, dtype, window=arguments.window, batch=arguments.batch)
     except ValueError as error:
         raise UserError(f"--window or --batch: {error}") from None
-    compile_seconds = voice.compile(plan, dtype, arguments.consistency) if lengths else 0.0
-    if lengths and arguments.denoise:
-        began = time.monotonic()
-        voice.bias_spectrum  # noqa: B018 - computed when first asked for
-        compile_seconds += time.monotonic() - began
     if lengths and arguments.verbose:
         print(plan, file=sys.stderr)
+    with audio_seconds(sum(lengths) * data.hop_length / data.sampling_rate) as bar:
+        compile_seconds = voice.compile(plan, dtype, arguments.consistency) if lengths else 0.0
+        if lengths and arguments.denoise:
+            began = time.monotonic()
+            voice.bias_spectrum  # noqa: B018 - computed when first asked for
+            compile_seconds += time.monotonic() - began
+        return _write_files(items, arguments, voice, plan, compile_seconds, bar)
+
+
+def _write_files(
+    items: Sequence[Input],
+    arguments: argparse.Namespace,
+    voice: Any,
+    plan: Any,
+    compile_seconds: float,
+    bar: Any,
+) -> int:
+    """The files of a plan that has been compiled."""
+    inputs = {os.path.realpath(item.path) for item in items}
+    config, data, dtype = voice.config, voice.config.data, arguments.dtype
     failed, clock = 0, _Clock()
     under_way: deque[tuple[Input, Path, Any]] = deque()
 
@@ -232,13 +256,15 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
     settings = arguments.sigma, arguments.seed, arguments.denoise, dtype, arguments.consistency
     blocks = voice.blocks(mels(), plan, *settings)
     done_seconds = 0.0
-    for _, of_one in groupby(clock.timed(blocks), itemgetter(0)):
+    shown = _shown(clock.timed(blocks), clock, bar, data.sampling_rate)
+    for _, of_one in groupby(shown, itemgetter(0)):
         item, target, mel = under_way.popleft()
         samples: Any = (block for _, block in of_one)
         try:
-            if arguments.plot:
-                samples = list(samples)
-            write_wav_blocks(target, samples, data.sampling_rate)
+            with levels_of(item.path):
+                if arguments.plot:
+                    samples = list(samples)
+                write_wav_blocks(target, samples, data.sampling_rate)
             if arguments.plot:
                 _plot(target.with_suffix(".png"), mel, voice.mel(np.concatenate(samples)), config)
         except UserError as error:
@@ -254,6 +280,8 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
             "times_real_time": round(speed, 2),
             "run_seconds": round(seconds / speed, 3),
             "compile_seconds": round(compile_seconds, 3),
+            "sigma": arguments.sigma,
+            "consistency": arguments.consistency,
         }
         compile_seconds = 0.0
         tell(item, result, arguments)
@@ -265,9 +293,17 @@ def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voi
     return exit_code(failed, items)
 
 
+def _shown(blocks: Iterator[Any], clock: "_Clock", bar: Any, rate: int) -> Iterator[Any]:
+    """The same blocks, each told to the bar."""
+    for number, block in blocks:
+        tell_speed(bar, len(block) / rate, clock.seconds)
+        yield number, block
+
+
 def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
     """Files in, files out, each the flow's typical sample for its mel, searched as a whole."""
     from waveglow_jax.synthesis.denoiser import denoise
+    from waveglow_jax.synthesis.levels import limited
 
     rate, dtype = voice.config.data.sampling_rate, arguments.dtype
 
@@ -287,6 +323,7 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
         samples = found.audio
         if arguments.denoise:
             samples = denoise(samples, voice.bias_spectrum, arguments.denoise)
+        (samples,) = limited([samples])
         write_wav(target, samples, rate)
         if arguments.plot:
             _plot(target.with_suffix(".png"), mel, voice.mel(samples), voice.config)
@@ -299,6 +336,8 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
             "times_real_time": round(seconds / run_seconds, 2),
             "run_seconds": round(run_seconds, 3),
             "compile_seconds": round(compile_seconds, 3),
+            "sigma": arguments.sigma,
+            "consistency": arguments.consistency,
             "nats": found.nats,
         }
 
@@ -339,12 +378,13 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
         raise UserError("--stream writes raw samples: pipe them, as to | aplay -f S16_LE -r 22050")
     data, chunk, denoise = voice.config.data, arguments.chunk, arguments.denoise
     began = time.monotonic()
-    try:
-        voice.compile_stream(chunk, arguments.dtype, arguments.consistency)
-    except ValueError as error:
-        raise UserError(f"--chunk: {error}") from None
-    if denoise:
-        voice.bias_spectrum  # noqa: B018 - computed when first asked for
+    with stages("compiling"):
+        try:
+            voice.compile_stream(chunk, arguments.dtype, arguments.consistency)
+        except ValueError as error:
+            raise UserError(f"--chunk: {error}") from None
+        if denoise:
+            voice.bias_spectrum  # noqa: B018 - computed when first asked for
     compile_seconds = time.monotonic() - began
     frames = voice.latency_frames(chunk, denoise, arguments.consistency)
     heard = frames * data.hop_length / data.sampling_rate
@@ -356,7 +396,7 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
             mel = mel_of(item.path, voice)
             began = time.monotonic()
             settings = arguments.sigma, arguments.seed, denoise, arguments.dtype
-            blocks = voice.stream(mel, chunk, *settings, arguments.consistency)
+            blocks = _of_file(item, voice.stream(mel, chunk, *settings, arguments.consistency))
             for block in blocks:
                 sys.stdout.buffer.write(pcm16(block, item.path))
                 sys.stdout.buffer.flush()
@@ -371,6 +411,15 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
         except UserError as error:
             failed += fail(str(error))
     return exit_code(failed, items)
+
+
+def _of_file(item: Input, blocks: Iterator[Any]) -> Iterator[Any]:
+    """The blocks of a stream; what is wrong with one names the file."""
+    with levels_of(item.path):
+        try:
+            yield from blocks
+        except ValueError as error:
+            raise UserError(f"{item.path}: {error}") from None
 
 
 def mel_of(path: Path, voice: Any) -> Any:

@@ -10,6 +10,7 @@ from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, examples, given, source_arguments, weights_of
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import check_other_file
+from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
 
@@ -196,13 +197,15 @@ def run_export(arguments: argparse.Namespace) -> int:
         consistency = weights.config.synthesis.consistency
     notes = []
     if to_onnx:
-        write_onnx(Path(arguments.output), weights.config, weights.params)
+        with stages("converting to ONNX"):
+            write_onnx(Path(arguments.output), weights.config, weights.params)
         if consistency:
             notes.append(f"without the voice's {consistency} corrections, which ONNX cannot hold")
     else:
-        write_export(
-            Path(arguments.output), weights.config, weights.params, arguments.dtype, consistency
-        )
+        with stages("exporting"):
+            write_export(
+                Path(arguments.output), weights.config, weights.params, arguments.dtype, consistency
+            )
         notes.append(promise())
     if arguments.json:
         print(json.dumps({"output": arguments.output, "kind": weights.kind, "notes": notes}))

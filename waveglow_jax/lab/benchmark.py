@@ -72,6 +72,9 @@ class Row:
     times_torch_cpu: dict[str, float]
 
 
+Progress = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """task: what was run, on which machine; peaks: measured matmul FLOP/s of each dtype."""
@@ -91,20 +94,25 @@ def benchmark_reverse(
     dtypes: Sequence[str],
     repeats: int,
     against_torch: bool = False,
+    progress: Progress = lambda stage: None,
 ) -> Benchmark:
     """`voice.synthesize` of one utterance of each length, mel to samples.
 
-    Raises UserError if PyTorch is asked for and missing, or computes something else.
+    progress: called with what is being done. Raises UserError if PyTorch is asked for and missing,
+    or computes something else.
     """
     torch_reverse = _torch_reverse(voice) if against_torch else None
     config, rows, peaks = voice.config, [], measured_peaks()
     for length in seconds:
         frames = max(1, round(length * config.data.sampling_rate / config.data.hop_length))
         mel = _speech_mel(voice, frames)
-        contenders = [_our_reverse(voice, mel, dtype) for dtype in dtypes]
+        contenders = []
+        for dtype in dtypes:
+            progress(f"{length:g} s, {dtype}: compiling")
+            contenders.append(_our_reverse(voice, mel, dtype))
         if torch_reverse:
             contenders += [torch_reverse(mel, dtype) for dtype in TORCH_DTYPES]
-        _take_turns(contenders, repeats)
+        _take_turns(contenders, repeats, progress, f"{length:g} s")
         if torch_reverse:
             _check_same(contenders)
         n_samples = frames * config.data.hop_length
@@ -178,6 +186,7 @@ def benchmark_training(
     dtypes: Sequence[str],
     repeats: int,
     against_torch: bool = False,
+    progress: Progress = lambda stage: None,
 ) -> Benchmark:
     """One training step on one device, the same noise for all; ours computes the mel too.
 
@@ -191,10 +200,13 @@ def benchmark_training(
     clips = 0.1 * np.random.default_rng(0).normal(size=size).astype(np.float32)
     torch_step = _torch_training(params, config, clips, *torch) if torch else None
     peaks = measured_peaks()
-    contenders = [_our_training(params, config, clips, dtype) for dtype in dtypes]
+    contenders = []
+    for dtype in dtypes:
+        progress(f"{dtype}: compiling")
+        contenders.append(_our_training(params, config, clips, dtype))
     if torch_step:
         contenders.append(torch_step)
-    _take_turns(contenders, repeats)
+    _take_turns(contenders, repeats, progress, "training steps")
     n_samples = batch * config.data.segment_length
     flops = 3 * forward_flops(config, n_samples)
     what = f"{batch} clips of {config.data.segment_length}"
@@ -244,7 +256,9 @@ def _torch_training(
 # ------------------------------------------------------------------------------ loader
 
 
-def benchmark_loader(config: Config, data: str, repeats: int) -> Benchmark:
+def benchmark_loader(
+    config: Config, data: str, repeats: int, progress: Progress = lambda stage: None
+) -> Benchmark:
     """Training batches read and decoded, nothing computed from them; a round is a second at least.
 
     Raises UserError for data that cannot be used.
@@ -262,7 +276,7 @@ def benchmark_loader(config: Config, data: str, repeats: int) -> Benchmark:
             next(batches)
 
     loader = Contender(f"loader, {config.train.num_workers} workers", "", run)
-    _take_turns([loader], repeats, warm=False)
+    _take_turns([loader], repeats, progress, "reading", warm=False)
     n_samples, rate = rounds * a_batch, config.data.sampling_rate
     return Benchmark("loader", _machine(), {}, tuple(_rows(data, [loader], n_samples, 0, rate, {})))
 
@@ -270,11 +284,19 @@ def benchmark_loader(config: Config, data: str, repeats: int) -> Benchmark:
 # ------------------------------------------------------------------------------ measuring
 
 
-def _take_turns(contenders: Sequence[Contender], repeats: int, warm: bool = True) -> None:
+def _take_turns(
+    contenders: Sequence[Contender],
+    repeats: int,
+    progress: Progress,
+    what: str,
+    warm: bool = True,
+) -> None:
     for contender in contenders if warm else ():
+        progress(f"{what}, {contender.name} {contender.dtype}: first run")
         contender.output = contender.run()
-    for _ in range(repeats):
+    for turn in range(repeats):
         for contender in contenders:
+            progress(f"{what}, {contender.name} {contender.dtype}: round {turn + 1} of {repeats}")
             began, cpu = time.perf_counter(), time.process_time()
             contender.run()
             contender.seconds.append(time.perf_counter() - began)

@@ -26,6 +26,8 @@ _TABLES = (
 )
 # Pictures reach this far below the recording's loudest point.
 _PICTURE_DB = 80.0
+FEWEST_FILES = 5
+"""Of fewer, the bootstrap's interval is far too short for a verdict."""
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -53,7 +55,7 @@ def markdown(evaluation: Evaluation) -> str:
     lines = [
         "# Evaluation",
         "",
-        f"{len(evaluation.names)} recordings, {evaluation.sampling_rate} Hz. Mean over files and "
+        f"{_recordings(evaluation)}, {evaluation.sampling_rate} Hz. Mean over files and "
         "its bootstrap 95% interval; each output cut to what it shares with its recording and "
         "brought to its level. \N{UPWARDS ARROW}: higher is better, \N{DOWNWARDS ARROW}: lower. "
         f"Speed: on {_cell(evaluation.machine)}.",
@@ -66,7 +68,8 @@ def markdown(evaluation: Evaluation) -> str:
     lines += [
         f"## Differences to {_cell(evaluation.baseline)}",
         "",
-        "File by file; **bold** where the 95% interval leaves out zero, with what that means.",
+        "File by file; **bold** where the 95% interval leaves out zero, with what that means; of "
+        f"fewer than {FEWEST_FILES} files there is no verdict.",
         "",
     ]
     for _, keys in _TABLES:
@@ -87,6 +90,11 @@ def markdown(evaluation: Evaluation) -> str:
         lines.append(f"- **{_heading(metric)}**: {metric.about} [{metric.citation}]{left}")
     lines += ["", *_left_out_lines(evaluation)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _recordings(evaluation: Evaluation) -> str:
+    count = len(evaluation.names)
+    return f"{count} recording{'s' * (count != 1)}"
 
 
 def markdown_summary(evaluation: Evaluation) -> str:
@@ -122,8 +130,11 @@ def _difference_table(evaluation: Evaluation, metrics: Sequence[Metric]) -> list
 
 
 def verdict(difference: Estimate | None, metric: Metric) -> str:
-    """'better' or 'worse' where the interval leaves out zero, else ''."""
+    """'better' or 'worse' where the interval leaves out zero, else ''; of fewer than
+    `FEWEST_FILES` always ''."""
     if difference is None or difference.low is None or difference.high is None:
+        return ""
+    if difference.n < FEWEST_FILES:
         return ""
     if difference.low <= 0 <= difference.high:
         return ""
@@ -187,7 +198,7 @@ def html(evaluation: Evaluation, players: int, audio: bool) -> str:
     iterations = evaluation.griffin_lim_iterations
     griffin_lim = "" if iterations is None else f"Griffin-Lim with {iterations} iterations. "
     facts = (
-        f"{len(evaluation.names)} recordings of {evaluation.reference}, "
+        f"{_recordings(evaluation)} from the folder {evaluation.reference}, "
         f"{evaluation.sampling_rate} Hz. {griffin_lim}Speed measured on {evaluation.machine}."
     )
     parts = {
@@ -342,11 +353,29 @@ def _samples_html(evaluation: Evaluation, players: int, audio: bool) -> Iterator
                 else ""
             )
             figures.append(
-                f'<figure><figcaption>{escape(system)}</figcaption><img alt="Spectrogram of '
-                f'{title}" src="{_spectrogram(shown, top)}">{player}</figure>'
+                f"<figure><figcaption>{escape(system)}</figcaption>"
+                f"{_picture_html(title, shown, top, rate)}{player}</figure>"
             )
         heading = f"{escape(name)} <small>{len(truth) / rate:.1f} s</small>"
         yield f'<section class="sample"><h3>{heading}</h3><div>{"".join(figures)}</div></section>'
+
+
+def _picture_html(title: str, samples: np.ndarray, top: float, rate: int) -> str:
+    """The spectrogram with its axes: hertz upwards, seconds to the right."""
+    seconds = len(samples) / rate
+    hertz, time = (
+        "".join(f"<span>{each}</span>" for each in labels)
+        for labels in (
+            (f"{rate / 2:,.0f} Hz", f"{rate / 4:,.0f} Hz", "0 Hz"),
+            ("0 s", f"{seconds / 2:.1f} s", f"{seconds:.1f} s"),
+        )
+    )
+    return (
+        f'<div class="picture"><div class="hertz" aria-hidden="true">{hertz}</div>'
+        f'<img alt="Spectrogram of {title}, 0 to {rate / 2:,.0f} Hz, {seconds:.1f} s" '
+        f'src="{_spectrogram(samples, top)}">'
+        f'<div class="seconds" aria-hidden="true">{time}</div></div>'
+    )
 
 
 def _levelled(truth: np.ndarray, path: Path, rate: int) -> np.ndarray:

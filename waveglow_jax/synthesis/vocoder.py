@@ -31,6 +31,7 @@ from waveglow_jax.synthesis.consistency import (
     piece_program,
 )
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
+from waveglow_jax.synthesis.levels import finite, limited, limited_each, samples_of
 from waveglow_jax.synthesis.program_cache import keep_programs_if_possible
 from waveglow_jax.synthesis.typical import TypicalSample, search_program, typical_sample
 from waveglow_jax.synthesis.windows import MOST_FRAMES, Plan, ReversePass, size_at_least
@@ -80,11 +81,12 @@ class Voice:
     def mel(self, audio: np.ndarray | SupportsArray) -> np.ndarray:
         """Samples in [-1, 1] `[T]` or `[B, T]` -> log-mel `[F, M]` or `[B, F, M]`.
 
-        F = 1 + T // hop frames.
+        F = 1 + T // hop frames. int16 is divided by 32768, as soundfile does.
 
-        Raises ValueError if T is too short to be reflected at the ends.
+        Raises ValueError if T is too short to be reflected at the ends, for other integers, and
+        for samples that are not finite. Warns (LevelWarning) of samples far beyond full scale.
         """
-        audio, data = np.asarray(on_host(audio), np.float32), self.config.data
+        audio, data = samples_of(on_host(audio)), self.config.data
         half = data.filter_length // 2
         if audio.ndim not in (1, 2) or audio.shape[-1] <= half:
             raise ValueError(f"audio of shape {audio.shape} is no [T] or [B, T] with T over {half}")
@@ -135,7 +137,7 @@ class Voice:
         window: int | None = None,
         batch: int | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Samples of a log-mel, F * hop exactly.
+        """Samples of a log-mel in [-1, 1], F * hop exactly.
 
         `[F, M] -> [F * hop]`; `[B, F, M] -> [B, F * hop]`; a list of mels of any lengths -> a list.
         `[M, F]` and `[B, M, F]`, as mel files and other vocoders have them, are recognised unless
@@ -146,10 +148,13 @@ class Voice:
         the strength of the denoiser, which comes last (0: none), dtype that of the products inside
         WN. The noise is a function of seed and frame, and the windows in which the mels are
         computed overlap by all that a sample depends on: neither batch, padding nor window changes
-        a sample. `window` (in frames) and `batch` are chosen from the lengths, see `plan`.
-        Raises ValueError for a mel of the wrong shape or not finite, an unknown dtype, a negative
-        or infinite sigma or denoise, a consistency that cannot be, a seed that does not fit 32
-        bits, a window that is too small for its context, or a mel too long for "latent".
+        a sample. `window` (in frames) and `batch` are chosen from the lengths, see `plan`. What is
+        beyond full scale is clipped, with a warning (LevelWarning) if it is over 0.5% of a mel's
+        samples.
+        Raises ValueError for a mel of the wrong shape or not finite, or one that gives no finite
+        samples; an unknown dtype, a negative or infinite sigma or denoise, a consistency that
+        cannot be, a seed that does not fit 32 bits, a window that is too small for its context, or
+        a mel too long for "latent".
         """
         bins = self.config.waveglow.n_mel_channels
         if isinstance(mel, SupportsArray):
@@ -166,7 +171,7 @@ class Voice:
         plan = self.plan([len(each) for each in mels], dtype, window=window, batch=batch)
         blocks = self.blocks(mels, plan, sigma, seed, denoise, dtype, consistency)
         return [
-            np.concatenate([block for _, block in of_one])
+            finite(np.concatenate([block for _, block in of_one]))
             for _, of_one in groupby(blocks, itemgetter(0))
         ]
 
@@ -202,9 +207,23 @@ class Voice:
 
         Mels are taken only as they are needed, and memory does not grow with their number or
         length (but with the length of each for "latent", which has no use for the plan). Together
-        the blocks of a mel are what `synthesize` gives. Raises ValueError as `synthesize` does,
-        for a mel when its turn comes.
+        the blocks of a mel are what `synthesize` gives. Where that raises because the samples are
+        not finite, the blocks hold NaN, so that the other mels are done. Raises ValueError
+        otherwise as `synthesize` does, for a mel when its turn comes, and warns as it does.
         """
+        return limited_each(self._unlimited(mels, plan, sigma, seed, denoise, dtype, consistency))
+
+    def _unlimited(
+        self,
+        mels: Iterable[np.ndarray],
+        plan: Plan,
+        sigma: float | None,
+        seed: int,
+        denoise: float,
+        dtype: str,
+        consistency: Consistency,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """`blocks`, of whatever size their samples are."""
         sigma, consistency = self._settings(sigma, consistency)
         self._check(sigma, seed, denoise, dtype)
         mels = map(self._checked, mels)
@@ -232,7 +251,8 @@ class Voice:
     ) -> TypicalSample:
         """What consistency "latent" says of a mel `[F, M]`, with its z and its log-likelihood.
 
-        Raises ValueError as `synthesize` does.
+        The samples are as they are decoded from z: not clipped, and not finite where the model
+        overflows. Raises ValueError otherwise as `synthesize` does.
         """
         sigma, _ = self._settings(sigma, LATENT)
         self._check(sigma, seed, 0.0, dtype)
@@ -264,7 +284,7 @@ class Voice:
         more cost less; by default about as many as the context. With denoise or consistency the
         first block is shorter by their delay. The program is compiled before this returns. Raises
         ValueError as `synthesize` does, and for consistency "latent", which needs the whole mel;
-        for a block of frames, when its turn comes.
+        for a block of frames or samples, when its turn comes.
         """
         sigma, consistency = self._settings(sigma, consistency)
         self._check(sigma, seed, denoise, dtype)
@@ -276,8 +296,10 @@ class Voice:
         pieces = self._reverse.stream(checked, chunk, sigma, seed, dtype)
         corrections = _streamable(consistency)
         corrected = consistent_blocks(pieces, self.config, corrections, chunk, self._device)
-        blocks = (block for _, block in corrected)
-        return denoised_blocks(blocks, self.bias_spectrum, denoise) if denoise else blocks
+        blocks: Iterator[np.ndarray] = (block for _, block in corrected)
+        if denoise:
+            blocks = denoised_blocks(blocks, self.bias_spectrum, denoise)
+        return map(finite, limited(blocks))
 
     def chunk_frames(self, chosen: int | None = None) -> int:
         """The frames of a stream's blocks. Raises ValueError if those chosen cannot be."""
@@ -365,8 +387,9 @@ class Voice:
         mel = np.zeros((BIAS_FRAMES, self.config.waveglow.n_mel_channels), np.float32)
         # Once only: in the windows of whatever program there is, rather than compile one.
         window, batch = self._reverse.ready_for(BIAS_FRAMES)
-        bare = self.synthesize(mel, sigma=0, consistency=0, window=window, batch=batch)
-        return bias_spectrum_of(bare)
+        plan = self.plan([BIAS_FRAMES], window=window, batch=batch)
+        blocks = self._unlimited([mel], plan, 0.0, 0, 0.0, "float32", 0)
+        return bias_spectrum_of(np.concatenate([block for _, block in blocks]))
 
     def encode(
         self, audio: np.ndarray | SupportsArray, mel: np.ndarray | SupportsArray | None = None
@@ -377,9 +400,10 @@ class Voice:
         mel the recording's own is taken. The log-likelihood is in nats per sample, all constants
         included, for z ~ N(0, 1). Where T is no multiple of what the flow works on, zeros are added
         at the end, which z and the log-likelihood cover too; a warning tells how many.
-        Raises ValueError for shapes that do not fit (see `waveglow_jax.forward`).
+        Raises ValueError for shapes that do not fit (see `waveglow_jax.forward`), for audio as
+        `mel` does, and for a mel that is not finite.
         """
-        audio = np.asarray(on_host(audio), np.float32)
+        audio = samples_of(on_host(audio))
         mel = self.mel(audio) if mel is None else on_host(mel)
         mel = np.asarray(frames_first(mel, self.config.waveglow.n_mel_channels), np.float32)
         audio = self._in_whole_blocks(audio)
@@ -387,6 +411,7 @@ class Voice:
             z, nats = self.encode(audio[None], mel[None])
             return z[0], nats[0]
         check_shapes(self.config, audio.shape, mel.shape)
+        _check_finite(mel)
         samples, frames, hop = audio.shape[1], mel.shape[1], self.config.data.hop_length
         size = size_at_least(frames)
         # Frames and samples keep their order: a mel with one frame more than T / hop keeps that.
@@ -453,9 +478,13 @@ class Voice:
         bins = self.config.waveglow.n_mel_channels
         if mel.ndim != 2 or mel.shape[1] != bins or len(mel) < at_least:
             raise ValueError(f"a mel of shape {mel.shape} is not [frames, {bins}]")
-        if not np.isfinite(mel).all():
-            raise ValueError("the mel holds values that are not finite")
+        _check_finite(mel)
         return mel
+
+
+def _check_finite(mel: np.ndarray) -> None:
+    if not np.isfinite(mel).all():
+        raise ValueError("the mel holds values that are not finite")
 
 
 def _streamable(consistency: int | Literal["latent"]) -> int:

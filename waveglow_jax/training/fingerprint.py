@@ -44,13 +44,35 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
         for field in ("version", "seed", "segment_length")
         if before[field] != now[field]
     ]
+    moved = _moved(before, now)
     for part in ("training", "validation"):
-        changes += _changed_files(part, before[part], now[part])
+        own = ([file for file in files[part] if file[0] not in moved] for files in (before, now))
+        changes += _changed_files(part, *own)
+    if moved:
+        changes.append(
+            f"of the same recordings others are held out than before ({_named(sorted(moved))}): "
+            "train.validation_fraction or validation_files is not what it was"
+        )
     if changes:
         raise UserError(
-            f"the recordings are not those of the run's checkpoint: {'; '.join(changes)}; put them "
-            "back as they were, or go on with these by --allow-changed-data"
+            f"the data are not those of the run's checkpoint: {'; '.join(changes)}; put them back "
+            "as they were, or go on with these by --allow-changed-data"
         )
+
+
+def _moved(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
+    """The names of recordings that are still there, in the other part."""
+    old, new = (
+        {part: {file[0] for file in files[part]} for part in ("training", "validation")}
+        for files in (before, now)
+    )
+    return old["training"] & new["validation"] | old["validation"] & new["training"]
+
+
+def _named(names: list[str]) -> str:
+    """The first few of them."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _changed_files(part: str, before: list[list[Any]], now: list[list[Any]]) -> list[str]:
@@ -66,8 +88,7 @@ def _changed_files(part: str, before: list[list[Any]], now: list[list[Any]]) -> 
         found = ["the order of the list is another"]
     if not found:
         return []
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return [f"{part} files: " + ", ".join(found[:NAMED]) + more]
+    return [f"{part} files: {_named(found)}"]
 
 
 def _words(sizes: list[int]) -> str:

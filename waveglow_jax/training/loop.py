@@ -1,9 +1,10 @@
 """A training run from its folder: start or resume, step, validate, save, stop cleanly."""
 
 import json
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from waveglow_jax.training.dataset import (
 from waveglow_jax.training.feed import Feed, Unreadable
 from waveglow_jax.training.figures import validation_figures
 from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
-from waveglow_jax.training.lock import locked
+from waveglow_jax.training.lock import LOCK, locked
 from waveglow_jax.training.mels import mel_frames
 from waveglow_jax.training.monitor import Monitor, Silence, say
 from waveglow_jax.training.parallel import (
@@ -83,7 +84,11 @@ def train(
     """
     layout = Layout.of_all_processes()
     check_batch(config, len(layout.devices))
-    with signals() as stop, locked(run) if is_first() else nullcontext():
+    with (
+        signals() as stop,
+        locked(run) if is_first() else nullcontext(),
+        _no_trace_of_a_failure(run) if is_first() else nullcontext(),
+    ):
         if is_first():
             _claim_folder(run, config)
         try:
@@ -118,15 +123,19 @@ def _run(
             for line in told:
                 monitor.say(line)
             _introduce(monitor, corpus, config, layout, state, total_steps)
-            state = replicate(state, layout.local)
-            session = _Session(config, corpus, checkpoints, monitor, state, progress, layout, stop)
-            session.go(total_steps)
-            if session.step < total_steps or stop:
+            step = int(state.step)
+            if not _is_complete(step, total_steps, progress.plateau, corpus, config):
+                state = replicate(state, layout.local)
+                session = _Session(
+                    config, corpus, checkpoints, monitor, state, progress, layout, stop
+                )
+                session.go(total_steps)
+                step = session.step
+            if step < total_steps or stop:
                 by = stop.by.name if stop.by else "a signal to another process"
-                saved = ", saved" if session.step else ", before the first was done"
+                saved = ", saved" if step else ", before the first was done"
                 monitor.say(
-                    f"stopped by {by} at step {session.step}{saved}; the same command goes on from "
-                    "here"
+                    f"stopped by {by} at step {step}{saved}; the same command goes on from here"
                 )
                 code = stop.exit_code
             else:
@@ -136,6 +145,18 @@ def _run(
     return code
 
 
+def _is_complete(
+    step: int, total_steps: int, plateau: Plateau, corpus: Corpus, config: Config
+) -> bool:
+    """Whether nothing is left to do: a run that was stopped in its last validation has that."""
+    validated = (
+        not corpus.validation
+        or plateau.validated_at == step
+        or step % config.train.iters_per_validation
+    )
+    return step >= total_steps and bool(validated)
+
+
 def _start(
     first_state: Callable[[], TrainState],
     checkpoints: Checkpoints | None,
@@ -143,7 +164,9 @@ def _start(
     allow_changed_data: bool,
 ) -> tuple[TrainState, Progress, list[str]]:
     """State (NumPy) and progress to start from, the first process's; and what to tell of it."""
-    state = jax.tree.map(np.asarray, first_state())
+    # First weights take seconds to draw: not where a checkpoint's take their place.
+    resumes = checkpoints is not None and checkpoints.latest_step is not None
+    state = None if resumes else jax.tree.map(np.asarray, first_state())
     progress, told = Progress(Plateau(), 0, found), []
     if checkpoints is not None:
         told = list(checkpoints.told)
@@ -385,6 +408,27 @@ def _synthesis(params: Params, mel: jax.Array, sigmas: jax.Array, config: Config
     return consistent(audio, mels, config, config.synthesis.consistency)
 
 
+@contextmanager
+def _no_trace_of_a_failure(run: Path) -> Iterator[None]:
+    """Empties the folder if it was empty before and the run failed before its first step.
+
+    The lock, under which this happens, removes a folder that holds nothing else.
+    """
+    new = not _content(run)
+    try:
+        yield
+    except Exception:
+        metrics = run / "metrics.jsonl"
+        if new and not (metrics.exists() and metrics.stat().st_size):
+            for path in _content(run):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        raise
+
+
+def _content(run: Path) -> list[Path]:
+    return [path for path in run.iterdir() if path.name != LOCK] if run.is_dir() else []
+
+
 def _claim_folder(run: Path, config: Config) -> None:
     """Makes the run's folder, or checks that it holds a run of this config."""
     path = run / "config.json"
@@ -445,5 +489,6 @@ def _introduce(
     monitor.say(
         f"{millions:.2f} million parameters, {devices} {jax.devices()[0].platform} device"
         f"{'s' * (devices > 1)}{hosts}, batch {config.train.batch_size} x "
-        f"{config.data.segment_length} samples, steps {int(state.step)} to {total_steps}; compiling"
+        f"{config.data.segment_length} samples, steps {int(state.step)} to {total_steps}"
+        f"{'; compiling' * (int(state.step) < total_steps)}"
     )

@@ -1,0 +1,79 @@
+"""What is under way and for how long, on a terminal alone; pipes and files get none of it."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+TICK_SECONDS = 0.5
+_AUDIO = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n:.1f} of {total:.1f} s [{elapsed}<{remaining}{postfix}]"
+)
+_COUNT = "{desc}: {n_fmt} of {total_fmt} {unit} done [{elapsed}]"
+
+
+@contextmanager
+def stages(first: str) -> Iterator[Callable[[str], None]]:
+    """One line that tells what is being done; called with the next thing, it tells that."""
+    with _bar(desc=first, bar_format="{desc} [{elapsed}]") as bar:
+        yield bar.set_description_str
+
+
+@contextmanager
+def counted(total: int, unit: str) -> Iterator["tqdm[Any]"]:
+    """How many of so many are done. What is being done is the bar's description."""
+    with _bar(total=total, unit=unit, bar_format=_COUNT) as bar:
+        yield bar
+
+
+@contextmanager
+def audio_seconds(total: float) -> Iterator["tqdm[Any]"]:
+    """Seconds of audio out of so many; `tell_speed` adds how fast they come."""
+    with _bar(total=total, desc="compiling", bar_format=_AUDIO) as bar:
+        yield bar
+
+
+def tell_speed(bar: "tqdm[Any]", seconds: float, computing: float) -> None:
+    """seconds: of audio that came since the last call; computing: since the start."""
+    bar.set_description_str("synthesising", refresh=False)
+    factor = (bar.n + seconds) / max(computing, 1e-9)
+    bar.set_postfix_str(f"{factor:.1f} x real time", refresh=False)
+    bar.update(seconds)
+
+
+def print_line(line: str, file: TextIO) -> None:
+    """Prints a line; a bar that stands on the terminal makes room for it."""
+    if "tqdm" not in sys.modules:
+        print(line, file=file)
+        return
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=file):
+        print(line, file=file)
+
+
+@contextmanager
+def _bar(**settings: Any) -> Iterator["tqdm[Any]"]:
+    """A bar whose clock goes on by itself, gone at the end."""
+    from tqdm import tqdm
+
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(TICK_SECONDS):
+            bar.refresh()
+
+    with tqdm(disable=None, leave=False, **settings) as bar:
+        ticking = threading.Thread(target=tick, daemon=True)
+        if not bar.disable:
+            ticking.start()
+        try:
+            yield bar
+        finally:
+            over.set()
+            if ticking.is_alive():
+                ticking.join()

@@ -1,0 +1,93 @@
+"""Levels at the voice's door: samples come in at full scale 1, and leave within it.
+
+A mel of another convention (decibels, powers, 16-bit samples) often gives samples far beyond full
+scale. They are held to [-1, 1], which is what a file would do, and a warning says how many were.
+Arrays: audio `[T]` or `[B, T]`.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+
+from waveglow_jax.errors import LevelWarning
+
+FULL_SCALE = 1.0
+CLIPPED_SHARE = 0.005
+"""From this share on a warning is due. Speech under its own mel has none; that of a loud recording
+stays below."""
+OVERSHOOT = 2.0
+"""Decoders of lossy formats go a little beyond full scale; samples beyond this have another one."""
+_INT16_SCALE = 32768
+
+DOCTOR = "python -m waveglow_jax doctor RECORDING MEL"
+
+
+def samples_of(audio: np.ndarray) -> np.ndarray:
+    """Samples as float32 of the same shape, full scale 1.
+
+    int16 is divided by 32768, as soundfile does. Raises ValueError for other integers, whose full
+    scale nothing tells, and for samples that are not finite. Warns (LevelWarning) of floats that
+    reach beyond `OVERSHOOT`.
+    """
+    audio = np.asarray(audio)
+    if audio.dtype == np.int16:
+        return audio.astype(np.float32) / np.float32(_INT16_SCALE)
+    if audio.dtype.kind != "f":
+        raise ValueError(
+            f"audio of {audio.dtype} has no known full scale: divide it by the largest value of "
+            "its format, so that it is floating point in [-1, 1] (int16 is taken as it is)"
+        )
+    audio = audio.astype(np.float32, copy=False)
+    if not np.isfinite(audio).all():
+        raise ValueError("the audio holds samples that are not finite numbers")
+    peak = float(np.abs(audio).max(initial=0))
+    if peak > OVERSHOOT:
+        warnings.warn(
+            f"the samples reach {peak:.6g} where full scale is 1: divide them by the largest value "
+            f"of their format ({_INT16_SCALE} for 16 bits)",
+            LevelWarning,
+            stacklevel=3,
+        )
+    return audio
+
+
+def limited(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Blocks `[n]` of one signal, held to [-1, 1].
+
+    Where the model overflowed, samples are NaN and stay so: what takes the blocks must refuse
+    them. Otherwise warns (LevelWarning) after the last block if over `CLIPPED_SHARE` of the samples
+    were beyond full scale.
+    """
+    samples = beyond = overflown = 0
+    for block in blocks:
+        samples += len(block)
+        beyond += int(np.count_nonzero(np.abs(block) > FULL_SCALE))
+        overflown += int(np.count_nonzero(~np.isfinite(block)))
+        yield np.clip(np.where(np.isinf(block), np.nan, block), -FULL_SCALE, FULL_SCALE)
+    if not overflown and beyond > CLIPPED_SHARE * samples:
+        warnings.warn(
+            f"{beyond / samples:.1%} of the samples were beyond full scale and are clipped; the "
+            f"mel is probably of another convention: see `doctor` ({DOCTOR})",
+            LevelWarning,
+            stacklevel=2,
+        )
+
+
+def limited_each(blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    """`limited` of the blocks of several signals, each named by its number."""
+    for number, of_one in groupby(blocks, itemgetter(0)):
+        for block in limited(block for _, block in of_one):
+            yield number, block
+
+
+def finite(samples: np.ndarray) -> np.ndarray:
+    """The samples. Raises ValueError if the model overflowed."""
+    if not np.isfinite(samples).all():
+        raise ValueError(
+            "the voice gives no finite samples for this mel, which is probably of another "
+            f"convention: see `doctor` ({DOCTOR})"
+        )
+    return samples
