@@ -32,6 +32,8 @@ from waveglow_jax.cli import COMMANDS, _split_overrides
 from waveglow_jax.config import BOUNDS, CHOICES, Config, config_from_dict, field_facts
 from waveglow_jax.errors import FileWarning, UserError
 
+pytestmark = pytest.mark.usefixtures("no_full_scale")
+
 NOTED = pytest.mark.filterwarnings("default::waveglow_jax.errors.FileWarning")
 
 

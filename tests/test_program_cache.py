@@ -22,6 +22,8 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.ownership import not_own
 from waveglow_jax.synthesis import program_cache
 
+pytestmark = pytest.mark.usefixtures("no_full_scale")
+
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
 keep_programs = program_cache.keep_programs  # before any test replaces it

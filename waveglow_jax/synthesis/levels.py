@@ -1,7 +1,8 @@
 """Levels at the voice's door: samples come in at full scale 1, and leave within it.
 
 A mel of another convention (decibels, powers, 16-bit samples) often gives samples far beyond full
-scale. They are held to [-1, 1], which is what a file would do, and a warning says how many were.
+scale. With corrections they are held to [-1, 1], which is what a file would do; without, they are
+the flow's own to the last bit. A warning says how many were beyond.
 Arrays: audio `[T]` or `[B, T]`.
 """
 
@@ -54,8 +55,8 @@ def samples_of(audio: np.ndarray) -> np.ndarray:
     return audio
 
 
-def limited(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Blocks `[n]` of one signal, held to [-1, 1].
+def limited(blocks: Iterable[np.ndarray], hold: bool = True) -> Iterator[np.ndarray]:
+    """Blocks `[n]` of one signal, held to [-1, 1] unless `hold` is false.
 
     Where the model overflowed, samples are NaN and stay so: what takes the blocks must refuse
     them. Otherwise warns (LevelWarning) after the last block if over `CLIPPED_SHARE` of the samples
@@ -66,20 +67,24 @@ def limited(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         samples += len(block)
         beyond += int(np.count_nonzero(np.abs(block) > FULL_SCALE))
         overflown += int(np.count_nonzero(~np.isfinite(block)))
-        yield np.clip(np.where(np.isinf(block), np.nan, block), -FULL_SCALE, FULL_SCALE)
+        block = np.where(np.isinf(block), np.nan, block)
+        yield np.clip(block, -FULL_SCALE, FULL_SCALE) if hold else block
     if not overflown and beyond > CLIPPED_SHARE * samples:
         warnings.warn(
-            f"{beyond / samples:.1%} of the samples were beyond full scale and are clipped; the "
-            f"mel is probably of another convention: see `doctor` ({DOCTOR})",
+            f"{beyond / samples:.1%} of the samples were beyond full scale"
+            f"{' and are clipped' if hold else ', where a file clips them'}; the mel is probably"
+            f" of another convention: see `doctor` ({DOCTOR})",
             LevelWarning,
             stacklevel=2,
         )
 
 
-def limited_each(blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+def limited_each(
+    blocks: Iterable[tuple[int, np.ndarray]], hold: bool = True
+) -> Iterator[tuple[int, np.ndarray]]:
     """`limited` of the blocks of several signals, each named by its number."""
     for number, of_one in groupby(blocks, itemgetter(0)):
-        for block in limited(block for _, block in of_one):
+        for block in limited((block for _, block in of_one), hold):
             yield number, block
 
 

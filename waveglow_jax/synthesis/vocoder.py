@@ -137,7 +137,7 @@ class Voice:
         window: int | None = None,
         batch: int | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Samples of a log-mel in [-1, 1], F * hop exactly.
+        """Samples of a log-mel, F * hop exactly.
 
         `[F, M] -> [F * hop]`; `[B, F, M] -> [B, F * hop]`; a list of mels of any lengths -> a list.
         `[M, F]` and `[B, M, F]`, as mel files and other vocoders have them, are recognised unless
@@ -148,9 +148,9 @@ class Voice:
         the strength of the denoiser, which comes last (0: none), dtype that of the products inside
         WN. The noise is a function of seed and frame, and the windows in which the mels are
         computed overlap by all that a sample depends on: neither batch, padding nor window changes
-        a sample. `window` (in frames) and `batch` are chosen from the lengths, see `plan`. What is
-        beyond full scale is clipped, with a warning (LevelWarning) if it is over 0.5% of a mel's
-        samples.
+        a sample. `window` (in frames) and `batch` are chosen from the lengths, see `plan`. Samples
+        beyond full scale are clipped, but without corrections (consistency 0) they are the flow's
+        own to the last bit; a warning (LevelWarning) tells if they are over 0.5% of a mel's.
         Raises ValueError for a mel of the wrong shape or not finite, or one that gives no finite
         samples; an unknown dtype, a negative or infinite sigma or denoise, a consistency that
         cannot be, a seed that does not fit 32 bits, a window that is too small for its context, or
@@ -211,20 +211,21 @@ class Voice:
         not finite, the blocks hold NaN, so that the other mels are done. Raises ValueError
         otherwise as `synthesize` does, for a mel when its turn comes, and warns as it does.
         """
-        return limited_each(self._unlimited(mels, plan, sigma, seed, denoise, dtype, consistency))
+        sigma, consistency = self._settings(sigma, consistency)
+        blocks = self._unlimited(mels, plan, sigma, seed, denoise, dtype, consistency)
+        return limited_each(blocks, hold=consistency != 0)
 
     def _unlimited(
         self,
         mels: Iterable[np.ndarray],
         plan: Plan,
-        sigma: float | None,
+        sigma: float,
         seed: int,
         denoise: float,
         dtype: str,
-        consistency: Consistency,
+        consistency: int | Literal["latent"],
     ) -> Iterator[tuple[int, np.ndarray]]:
         """`blocks`, of whatever size their samples are."""
-        sigma, consistency = self._settings(sigma, consistency)
         self._check(sigma, seed, denoise, dtype)
         mels = map(self._checked, mels)
         blocks: Iterator[tuple[int, np.ndarray]]
@@ -299,7 +300,7 @@ class Voice:
         blocks: Iterator[np.ndarray] = (block for _, block in corrected)
         if denoise:
             blocks = denoised_blocks(blocks, self.bias_spectrum, denoise)
-        return map(finite, limited(blocks))
+        return map(finite, limited(blocks, hold=consistency != 0))
 
     def chunk_frames(self, chosen: int | None = None) -> int:
         """The frames of a stream's blocks. Raises ValueError if those chosen cannot be."""

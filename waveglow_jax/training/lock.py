@@ -20,10 +20,11 @@ def locked(run: Path) -> Iterator[None]:
     """Keeps every other process from training into the run's folder, which is made if need be.
 
     The system itself holds the lock, over NFS its server: a killed process leaves none behind.
-    Where a file system has no locks, a line says so and nothing is locked. A folder that holds
-    nothing but the lock when it is given back goes, too. Raises UserError if another process has
-    the lock, or if the folder cannot be written.
+    Where a file system has no locks, a line says so and nothing is locked. A folder that was made
+    for the lock, and holds nothing else when it is given back, goes too. Raises UserError if
+    another process has the lock, or if the folder cannot be written.
     """
+    made = not run.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = _acquired(run)
@@ -37,7 +38,8 @@ def locked(run: Path) -> Iterator[None]:
         with suppress(OSError):
             if os.listdir(run) == [LOCK]:
                 (run / LOCK).unlink()
-                run.rmdir()
+                if made:
+                    run.rmdir()
         os.close(file)
 
 
