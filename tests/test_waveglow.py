@@ -1,6 +1,7 @@
 """The whole model, with lively weights: against its Jacobian, quadrature, and itself alone."""
 
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 import scipy.stats
 from compiling import quick_jit
 
-from waveglow_jax.config import Config, config_from_dict
+from waveglow_jax.config import Config, config_from_dict, load_config
 from waveglow_jax.flow.likelihood import log_likelihood, loss, loss_constant
 from waveglow_jax.flow.waveglow import (
     forward,
@@ -17,6 +18,7 @@ from waveglow_jax.flow.waveglow import (
     inverse,
     inverse_prepared,
     latent_noise,
+    parameter_shapes,
     prepare_inverse,
 )
 
@@ -466,3 +468,12 @@ def test_shapes_that_do_not_fit_are_refused(audio, mel, says):
         )
     for part in says:
         assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["nvidia256", "voice", "tiny"])
+def test_parameter_shapes_are_those_of_init(name):
+    config = load_config(Path(__file__).parent.parent / "configs" / f"{name}.json")
+    ours, theirs = parameter_shapes(config), jax.eval_shape(lambda: init(jax.random.key(0), config))
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)

@@ -51,6 +51,25 @@ def init(key: jax.Array, config: Config) -> Params:
     return {"upsample": upsample, "flows": flows}
 
 
+def parameter_shapes(config: Config) -> Params:
+    """`init`'s tree of shapes and dtypes (`jax.ShapeDtypeStruct`), without computing anything.
+
+    Flows of as many channels have the same, and are traced once.
+    """
+    key, glow = jax.random.key(0), config.waveglow
+    first = {glow.channels(k): k for k in reversed(range(glow.n_flows))}
+    of_channels = {
+        channels: jax.eval_shape(lambda k=k: _init_flow(key, config, k))
+        for channels, k in first.items()
+    }
+    mel = jnp.zeros((1, 1, glow.n_mel_channels))
+    upsampler = upsampler_network(config, jnp.float32)
+    return {
+        "upsample": jax.eval_shape(lambda: upsampler.init(key, mel)["params"]),
+        "flows": [of_channels[glow.channels(k)] for k in range(glow.n_flows)],
+    }
+
+
 def _init_flow(key: jax.Array, config: Config, k: int) -> Params:
     rotation_key, wn_key = jax.random.split(key)
     channels = config.waveglow.channels(k)

@@ -157,7 +157,7 @@ def preflight_synthesis(
     import jax
     import jax.numpy as jnp
 
-    from waveglow_jax.flow.waveglow import init, inverse_prepared, prepare_inverse
+    from waveglow_jax.flow.waveglow import inverse_prepared, parameter_shapes, prepare_inverse
 
     chip, devices = _devices(topology)
     placed = jax.sharding.SingleDeviceSharding(devices[0])
@@ -165,7 +165,7 @@ def preflight_synthesis(
     def on_chip(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=placed)
 
-    params = jax.eval_shape(lambda: prepare_inverse(init(jax.random.key(0), config)))
+    params = jax.eval_shape(prepare_inverse, parameter_shapes(config))
     hop, group = config.data.hop_length, config.waveglow.n_group
     frames = math.ceil(seconds * config.data.sampling_rate / hop)
 

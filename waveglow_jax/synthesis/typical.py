@@ -27,9 +27,9 @@ from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import (
     Params,
     forward,
-    init,
     inverse_prepared,
     noise_of_frames,
+    parameter_shapes,
     prepare_inverse,
 )
 from waveglow_jax.synthesis.consistency import consistent
@@ -113,7 +113,7 @@ def _program_of_size(
 ) -> jax.stages.Compiled:
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
-        jax.eval_shape(lambda: init(jax.random.key(0), config)),
+        parameter_shapes(config),
     )
     mel = jax.ShapeDtypeStruct((size, config.waveglow.n_mel_channels), jnp.float32)
     scalars = np.int32(0), np.float32(0), np.uint32(0)

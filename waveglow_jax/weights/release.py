@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from waveglow_jax.audio.files import replacing
 from waveglow_jax.config import Config, config_to_json, load_config
 from waveglow_jax.errors import UserError
-from waveglow_jax.flow.waveglow import Params, init
+from waveglow_jax.flow.waveglow import Params, parameter_shapes
 from waveglow_jax.paths import check_no_device, local_path
 from waveglow_jax.weights.hub import download, is_hub_name
 from waveglow_jax.weights.nvidia import Moments, read_published
@@ -78,7 +78,7 @@ def load_release(path: Path) -> tuple[Config, Params]:
     """
     config = load_config(path / "config.json")
     weights = path / WEIGHTS
-    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    shapes = parameter_shapes(config)
     expected = {name: leaf.shape for name, leaf in _named(shapes).items()}
     _check_header(weights, expected)
     try:

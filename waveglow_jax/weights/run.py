@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
-from waveglow_jax.flow.waveglow import Params, init
+from waveglow_jax.flow.waveglow import Params, parameter_shapes
 from waveglow_jax.text import read_json
 from waveglow_jax.weights.manifest import MANIFEST, DamagedError, verify
 from waveglow_jax.weights.nvidia import Moments
@@ -122,7 +122,7 @@ def load_run_moments(run: Path) -> Moments | None:
         adam = next((part for part in rest["optimizer"] if part and "mu" in part), None)
         if adam is None:
             return None
-        shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
+        shapes = parameter_shapes(config)
         return Moments(int(adam["count"]), *(_as_tree(adam[name], shapes) for name in ("mu", "nu")))
 
 
@@ -139,7 +139,7 @@ def _as_tree(flat: np.ndarray, shapes: Any) -> Any:
 
 
 def restore_voice(folder: Path, config: Config) -> Params:
-    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    shapes = parameter_shapes(config)
     with restoring(folder), ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder.absolute() / "voice", on_one_device(shapes))
 
