@@ -68,6 +68,13 @@ def test_the_oldest_ones_go(folder, monkeypatch):
     assert not traced
 
 
+def test_what_other_processes_delete_meanwhile_is_no_fault(folder, monkeypatch):
+    (folder / f".unfinished{SUFFIX}").symlink_to("gone")  # listed, and not there any more
+    assert (run([]) == run([])).all()
+    monkeypatch.setattr(kept_traces, "replacing", lambda path: open(folder / "no" / "folder"))
+    assert len(run([], length=5)) == 5  # nothing can be kept
+
+
 def test_without_a_cache_nothing_is_kept(folder):
     jax.config.update("jax_compilation_cache_dir", None)
     run([])

@@ -8,6 +8,7 @@ traced from: arguments, device, JAX's version and this package's sources.
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,8 +80,16 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, content: bytes) -> None:
-    kept = sorted(path.parent.glob(f"*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
-    for old in kept[: max(0, len(kept) + 1 - MOST_KEPT)]:
-        old.unlink(missing_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+    """Writes the file whole, and deletes the oldest where there are too many.
+
+    Other processes may do the same at this moment, and a full disk keeps nothing.
+    """
+    with suppress(OSError):
+        with replacing(path) as temporary:
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        kept = []
+        for each in path.parent.glob(f"*{SUFFIX}"):
+            with suppress(FileNotFoundError):
+                kept.append((each.stat().st_mtime, each))
+        for _, old in sorted(kept)[:-MOST_KEPT]:
+            old.unlink(missing_ok=True)
