@@ -71,7 +71,11 @@ def test_the_oldest_ones_go(folder, monkeypatch):
 def test_what_other_processes_delete_meanwhile_is_no_fault(folder, monkeypatch):
     (folder / f".unfinished{SUFFIX}").symlink_to("gone")  # listed, and not there any more
     assert (run([]) == run([])).all()
-    monkeypatch.setattr(kept_traces, "replacing", lambda path: open(folder / "no" / "folder"))
+
+    def full(path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(kept_traces, "replacing", full)
     assert len(run([], length=5)) == 5  # nothing can be kept
 
 
