@@ -336,6 +336,28 @@ def synchronised(run: Callable[[], Any], device: Any) -> Callable[[], Any]:
     return wait
 
 
+def add_torch_compile(
+    inverse: Any,
+    inputs: Any,
+    device: Any,
+    runs: dict[str, Callable[[], Any]],
+    found: dict[str, Any],
+) -> None:
+    """Compiles PyTorch's reverse pass, as one more of the runs; where that fails, found says so."""
+    import torch
+
+    began = time.perf_counter()
+    program = torch.compile(inverse)
+    run = synchronised(lambda: program(*inputs), device)
+    try:
+        run()
+    except Exception as error:  # whatever its compiler lacks here
+        found["torch_compile"] = f"failed: {type(error).__name__}"
+    else:
+        found["torch_compile_seconds"] = time.perf_counter() - began
+        runs["compiled"] = run
+
+
 # ------------------------------------------------------------------------------ stages
 
 
@@ -440,14 +462,9 @@ def reverse(name: str, seconds: float, batch: int, dtype: str, scale: Scale) -> 
     import jax.numpy as jnp
     import numpy as np
 
-    from waveglow_jax.flow.waveglow import (
-        fold_upsampler,
-        folded_size,
-        inverse_prepared,
-        prepare_inverse,
-    )
+    from waveglow_jax.flow.waveglow import fold_upsampler, inverse_prepared, prepare_inverse
     from waveglow_jax.lab.benchmark import bytes_of, forward_flops
-    from waveglow_jax.synthesis.windows import FOLDED_BYTES
+    from waveglow_jax.synthesis.windows import worth_folding
 
     config, params = shape(name, scale), parameters(name, scale)
     glow, data = config.waveglow, config.data
@@ -462,7 +479,7 @@ def reverse(name: str, seconds: float, batch: int, dtype: str, scale: Scale) -> 
 
     def prepare(params: Any) -> Any:
         prepared = jax.jit(prepare_inverse)(params)
-        if (folded_size(config, dtype) or FOLDED_BYTES + 1) <= FOLDED_BYTES:  # as a Voice does
+        if worth_folding(config, dtype, jax.default_backend(), 1):
             prepared = fold_upsampler(prepared, config, jnp.dtype(dtype))
         return prepared
 
@@ -497,16 +514,7 @@ def reverse(name: str, seconds: float, batch: int, dtype: str, scale: Scale) -> 
         found["difference"] = float(np.abs(ours - made).max() / np.abs(made).max())
         runs["eager"] = eager
         if (seconds, batch) == scale.sizes[0] and dtype == "bfloat16":  # it compiles for a minute
-            began = time.perf_counter()
-            inverse = torch.compile(model.inverse)
-            compiled_torch = synchronised(lambda: inverse(*theirs), device)
-            try:
-                compiled_torch()
-            except Exception as error:  # whatever its compiler lacks here
-                found["torch_compile"] = f"failed: {type(error).__name__}"
-            else:
-                found["torch_compile_seconds"] = time.perf_counter() - began
-                runs["compiled"] = compiled_torch
+            add_torch_compile(model.inverse, theirs, device, runs, found)
         return {**found, "median_seconds": in_turns(runs)}
 
     return timing

@@ -31,7 +31,7 @@ NAMES = [
     *("", " ", ".", "..", "/", "~", "~nobody", "-", "--", "*", "[", "?*[", "nothing", "a\nb"),
     *("a\0b", "\ud800", "\udcff", "\x1b[31m", "$HOME", "a$b$.wav", SENTENCE, "d/" * 2100),
     *("gs://a/b", "file://", "file:///", "file://x/y", "http://x", "OWNER/NAME", "a@b/c"),
-    *("/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/self/environ", "/root/.x/y"),
+    *("/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/self/environ", "/proc/.x/y"),
     *("in", "in/a.wav", "in/short.wav", "in/cut.wav", "in/bad.npy", "mel.npy", "mel.pt", "pipe"),
     *("loop.wav", "list.txt", "empty", "empty/none.wav", "voice", "voice/model.safetensors"),
     *("voice/config.json", "config.json", "bad.json", "key.json", "x.png", "x.npy", "x.onnx"),

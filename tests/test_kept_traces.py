@@ -24,7 +24,7 @@ def run(traced: list[str], factor: float = 2.0, made_for=None, length: int = 3) 
 
     x = jnp.arange(float(length))
     program = compile_once(
-        function, x, name="scaling", device=jax.devices()[0], made_for=made_for or factor
+        function, x, name="scaling", devices=jax.devices()[:1], made_for=made_for or factor
     )
     return np.asarray(program(x)["scaled"])
 

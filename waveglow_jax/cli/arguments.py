@@ -1,6 +1,7 @@
 """Types and groups of arguments that several commands share."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sized
 from pathlib import Path
@@ -66,7 +67,7 @@ def count(text: str) -> int:
     return value
 
 
-def workers(text: str) -> int:
+def _workers(text: str) -> int:
     value = int(text)
     if not 1 <= value <= _MOST_WORKERS:
         raise argparse.ArgumentTypeError(f"{text} must be from 1 to {_MOST_WORKERS}")
@@ -99,6 +100,16 @@ def weights_argument(parser: argparse.ArgumentParser) -> None:
         type=given,
         metavar="WEIGHTS",
         help=f"{_WEIGHTS} (default: the bundled voice)",
+    )
+
+
+def workers_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="files at a time (default: as many as there are cores, %(default)s)",
     )
 
 

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from waveglow_jax.cli.arguments import (
     given,
     output_arguments,
     weights_argument,
-    workers,
+    workers_argument,
 )
 from waveglow_jax.cli.outcome import each, inputs_of
 from waveglow_jax.errors import UserError, escaped
@@ -41,13 +40,7 @@ def prepare_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DBFS",
         help="bring speech to this RMS level, such as -22 (default: levels are kept)",
     )
-    parser.add_argument(
-        "--workers",
-        type=workers,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="files at a time (default: as many as there are cores, %(default)s)",
-    )
+    workers_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     examples(
         parser,

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
-from waveglow_jax.cli.arguments import count, examples, given, seed, workers
+from waveglow_jax.cli.arguments import count, examples, given, seed, workers_argument
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
@@ -63,13 +62,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--players", type=int, default=6, metavar="N", help="files shown and heard (default: 6)"
     )
     parser.add_argument("--no-audio", action="store_true", help="a report.html without sound")
-    parser.add_argument(
-        "--workers",
-        type=workers,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="files at a time (default: as many as there are cores, %(default)s)",
-    )
+    workers_argument(parser)
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
     examples(
         parser,

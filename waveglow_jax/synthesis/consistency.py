@@ -265,7 +265,7 @@ def piece_program(
         state,
         *rows,
         name="corrections",
-        device=device,
+        devices=[device],
         made_for=config,
         in_shardings=there,
         out_shardings=there,

@@ -7,7 +7,7 @@ traced from: arguments, device, JAX's version and this package's sources.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -28,26 +28,26 @@ def compile_once(
     function: Callable[..., Any],
     *arguments: Any,
     name: str,
-    device: jax.Device,
+    devices: Sequence[jax.Device],
     made_for: Any = None,
     **jit: Any,
 ) -> jax.stages.Compiled:
     """`jax.jit(function, **jit).lower(*arguments).compile()`, traced once for many runs.
 
-    arguments: arrays or `jax.ShapeDtypeStruct`s, all for that one device. name, made_for: together
+    arguments: arrays or `jax.ShapeDtypeStruct`s, all for those devices. name, made_for: together
     with the arguments they must say all that the function depends on; made_for needs a `repr` that
     does.
     Without JAX's persistent cache (`program_cache.keep_programs`), or flatbuffers, which JAX writes
-    with, nothing is kept.
+    with, nothing is kept; nor is a program of several devices.
     """
     jitted = jax.jit(function, **jit)
     folder = jax.config.jax_compilation_cache_dir
-    if not folder or not find_spec("flatbuffers"):
+    if not folder or len(devices) > 1 or not find_spec("flatbuffers"):
         return jitted.lower(*arguments).compile()
-    path = Path(folder) / f"{name}-{_fingerprint(arguments, device, made_for)}{SUFFIX}"
+    path = Path(folder) / f"{name}-{_fingerprint(arguments, devices[0], made_for)}{SUFFIX}"
     exported = _read(path)
     if exported is None:
-        exported = jax.export.export(jitted, platforms=[device.platform])(*arguments)
+        exported = jax.export.export(jitted, platforms=[devices[0].platform])(*arguments)
         _write(path, bytes(exported.serialize()))
     return jax.jit(exported.call, **jit).lower(*arguments).compile()
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -249,9 +249,15 @@ def _spread(rows: int, devices: Sequence[jax.Device]) -> int:
 # ------------------------------------------------------------------------------ running
 
 FOLDED_BYTES = 2 << 30
-"""The most memory that conditioning layers with the upsampler inside may take: see `_prepared`."""
+"""The most that conditioning layers with the upsampler inside may take on all devices together."""
 COLOUR_FRAMES = 32
 """Frames of a piece that is coloured at once."""
+
+
+def worth_folding(config: Config, dtype: Any, platform: str, n_devices: int) -> bool:
+    """Whether `fold_upsampler` spares products there, in the memory that it may take."""
+    size = folded_size(config, dtype)
+    return size is not None and platform != "tpu" and size * n_devices <= FOLDED_BYTES
 
 
 class Piece(NamedTuple):
@@ -313,16 +319,12 @@ class ReversePass:
             *(jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, by_row)) for s in shapes),
             *(jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, everywhere)) for s in scalars),
         )
-        self._programs[window, batch, dtype] = (
-            compile_once(
-                program,
-                *arguments,
-                name="windows",
-                device=self.devices[0],
-                made_for=(self.config, dtype),
-            )
-            if mesh.size == 1
-            else jax.jit(program).lower(*arguments).compile()
+        self._programs[window, batch, dtype] = compile_once(
+            program,
+            *arguments,
+            name="windows",
+            devices=mesh.devices.tolist(),
+            made_for=(self.config, dtype),
         )
         if self.config.waveglow.mel_whitening:
             self._colour_program  # noqa: B018 - compiled when first asked for
@@ -481,7 +483,7 @@ class ReversePass:
             partial(_coloured_piece, self.config),
             *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes),
             name="colour",
-            device=jax.devices()[0],
+            devices=jax.devices()[:1],
             made_for=self.config,
         )
 
@@ -491,16 +493,11 @@ class ReversePass:
     def _prepared(self, mesh: Mesh, dtype: str) -> Params:
         """The parameters of the reverse pass on every device of the mesh, made once."""
         there = self._prepared_on
-        size = folded_size(self.config, dtype)
-        folds = (
-            size is not None
-            and self.devices[0].platform != "tpu"
-            and size * mesh.size <= FOLDED_BYTES
-        )
+        folds = worth_folding(self.config, dtype, self.devices[0].platform, mesh.size)
         key = mesh, dtype if folds else None
         if key not in there:
             prepare = compile_once(
-                prepare_inverse, self.params, name="prepare", device=jax.devices()[0]
+                prepare_inverse, self.params, name="prepare", devices=jax.devices()[:1]
             )
             prepared = prepare(self.params)
             if folds:
