@@ -118,7 +118,7 @@ def test_flops_are_two_a_weight_and_step():
     ("argv", "named"),
     [
         (["--task", "loader"], "--data"),
-        (["x", *TINY], "not both"),
+        (["x", *TINY], "or else --config"),
         (["--task", "train", "--dtype", "float16"], "float16"),
         (["--data.hop_length", "8"], "--config"),
         (["--task", "train", "--against", "torch", *TINY], "mel_whitening"),

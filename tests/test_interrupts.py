@@ -72,6 +72,27 @@ def test_ctrl_c_at_three_moments(folder, name):
         check(name, after, folder)
 
 
+def test_nothing_is_raised_into_an_import(tmp_path):
+    """Where an extension module that is being built up would crash of it."""
+    (tmp_path / "slow.py").write_text("""
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("went on")
+except BaseException:
+    print("raised")
+""")
+    code = "from waveglow_jax import interrupts; interrupts.listen(); import slow"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "error: interrupted\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["synthesize", "prepare"])
 def test_sigterm_clears_away_too(folder, name):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 PATIENCE = 0.4  # seconds
@@ -89,11 +90,21 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _raise(number: int, _frame: Any) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
     _came.append(number)
     if _ending.locked():
         return
+    if _imports(frame):
+        _end(number)  # an extension module that is being built up can crash of an exception
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_ours(kind: type[BaseException]) -> bool:
