@@ -18,6 +18,7 @@ if not ON_ACCELERATOR:
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("NPROC", "16")  # XLA's threads: each waiting device occupies one
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first of all processes
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="waveglow_jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"

@@ -19,7 +19,7 @@ from waveglow_jax.config import config_to_json
 from waveglow_jax.errors import UserError
 from waveglow_jax.training import loop
 from waveglow_jax.training.dataset import scan_corpus, training_batches, validation_batches
-from waveglow_jax.training.processes import in_cluster, join
+from waveglow_jax.training.processes import enough_threads, in_cluster, join
 
 ROOT = Path(__file__).parent.parent
 
@@ -191,3 +191,14 @@ def test_where_other_processes_are_looked_for():
 def test_half_of_the_flags_is_refused():
     with pytest.raises(UserError, match="give all three"):
         join("localhost:1234", None, 0)
+
+
+def test_more_cpu_devices_than_cores_get_threads_enough(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for devices, threads in ((4, None), (8, "16")):
+        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --other"}
+        enough_threads(environment)
+        assert environment.get("NPROC") == threads
+    kept = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "3"}
+    enough_threads(kept)
+    assert kept["NPROC"] == "3"

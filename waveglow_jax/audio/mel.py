@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.fourier import rfft
 from waveglow_jax.config import Config, DataConfig
 
 LOG_FLOOR = 1e-5
@@ -44,7 +45,7 @@ def log_mel_of_padded(padded: jax.Array, config: Config) -> jax.Array:
     starts = np.arange(frames)[:, None] * data.hop_length + np.arange(data.filter_length)
     framed = padded[..., starts]
     window = jnp.asarray(stft_window(data), padded.dtype)
-    spectrum = jnp.abs(jnp.fft.rfft(framed * jnp.broadcast_to(window, framed.shape)))
+    spectrum = jnp.abs(rfft(framed * jnp.broadcast_to(window, framed.shape)))
     filters = jnp.asarray(mel_filters(data, config.waveglow.n_mel_channels), padded.dtype)
     mel = jnp.matmul(spectrum, filters.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.log(jnp.maximum(mel, LOG_FLOOR))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.fourier import irfft
 from waveglow_jax.audio.mel import mel_filters, stft_window
 from waveglow_jax.config import Config
 
@@ -148,11 +149,11 @@ def whitening_factors(mel: jax.Array, config: Config, n_samples: int) -> jax.Arr
     block = whitening.block
     power = power_at_blocks(mel, config, n_samples) + (whitening.floor**2 + 1e-9)
     response = emphasis_response(config)
-    inner = jnp.fft.irfft(power * row(np.abs(response) ** 2, power))[..., :block]
+    inner = irfft(power * row(np.abs(response) ** 2, power))[..., :block]
     # The block's first sample is not emphasised: its row and column have the filter only once.
     real, imaginary = (power * row(part, power) for part in (response.real, response.imag))
-    edge = jnp.fft.irfft(jax.lax.complex(real, imaginary))[..., 1:block]
-    corner = jnp.fft.irfft(power)[..., :1]
+    edge = irfft(jax.lax.complex(real, imaginary))[..., 1:block]
+    corner = irfft(power)[..., :1]
     lag = np.abs(np.arange(block)[:, None] - np.arange(block))
     covariance = inner[..., lag]
     covariance = covariance.at[..., 0, :].set(jnp.concatenate([corner, edge], axis=-1))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.fourier import irfft, rfft
 from waveglow_jax.config import Config
 from waveglow_jax.flow.bijections import (
     PRE_EMPHASIS,
@@ -74,7 +75,7 @@ def _predictor(of_block: jax.Array, config: Config) -> Predictor:
     whitening = config.waveglow.whitening
     power = power_of_mel(of_block, config) + (whitening.floor**2 + 1e-9)
     response = emphasis_response(config)
-    lags = jnp.fft.irfft(power * row(np.abs(response) ** 2, power))[..., : whitening.order]
+    lags = irfft(power * row(np.abs(response) ** 2, power))[..., : whitening.order]
     # No predictor of any order errs less than the spectrum's geometric mean (Kolmogorov).
     both_sides = np.r_[1, np.full(power.shape[-1] - 2, 2), 1] / config.data.filter_length
     least = jnp.exp(jnp.sum(jnp.log(power) * row(both_sides, power), axis=-1))
@@ -127,8 +128,8 @@ def prediction_forward(
     windows = extended[:, np.arange(blocks)[:, None] * block + np.arange(order + block)]
     # Circular convolution: what wraps around falls on the window's first `order` samples alone.
     size = 1 << (order + block - 1).bit_length()
-    spectrum = jnp.fft.rfft(windows, size) * jnp.fft.rfft(predictor.taps, size)
-    residual = jnp.fft.irfft(spectrum, size)[..., order : order + block]
+    spectrum = rfft(windows, size) * rfft(predictor.taps, size)
+    residual = irfft(spectrum, size)[..., order : order + block]
     y = residual / predictor.gain[..., None]
     return y.reshape(audio.shape), -_log_gains(predictor, block, mask)
 

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.fourier import irfft, rfft
 from waveglow_jax.audio.mel import FAR, LOG_FLOOR, mel_filters, mirrored, stft_window
 from waveglow_jax.config import Config
 from waveglow_jax.synthesis.kept_traces import compile_once
@@ -357,7 +358,7 @@ def _with_mel(spectra: jax.Array, target: jax.Array, config: Config) -> jax.Arra
 def _segments(spectra: jax.Array, exists: jax.Array, config: Config) -> jax.Array:
     """Spectra `[..., F, bins]` -> windowed frames in time `[..., F, span * hop]`, 0 where there
     are none."""
-    frames = jnp.fft.irfft(spectra, config.data.filter_length)
+    frames = irfft(spectra, config.data.filter_length)
     window = jnp.asarray(stft_window(config.data), frames.dtype)
     # Chosen, not multiplied: a neighbour that is not finite would come through a product.
     there = jnp.broadcast_to(exists[..., None] > 0, frames.shape)
@@ -389,4 +390,4 @@ def _spectra(hops: jax.Array, config: Config) -> jax.Array:
     margin = _margin(config)
     frames = segments[..., margin : margin + config.data.filter_length]
     window = jnp.asarray(stft_window(config.data), frames.dtype)
-    return jnp.fft.rfft(frames * jnp.broadcast_to(window, frames.shape))
+    return rfft(frames * jnp.broadcast_to(window, frames.shape))

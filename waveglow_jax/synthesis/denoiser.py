@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.fourier import irfft, rfft
 from waveglow_jax.audio.mel import FAR, mirrored
 
 FFT, HOP = 1024, 256
@@ -92,11 +93,11 @@ def bias_spectrum_of(audio: np.ndarray) -> np.ndarray:
 def _denoised_piece(segment: jax.Array, exists: jax.Array, bias: jax.Array) -> jax.Array:
     """`[(PIECE + 2) * HOP + FFT]`, which frames there are `[PIECE + 3]` -> `[PIECE * HOP]`."""
     frames = segment[np.arange(PIECE + 3)[:, None] * HOP + _N]
-    spectrum = jnp.fft.rfft(frames * _HANN[None])
+    spectrum = rfft(frames * _HANN[None])
     magnitude = jnp.abs(spectrum)
     gain = jnp.maximum(magnitude - bias[None], 0) / jnp.maximum(magnitude, 1e-20)
     heard = exists[:, None]
-    again = jnp.where(heard, jnp.fft.irfft(spectrum * gain) * _HANN[None], 0)
+    again = jnp.where(heard, irfft(spectrum * gain) * _HANN[None], 0)
     weight = jnp.where(heard, _HANN[None] ** 2, 0)
 
     def overlap_added(frames: jax.Array) -> jax.Array:

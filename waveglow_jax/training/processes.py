@@ -3,7 +3,8 @@
 import hashlib
 import importlib.util
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, MutableMapping
 from glob import glob
 from typing import Any
 
@@ -25,6 +26,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     a cluster, else this process is the only one. Raises UserError if they do not find each other.
     """
     given = [value is not None for value in (coordinator, processes, process)]
+    enough_threads(os.environ)
     if any(given) and not all(given):
         raise UserError("--coordinator, --processes and --process belong together: give all three")
     if not any(given) and not in_cluster(os.environ):
@@ -46,6 +48,18 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             "start all of them with the same --coordinator HOST:PORT and --processes N, and each "
             "with its own --process 0 to N-1"
         ) from error
+
+
+def enough_threads(environment: MutableMapping[str, str]) -> None:
+    """Has XLA start two threads for each of the CPU devices that XLA_FLAGS asks for.
+
+    Each device occupies a thread while it waits for the others in a collective. With one thread per
+    core, as XLA has otherwise, more devices than cores wait for each other for ever.
+    """
+    flags = environment.get("XLA_FLAGS", "")
+    asked = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
+    if asked and int(asked[1]) > (os.cpu_count() or 1):
+        environment.setdefault("NPROC", str(2 * int(asked[1])))
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:

@@ -1,0 +1,44 @@
+"""Real Fourier transforms along the last axis, as `jnp.fft` gives them, that cannot deadlock.
+
+On a CPU, XLA before JAX 0.12 splits a large batch of transforms over the thread pool that it is
+itself running on, and waits for the parts. Where as many transforms run at once as there are
+threads, all of them wait for ever. Batches too small to be split are safe; they give the same bits.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+SPLITS_BATCHES = jax.__version_info__ < (0, 12)
+NARROWEST_VECTOR = 128
+"""Bits (SSE). The library (ducc) uses at most one thread for each vector of rows."""
+
+
+def rfft(rows: jax.Array, n: int | None = None) -> jax.Array:
+    """Real `[..., T]` -> `[..., n // 2 + 1]`; the rows are cut or padded with zeros to n."""
+    return _apply(partial(jnp.fft.rfft, n=n), rows)
+
+
+def irfft(spectra: jax.Array, n: int | None = None) -> jax.Array:
+    """`[..., n // 2 + 1]`, real or complex -> real `[..., n]`."""
+    return _apply(partial(jnp.fft.irfft, n=n), spectra)
+
+
+def _apply(transform: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
+    at_once = NARROWEST_VECTOR // jnp.finfo(rows.dtype).bits
+    if not SPLITS_BATCHES or rows.size <= at_once * rows.shape[-1]:
+        return transform(rows)
+    by_few = partial(_few_at_once, transform, at_once)
+    return jax.lax.platform_dependent(rows, cpu=by_few, default=transform)
+
+
+def _few_at_once(
+    transform: Callable[[jax.Array], jax.Array], at_once: int, rows: jax.Array
+) -> jax.Array:
+    flat = rows.reshape(-1, rows.shape[-1])
+    groups = -(-len(flat) // at_once)
+    padded = jnp.pad(flat, [(0, groups * at_once - len(flat)), (0, 0)])
+    done = jax.lax.map(transform, padded.reshape(groups, at_once, -1))
+    return done.reshape(groups * at_once, -1)[: len(flat)].reshape(*rows.shape[:-1], -1)
