@@ -1043,6 +1043,13 @@ def test_every_help_is_printed(run, command):
     assert (code, err) == (0, []) and out[0].startswith("usage: ")
 
 
+def test_a_command_that_is_not_there(run):
+    code, out, err = run("synth", "a.wav")
+    assert (code, out) == (2, []) and err[-1].endswith("did you mean synthesize?")
+    code, out, err = run()
+    assert (code, out) == (2, []) and any("demo" in line for line in err)
+
+
 @pytest.mark.slow
 def test_the_demo_speaks_the_bundled_recordings(run, tmp_path):
     code, out, err = run("demo", "-o", tmp_path / "out")

@@ -4,6 +4,7 @@ Errors are one line on stderr. JAX is imported by the command that needs it, not
 """
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -74,13 +75,28 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the arguments name; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="waveglow-jax", description="WaveGlow in JAX.")
+    argv = sys.argv[1:] if argv is None else list(argv)
+    ready_streams()
+    parser = argparse.ArgumentParser(
+        prog="waveglow-jax",
+        description="WaveGlow in JAX. `waveglow-jax demo` makes the first sound.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add_arguments, _) in COMMANDS.items():
         doc = add_arguments.__doc__
         add_arguments(commands.add_parser(name, help=doc, description=doc))
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        parser.error(f"there is no command {argv[0]!r}; {_nearest(argv[0])}")
     return run_command(parser, argv)
+
+
+def _nearest(word: str) -> str:
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f"did you mean {near[0]}?" if near else "waveglow-jax -h lists the commands"
 
 
 def run_single(command: str, argv: Sequence[str] | None = None) -> int:
@@ -88,13 +104,13 @@ def run_single(command: str, argv: Sequence[str] | None = None) -> int:
     add_arguments, _ = COMMANDS[command]
     parser = argparse.ArgumentParser(description=add_arguments.__doc__)
     parser.set_defaults(command=command)
+    ready_streams()
     add_arguments(parser)
     return run_command(parser, argv)
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """The exit code of the command that the arguments name."""
-    ready_streams()
     try:
         try:
             return _run(parser, argv)

@@ -14,9 +14,10 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         *("-o", "--output"),
         type=given,
-        required=True,
+        default="demo",
         metavar="DIR",
-        help="gets the voice's .wav, the recording beside it, and a picture of both mels",
+        help="gets the voice's .wav, the recording beside it, and a picture of both mels "
+        "(default: demo)",
     )
     parser.add_argument(
         "--play", action="store_true", help="play each when it is done, as for synthesize"
