@@ -9,7 +9,8 @@ import shutil
 import struct
 import subprocess
 import sys
-from functools import cache
+import warnings
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -1072,3 +1073,17 @@ def test_what_looks_like_sound_and_is_not_read_is_named(run, tmp_path, weights, 
     assert code == 0
     (line,) = err
     assert "talk.m4a: .m4a is not read here; convert it with: ffmpeg" in line
+
+
+def test_prepare_says_so_if_nothing_can_be_used(run, tmp_path):
+    recording(tmp_path / "in/short.wav", 100, RATE)
+    for as_json in ((), ("--json",)):
+        code, _, err = run("prepare", tmp_path / "in", "-o", tmp_path / "out", *as_json)
+        assert code == 1
+        one_error(err, tmp_path / "out", "none of the recordings")
+
+
+def test_commands_that_follow_each_other_show_a_warning_once(run):
+    for _ in range(3):
+        run("nothing")
+    assert not isinstance(getattr(warnings.showwarning, "args", (None,))[0], partial)

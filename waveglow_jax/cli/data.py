@@ -17,7 +17,7 @@ from waveglow_jax.cli.arguments import (
     weights_argument,
     workers_argument,
 )
-from waveglow_jax.cli.outcome import each, inputs_of
+from waveglow_jax.cli.outcome import each, fail, inputs_of
 from waveglow_jax.errors import UserError, escaped
 
 
@@ -69,15 +69,17 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         )
     if arguments.json:
         print(json.dumps({"output": arguments.output, **dataclasses.asdict(report)}))
-        return 0 if report.written + report.kept else 1
-    for path, reason in report.left_out:
-        print(escaped(f"left out: {path}: {reason}"))
-    where = escaped(arguments.output)
-    print(
-        f"{report.written} written, {report.kept} kept, {len(report.left_out)} left out; "
-        f"{report.seconds / 3600:.2f} h in {where}"
-    )
-    return 0 if report.written + report.kept else 1
+    else:
+        for path, reason in report.left_out:
+            print(escaped(f"left out: {path}: {reason}"))
+        where = escaped(arguments.output)
+        print(
+            f"{report.written} written, {report.kept} kept, {len(report.left_out)} left out; "
+            f"{report.seconds / 3600:.2f} h in {where}"
+        )
+    if report.written + report.kept:
+        return 0
+    return fail(f"{arguments.output}: none of the recordings could be used, for the reasons above")
 
 
 def mel_arguments(parser: argparse.ArgumentParser) -> None:

@@ -62,7 +62,9 @@ def ready_streams() -> None:
             if "write" not in vars(stream):
                 # Of the stream itself: argparse, tqdm and tracebacks print names, too.
                 setattr(stream, "write", partial(_write_escaped, stream.write))  # noqa: B010
-    warnings.showwarning = partial(_show, warnings.showwarning)
+    shown = warnings.showwarning
+    if not (isinstance(shown, partial) and shown.func is _show):  # of an earlier command
+        warnings.showwarning = partial(_show, shown)
 
 
 def _write_escaped(write: Callable[[str], int], text: str) -> int:
