@@ -18,10 +18,10 @@ import librosa
 import numpy as np
 
 import waveglow_jax as wg
+from waveglow_jax.analysis.likelihoods import Likelihood, likelihood_of, noisy
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text
 from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.lab.likelihoods import Likelihood, likelihood_of, noisy
 from waveglow_jax.lab.statistics import bootstrap_mean
 
 ROOT = Path(__file__).parent.parent

@@ -16,9 +16,7 @@ from test_waveglow import BINS, lively, small
 from test_wavenet import brute_transposed_convolution, brute_wn
 
 import waveglow_jax as wg
-from waveglow_jax.cli import main
-from waveglow_jax.flow.wavenet import weight_norm
-from waveglow_jax.lab.invertibility import (
+from waveglow_jax.analysis.invertibility import (
     Signal,
     analyse,
     blame,
@@ -31,9 +29,9 @@ from waveglow_jax.lab.invertibility import (
     state_of,
     with_condition,
 )
-from waveglow_jax.lab.invertibility_report import as_json, dominant, markdown, write_reports
-from waveglow_jax.lab.layers import run_forward, run_inverse
-from waveglow_jax.lab.precisions import (
+from waveglow_jax.analysis.invertibility_report import as_json, dominant, markdown, write_reports
+from waveglow_jax.analysis.layers import run_forward, run_inverse
+from waveglow_jax.analysis.precisions import (
     BFLOAT16,
     BY_NAME,
     FLOAT32,
@@ -43,6 +41,8 @@ from waveglow_jax.lab.precisions import (
     emulated,
     rounded,
 )
+from waveglow_jax.cli import main
+from waveglow_jax.flow.wavenet import weight_norm
 
 HOP, SAMPLES = 16, 32
 CONFIG = small(n_flows=2, conditioning="group", mel_whitening={"block": 16, "floor": 0.02})

@@ -166,7 +166,7 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
         arguments.refuse("give -o/--output DIR or -f/--file OUT.wav")
     items = inputs_of(arguments.inputs, AUDIO_SUFFIXES, output=arguments.output)
     check_file(arguments, items, ".wav")
-    from waveglow_jax.lab import latent
+    from waveglow_jax.analysis import latent
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
@@ -212,7 +212,7 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
     )
     if len(first) != 1 or len(second) != 1:
         raise UserError(f"{arguments.first}, {arguments.second}: one recording each is needed")
-    from waveglow_jax.lab import latent
+    from waveglow_jax.analysis import latent
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
@@ -275,7 +275,7 @@ def _synthesized(
 
 
 def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:
-    from waveglow_jax.lab import latent
+    from waveglow_jax.analysis import latent
 
     mel_of_recording(path, voice)  # refuses what is too short for a mel
     audio = read_audio(path, voice.config.data.sampling_rate)

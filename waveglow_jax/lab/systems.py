@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from waveglow_jax.analysis.likelihoods import noisy
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_wav
 from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import read_audio
@@ -35,7 +36,6 @@ from waveglow_jax.config import (
 )
 from waveglow_jax.errors import UserError
 from waveglow_jax.interrupts import deaf_children
-from waveglow_jax.lab.likelihoods import noisy
 from waveglow_jax.lab.metrics import MEL, MEL_HOP, log_mel
 from waveglow_jax.paths import local_path
 from waveglow_jax.synthesis.consistency import consistent

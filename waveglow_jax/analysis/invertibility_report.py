@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from waveglow_jax.analysis.invertibility import Blame, Error, LayerShape, Report
+from waveglow_jax.analysis.layers import KINDS, WHITENING
+from waveglow_jax.analysis.precisions import BY_NAME
 from waveglow_jax.audio.files import replacing, write_text
 from waveglow_jax.audio.picture import literal
-from waveglow_jax.lab.invertibility import Blame, Error, LayerShape, Report
-from waveglow_jax.lab.layers import KINDS, WHITENING
-from waveglow_jax.lab.precisions import BY_NAME
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.analysis.precisions import Precision, emulated
 from waveglow_jax.config import Config
 from waveglow_jax.flow.bijections import (
     coupling_forward,
@@ -26,7 +27,6 @@ from waveglow_jax.flow.bijections import (
 from waveglow_jax.flow.prediction import prediction_forward, prediction_inverse, predictor_of_mel
 from waveglow_jax.flow.waveglow import check_shapes, conditioner_of, conditioning_of
 from waveglow_jax.flow.wavenet import Params, weight_norm
-from waveglow_jax.lab.precisions import Precision, emulated
 
 WHITENING, CONVOLUTION, COUPLING = "whitening", "1x1 convolution", "coupling"
 KINDS = (WHITENING, CONVOLUTION, COUPLING)

@@ -1,6 +1,6 @@
 """How invertible is it really: round trips in every precision, and the layer that is to blame.
 
-Arrays: audio `[T]`, mel `[F, M]`; inside, states `[1, N, G]` (`lab/layers.py`). Errors are taken in
+Arrays: audio `[T]`, mel `[F, M]`; inside, states `[1, N, G]` (`analysis/layers.py`). Errors are taken in
 float64. Everything here needs `jax_enable_x64`, or its float64 would be float32.
 """
 
@@ -13,10 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.config import Config
-from waveglow_jax.flow.waveglow import forward, init
-from waveglow_jax.flow.wavenet import Params
-from waveglow_jax.lab.layers import (
+from waveglow_jax.analysis.layers import (
     CONVOLUTION,
     KINDS,
     Layer,
@@ -24,7 +21,10 @@ from waveglow_jax.lab.layers import (
     run_forward,
     run_inverse,
 )
-from waveglow_jax.lab.precisions import FLOAT32, FLOAT64, PRECISIONS, Precision
+from waveglow_jax.analysis.precisions import FLOAT32, FLOAT64, PRECISIONS, Precision
+from waveglow_jax.config import Config
+from waveglow_jax.flow.waveglow import forward, init
+from waveglow_jax.flow.wavenet import Params
 
 BLAMED = ("float32", "bfloat16 in WN")
 STRESSED = ("float64", "float32", "bfloat16 in WN")
