@@ -15,17 +15,17 @@ import numpy as np
 import soxr
 
 import waveglow_jax as wg
-from waveglow_jax.audio.files import AUDIO_SUFFIXES
-from waveglow_jax.audio.inputs import find_inputs
-from waveglow_jax.audio.sound import read_audio
-from waveglow_jax.config import Config
-from waveglow_jax.lab.conventions import (
+from waveglow_jax.audio.conventions import (
     CONVENTIONS,
     Convention,
     magnitudes,
     mel_of_magnitudes,
     own_convention,
 )
+from waveglow_jax.audio.files import AUDIO_SUFFIXES
+from waveglow_jax.audio.inputs import find_inputs
+from waveglow_jax.audio.sound import read_audio
+from waveglow_jax.config import Config
 from waveglow_jax.lab.doctor import diagnose, diagnose_alone
 
 

@@ -13,11 +13,11 @@ import json
 import numpy as np
 from tqdm import tqdm
 
+from waveglow_jax.audio.conventions import magnitudes, mel_of_magnitudes, own_convention
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text
 from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import load_config
-from waveglow_jax.lab.conventions import magnitudes, mel_of_magnitudes, own_convention
 from waveglow_jax.lab.doctor import STATISTICS, features
 from waveglow_jax.weights.release import BUNDLED_VOICE
 

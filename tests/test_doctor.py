@@ -10,10 +10,10 @@ import pytest
 import soundfile
 
 import waveglow_jax as wg
+from waveglow_jax.audio.conventions import CONVENTIONS, own_convention
 from waveglow_jax.audio.files import read_mel
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config
-from waveglow_jax.lab.conventions import CONVENTIONS, own_convention
 from waveglow_jax.lab.doctor import diagnose, diagnose_alone, mended
 from waveglow_jax.weights.release import BUNDLED_VOICE
 

@@ -49,7 +49,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.fix:
         check_other_file(arguments.fix, arguments.mel)
     mel = Path(arguments.mel)
-    from waveglow_jax.lab.conventions import own_convention
+    from waveglow_jax.audio.conventions import own_convention
     from waveglow_jax.lab.doctor import diagnose, diagnose_alone, mended
 
     config = _config(arguments.weights)

@@ -1,6 +1,6 @@
 """What is wrong with a mel that sounds wrong: which convention it follows, and how to mend it.
 
-With its recording, the mel is held against that of every convention of `lab/conventions.py` and of
+With its recording, the mel is held against that of every convention of `audio/conventions.py` and of
 those near them, and the one that explains it best is named. Without, its range and bands are held
 against the speech that the voice was trained on. Arrays: mel in a file `[M, F]`, here `[F, M]`.
 """
@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.mel import LOG_FLOOR
-from waveglow_jax.errors import UserError
-from waveglow_jax.lab.conventions import (
+from waveglow_jax.audio.conventions import (
     CONVENTIONS,
     DB,
     HALF_HOP,
@@ -28,6 +26,8 @@ from waveglow_jax.lab.conventions import (
     mel_of_magnitudes,
     values_of,
 )
+from waveglow_jax.audio.mel import LOG_FLOOR
+from waveglow_jax.errors import UserError
 from waveglow_jax.text import read_json
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
