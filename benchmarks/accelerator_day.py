@@ -293,7 +293,7 @@ def parameters(name: str, scale: Scale) -> Any:
     """Random ones, made on the CPU: there, hundreds of small operations compile fast."""
     import jax
 
-    from waveglow_jax.lab.benchmark import random_voice
+    from waveglow_jax.performance.benchmark import random_voice
 
     with jax.default_device(jax.devices("cpu")[0]):
         return jax.device_get(random_voice(shape(name, scale)).params)
@@ -302,7 +302,7 @@ def parameters(name: str, scale: Scale) -> Any:
 @cache
 def torch_model(name: str, scale: Scale) -> Any:
     """The same parameters in PyTorch, on the device."""
-    from waveglow_jax.lab.torch_waveglow import from_params
+    from waveglow_jax.performance.torch_waveglow import from_params
 
     return from_params(parameters(name, scale), shape(name, scale)).to(torch_device())
 
@@ -463,7 +463,7 @@ def reverse(name: str, seconds: float, batch: int, dtype: str, scale: Scale) -> 
     import numpy as np
 
     from waveglow_jax.flow.waveglow import fold_upsampler, inverse_prepared, prepare_inverse
-    from waveglow_jax.lab.benchmark import bytes_of, forward_flops
+    from waveglow_jax.performance.benchmark import bytes_of, forward_flops
     from waveglow_jax.synthesis.windows import worth_folding
 
     config, params = shape(name, scale), parameters(name, scale)
@@ -535,7 +535,7 @@ def training_step(name: str, clips: int, checkpointed: bool, scale: Scale) -> Ti
     import numpy as np
 
     from waveglow_jax.audio.mel import log_mel_of_padded
-    from waveglow_jax.lab.benchmark import bytes_of, forward_flops
+    from waveglow_jax.performance.benchmark import bytes_of, forward_flops
     from waveglow_jax.training.parallel import parallel_train_step, replicate
     from waveglow_jax.training.step import init_state
 
@@ -576,7 +576,7 @@ def training_step(name: str, clips: int, checkpointed: bool, scale: Scale) -> Ti
             return {**found, "median_seconds": in_turns(runs)}
         import torch
 
-        from waveglow_jax.lab.torch_waveglow import Trainer
+        from waveglow_jax.performance.torch_waveglow import Trainer
 
         torch.cuda.empty_cache()
         half = data.filter_length // 2

@@ -27,6 +27,11 @@ sys.path.insert(0, str(ROOT))
 import waveglow_jax as wg  # noqa: E402
 from waveglow_jax.audio.files import write_text, write_wav  # noqa: E402
 from waveglow_jax.audio.sound import read_audio  # noqa: E402
+from waveglow_jax.evaluation.evaluate import Evaluation, evaluate, summary_dict  # noqa: E402
+from waveglow_jax.evaluation.metrics import METRICS  # noqa: E402
+from waveglow_jax.evaluation.report import markdown_table, verdict  # noqa: E402
+from waveglow_jax.evaluation.statistics import bootstrap_mean  # noqa: E402
+from waveglow_jax.evaluation.systems import System, griffin_lim, noise_corrected  # noqa: E402
 from waveglow_jax.flow.likelihood import log_likelihood  # noqa: E402
 from waveglow_jax.flow.waveglow import (  # noqa: E402
     forward,
@@ -34,11 +39,6 @@ from waveglow_jax.flow.waveglow import (  # noqa: E402
     latent_noise,
     prepare_inverse,
 )
-from waveglow_jax.lab.evaluation import Evaluation, evaluate, summary_dict  # noqa: E402
-from waveglow_jax.lab.metrics import METRICS  # noqa: E402
-from waveglow_jax.lab.report import markdown_table, verdict  # noqa: E402
-from waveglow_jax.lab.statistics import bootstrap_mean  # noqa: E402
-from waveglow_jax.lab.systems import System, griffin_lim, noise_corrected  # noqa: E402
 from waveglow_jax.synthesis.consistency import consistent  # noqa: E402
 from waveglow_jax.synthesis.typical import typical, with_full_band  # noqa: E402
 

@@ -26,7 +26,8 @@ from waveglow_jax.audio.files import AUDIO_SUFFIXES
 from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import Config
-from waveglow_jax.lab.doctor import diagnose, diagnose_alone
+from waveglow_jax.doctor.alone import diagnose_alone
+from waveglow_jax.doctor.diagnose import diagnose
 
 
 def main() -> None:

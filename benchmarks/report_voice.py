@@ -17,10 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from waveglow_jax.audio.files import replacing, write_text
-from waveglow_jax.lab.evaluation import Evaluation, evaluate
-from waveglow_jax.lab.metrics import METRICS
-from waveglow_jax.lab.report import markdown, markdown_table, write_reports
-from waveglow_jax.lab.systems import parse_system
+from waveglow_jax.evaluation.evaluate import Evaluation, evaluate
+from waveglow_jax.evaluation.metrics import METRICS
+from waveglow_jax.evaluation.report import markdown, markdown_table, write_reports
+from waveglow_jax.evaluation.systems import parse_system
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "voice"

@@ -25,6 +25,7 @@ from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import Config, config_from_dict
+from waveglow_jax.evaluation.metrics import stoi
 from waveglow_jax.flow.bijections import (
     power_at_blocks,
     whitening_factors,
@@ -33,7 +34,6 @@ from waveglow_jax.flow.bijections import (
 )
 from waveglow_jax.flow.prediction import prediction_forward, prediction_inverse, predictor_of_mel
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
-from waveglow_jax.lab.metrics import stoi
 from waveglow_jax.training.checkpoints import Checkpoints, Plateau
 from waveglow_jax.training.dataset import scan_corpus, training_batches, validation_batches
 from waveglow_jax.training.parallel import (

@@ -12,7 +12,7 @@ from test_training import RATE, speech_like, tiny_config
 from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES
 from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.systems import read_records
+from waveglow_jax.evaluation.systems import read_records
 from waveglow_jax.training.dataset import scan_corpus
 
 BOTH = ["u00.wav", "u01.wav"]

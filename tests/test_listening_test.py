@@ -16,8 +16,8 @@ from test_vocoder import some_audio
 from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli import main
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.listening_test.make import PAGE, make
-from waveglow_jax.lab.listening_test.score import (
+from waveglow_jax.evaluation.listening_test.make import PAGE, make
+from waveglow_jax.evaluation.listening_test.score import (
     Ratings,
     krippendorff_alpha,
     mean_opinion_scores,

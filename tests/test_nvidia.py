@@ -369,7 +369,7 @@ def test_written_for_the_original_and_read_back(tmp_path):
 def test_what_is_written_speaks_in_pytorch(tmp_path):
     """A model of PyTorch's own convolutions gives the original's numbers with it."""
     torch = pytest.importorskip("torch")
-    from waveglow_jax.lab.torch_waveglow import TorchWaveGlow
+    from waveglow_jax.performance.torch_waveglow import TorchWaveGlow
 
     weights = read_weights(DATA / "module_generation1_legacy.pt")
     nvidia.write_original(tmp_path / "a.pt", weights.config, weights.params)

@@ -21,7 +21,7 @@ from waveglow_jax.audio.prepare import prepare
 from waveglow_jax.cli import main
 from waveglow_jax.config import DataConfig, load_config
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.listening_test.score import score
+from waveglow_jax.evaluation.listening_test.score import score
 from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.history import read_history
 from waveglow_jax.training.inspection import report_run, run_as_text

@@ -1,7 +1,7 @@
 """How invertible is it really: round trips in every precision, and the layer that is to blame.
 
-Arrays: audio `[T]`, mel `[F, M]`; inside, states `[1, N, G]` (`analysis/layers.py`). Errors are taken in
-float64. Everything here needs `jax_enable_x64`, or its float64 would be float32.
+Arrays: audio `[T]`, mel `[F, M]`; inside, states `[1, N, G]` (`analysis/layers.py`). Errors are
+taken in float64. Everything here needs `jax_enable_x64`, or its float64 would be float32.
 """
 
 import math

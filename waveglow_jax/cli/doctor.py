@@ -50,7 +50,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         check_other_file(arguments.fix, arguments.mel)
     mel = Path(arguments.mel)
     from waveglow_jax.audio.conventions import own_convention
-    from waveglow_jax.lab.doctor import diagnose, diagnose_alone, mended
+    from waveglow_jax.doctor.alone import diagnose_alone
+    from waveglow_jax.doctor.diagnose import diagnose
+    from waveglow_jax.doctor.recipe import mended
 
     config = _config(arguments.weights)
     own = own_convention(config)

@@ -35,8 +35,8 @@ from waveglow_jax.config import (
     WaveGlowConfig,
 )
 from waveglow_jax.errors import UserError
+from waveglow_jax.evaluation.metrics import MEL, MEL_HOP, log_mel
 from waveglow_jax.interrupts import deaf_children
-from waveglow_jax.lab.metrics import MEL, MEL_HOP, log_mel
 from waveglow_jax.paths import local_path
 from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.windows import size_at_least

@@ -24,11 +24,10 @@ from waveglow_jax.audio.inputs import check_outside
 from waveglow_jax.audio.sound import audio_frames, read_audio, read_samples
 from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
-from waveglow_jax.interrupts import deaf_children
-from waveglow_jax.lab.alignment import align
-from waveglow_jax.lab.metrics import METRICS, OF_SIGNALS, measure, missing_packages
-from waveglow_jax.lab.statistics import Estimate, bootstrap_mean
-from waveglow_jax.lab.systems import (
+from waveglow_jax.evaluation.alignment import align
+from waveglow_jax.evaluation.metrics import METRICS, OF_SIGNALS, measure, missing_packages
+from waveglow_jax.evaluation.statistics import Estimate, bootstrap_mean
+from waveglow_jax.evaluation.systems import (
     BASELINES,
     GRIFFIN_LIM,
     RECORDINGS,
@@ -44,6 +43,7 @@ from waveglow_jax.lab.systems import (
     read_records,
     with_own_settings,
 )
+from waveglow_jax.interrupts import deaf_children
 
 # Raised when a metric's definition changes, so that older rows are measured again.
 _EDITION = 1

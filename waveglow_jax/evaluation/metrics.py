@@ -1,8 +1,8 @@
 """How near an output is to its recording: each metric with its direction and where it comes from.
 
 Arrays: reference, output `[T]` floating point in [-1, 1], aligned and of one level
-(`lab/alignment.py`), sampling_rate in Hz. Every metric is a float; where a pair has none (no voiced
-frame in common, no speech found), that pair is left out of the mean and the reason is kept.
+(`evaluation/alignment.py`), sampling_rate in Hz. Every metric is a float; where a pair has none (no
+voiced frame in common, no speech found), that pair is left out of the mean and the reason is kept.
 """
 
 import os

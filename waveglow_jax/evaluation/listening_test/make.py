@@ -20,7 +20,7 @@ from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text, write_wav
 from waveglow_jax.audio.inputs import check_outside, find_inputs
 from waveglow_jax.audio.sound import read_audio, read_samples
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.systems import files_by_name
+from waveglow_jax.evaluation.systems import files_by_name
 
 KEY = "key.json"
 PAGE = "page"

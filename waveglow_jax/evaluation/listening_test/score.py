@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.errors import UserError, escaped
-from waveglow_jax.lab.statistics import Estimate, crossed_mean
+from waveglow_jax.evaluation.statistics import Estimate, crossed_mean
 from waveglow_jax.text import read_json
 
 

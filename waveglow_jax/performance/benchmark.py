@@ -428,7 +428,7 @@ def _torch(config: Config) -> tuple[Any, ModuleType]:
         raise UserError(
             "--against torch: PyTorch is not installed; pip install torch, or leave it out"
         ) from None
-    from waveglow_jax.lab import torch_waveglow
+    from waveglow_jax.performance import torch_waveglow
 
     return torch, torch_waveglow
 
