@@ -624,7 +624,7 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
     import numpy as np
 
     import waveglow_jax as wg
-    from waveglow_jax.audio.sound import read_audio
+    from waveglow_jax.files.sound import read_audio
     from waveglow_jax.flow import bijections, wavenet
     from waveglow_jax.weights.release import BUNDLED_VOICE
 

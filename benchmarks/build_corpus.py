@@ -23,11 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from waveglow_jax.audio.files import replacing, write_text
-from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.prepare import prepare
-from waveglow_jax.audio.sound import audio_frames
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing, write_text
+from waveglow_jax.files.inputs import find_inputs
+from waveglow_jax.files.sound import audio_frames
 
 SPEAKERS = {
     "festvox-ru": "ru_m_festvox",

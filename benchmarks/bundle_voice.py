@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 
 import waveglow_jax as wg
-from waveglow_jax.audio.files import replacing
 from waveglow_jax.audio.picture import mel_figure
-from waveglow_jax.audio.sound import read_audio
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.sound import read_audio
 from waveglow_jax.weights.release import BUNDLED_VOICE, save
 
 DEMO = ("ru_0773", "ru_0806")

@@ -25,13 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import waveglow_jax as wg  # noqa: E402
-from waveglow_jax.audio.files import write_text, write_wav  # noqa: E402
-from waveglow_jax.audio.sound import read_audio  # noqa: E402
 from waveglow_jax.evaluation.evaluate import Evaluation, evaluate, summary_dict  # noqa: E402
 from waveglow_jax.evaluation.metrics import METRICS  # noqa: E402
 from waveglow_jax.evaluation.report import markdown_table, verdict  # noqa: E402
 from waveglow_jax.evaluation.statistics import bootstrap_mean  # noqa: E402
 from waveglow_jax.evaluation.systems import System, griffin_lim, noise_corrected  # noqa: E402
+from waveglow_jax.files.atomic import write_text  # noqa: E402
+from waveglow_jax.files.sound import read_audio  # noqa: E402
+from waveglow_jax.files.wav import write_wav  # noqa: E402
 from waveglow_jax.flow.likelihood import log_likelihood  # noqa: E402
 from waveglow_jax.flow.waveglow import (  # noqa: E402
     forward,

@@ -22,12 +22,11 @@ from waveglow_jax.audio.conventions import (
     mel_of_magnitudes,
     own_convention,
 )
-from waveglow_jax.audio.files import AUDIO_SUFFIXES
-from waveglow_jax.audio.inputs import find_inputs
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import Config
 from waveglow_jax.doctor.alone import diagnose_alone
 from waveglow_jax.doctor.diagnose import diagnose
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
+from waveglow_jax.files.sound import read_audio
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import waveglow_jax as wg  # noqa: E402
-from waveglow_jax.audio.sound import read_audio  # noqa: E402
+from waveglow_jax.files.sound import read_audio  # noqa: E402
 
 RECORDINGS = ROOT / "waveglow_jax/assets/voice/recordings"
 TOLD_AT = (1, 2, 5, 10, 20, 30, 60, 120, 240)

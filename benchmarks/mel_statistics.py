@@ -14,11 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from waveglow_jax.audio.conventions import magnitudes, mel_of_magnitudes, own_convention
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text
-from waveglow_jax.audio.inputs import find_inputs
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import load_config
 from waveglow_jax.doctor.alone import STATISTICS, features
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
+from waveglow_jax.files.sound import read_audio
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

@@ -10,8 +10,8 @@ import argparse
 import re
 from pathlib import Path
 
-from waveglow_jax.audio.files import write_text
 from waveglow_jax.cli import main as command
+from waveglow_jax.files.atomic import write_text
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 ROOT = Path(__file__).parent.parent

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, replacing, write_text
-from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.mel import log_mel
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.evaluation.metrics import stoi
+from waveglow_jax.files.atomic import replacing, write_text
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
+from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.bijections import (
     power_at_blocks,
     whitening_factors,

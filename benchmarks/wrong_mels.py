@@ -19,10 +19,10 @@ import numpy as np
 
 import waveglow_jax as wg
 from waveglow_jax.analysis.likelihoods import Likelihood, likelihood_of, noisy
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text
-from waveglow_jax.audio.inputs import find_inputs
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.evaluation.statistics import bootstrap_mean
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
+from waveglow_jax.files.sound import read_audio
 
 ROOT = Path(__file__).parent.parent
 RATE, FFT, HOP, BINS = 22050, 1024, 256, 80

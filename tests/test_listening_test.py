@@ -13,7 +13,6 @@ from browser import until
 from scipy.stats import norm
 from test_vocoder import some_audio
 
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli import main
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.listening_test.make import PAGE, make
@@ -24,6 +23,7 @@ from waveglow_jax.evaluation.listening_test.score import (
     rater_correlations,
     score,
 )
+from waveglow_jax.files.sound import read_audio
 
 RATE = 16000
 NAMES = ("Recordings", "<b>Vocoder</b> & co")

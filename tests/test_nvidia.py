@@ -19,10 +19,10 @@ from test_vocoder import lively_params, tiny_config
 import waveglow_jax as wg
 from waveglow_jax.cli import main
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.torch_file import open_torch, write_torch
 from waveglow_jax.weights import nvidia
 from waveglow_jax.weights.inspection import report
 from waveglow_jax.weights.release import read_weights
-from waveglow_jax.weights.torch_pickle import open_torch, write_torch
 
 PLAIN = DATA / "statedict_unfused_zip.pt"
 COMMIT = "0123456789" * 4

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from waveglow_jax.analysis.invertibility import Blame, Error, LayerShape, Report
 from waveglow_jax.analysis.layers import KINDS, WHITENING
 from waveglow_jax.analysis.precisions import BY_NAME
-from waveglow_jax.audio.files import replacing, write_text
 from waveglow_jax.audio.picture import literal
+from waveglow_jax.files.atomic import replacing, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

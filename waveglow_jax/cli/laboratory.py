@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_mel, replacing
-from waveglow_jax.audio.inputs import Input, find_inputs
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import count, examples, given, noise, seed, weights_argument
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import exit_code, fail, inputs_of, target_of
 from waveglow_jax.cli.progress import counted, print_line, stages
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, Input, find_inputs
+from waveglow_jax.files.mels import read_mel
+from waveglow_jax.files.sound import read_audio
 
 _NOISE = 0.1
 # A mel that is not centred has so many frames less than one that is.

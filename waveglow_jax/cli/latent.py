@@ -8,9 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES, replacing, write_wav
-from waveglow_jax.audio.inputs import Input, find_inputs
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import (
     check_file,
     corrections,
@@ -27,6 +24,10 @@ from waveglow_jax.cli.outcome import each, inputs_of, tell
 from waveglow_jax.cli.progress import counted
 from waveglow_jax.cli.synthesis import mel_of
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, Input, find_inputs
+from waveglow_jax.files.sound import read_audio
+from waveglow_jax.files.wav import write_wav
 
 
 def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:

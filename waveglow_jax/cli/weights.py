@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import replacing
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, examples, given, source_arguments, weights_of
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import check_other_file
 from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.sound import read_audio
 
 PICTURES = (".png", ".pdf", ".svg")
 

@@ -19,9 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import write_text
-from waveglow_jax.audio.inputs import check_outside
-from waveglow_jax.audio.sound import audio_frames, read_audio, read_samples
 from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.alignment import align
@@ -43,6 +40,9 @@ from waveglow_jax.evaluation.systems import (
     read_records,
     with_own_settings,
 )
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.inputs import check_outside
+from waveglow_jax.files.sound import audio_frames, read_audio, read_samples
 from waveglow_jax.interrupts import deaf_children
 
 # Raised when a metric's definition changes, so that older rows are measured again.

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from waveglow_jax.audio.files import write_text
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.errors import UserError, escaped
 from waveglow_jax.evaluation.alignment import align
 from waveglow_jax.evaluation.evaluate import Evaluation, Row, Summary, read_output, summary_dict
 from waveglow_jax.evaluation.metrics import METRICS, Metric
 from waveglow_jax.evaluation.statistics import Estimate
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.sound import read_audio
 
 _TEMPLATE = Path(__file__).with_name("report_page.html")
 # Tables of a width that a page shows; likelihood and speed apply to few rows.

@@ -22,9 +22,6 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.analysis.likelihoods import noisy
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_wav
-from waveglow_jax.audio.inputs import find_inputs
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import (
     DTYPES,
     LATENT,
@@ -36,6 +33,9 @@ from waveglow_jax.config import (
 )
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.metrics import MEL, MEL_HOP, log_mel
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
+from waveglow_jax.files.sound import read_audio
+from waveglow_jax.files.wav import write_wav
 from waveglow_jax.interrupts import deaf_children
 from waveglow_jax.paths import local_path
 from waveglow_jax.synthesis.consistency import consistent

@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES
-from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.mel import log_mel_of_padded
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import DTYPES, Config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
+from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.likelihood import loss
 from waveglow_jax.flow.waveglow import forward, init, latent_noise
 from waveglow_jax.flow.wavenet import Params, conditioning_channels

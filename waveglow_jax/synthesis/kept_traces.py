@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 import waveglow_jax
-from waveglow_jax.audio.files import replacing
+from waveglow_jax.files.atomic import replacing
 
 SUFFIX = ".stablehlo"
 MOST_KEPT = 64

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from waveglow_jax.audio.files import write_text
 from waveglow_jax.audio.picture import figure_pixels, mel_figure
 from waveglow_jax.config import Config
+from waveglow_jax.files.atomic import write_text
 from waveglow_jax.training.figures import peak_memory
 from waveglow_jax.training.weights_and_biases import WeightsAndBiases
 

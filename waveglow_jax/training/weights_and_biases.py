@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from waveglow_jax.audio.files import write_text
 from waveglow_jax.config import Config, config_to_dict
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import write_text
 
 
 class WeightsAndBiases:

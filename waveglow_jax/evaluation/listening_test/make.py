@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text, write_wav
-from waveglow_jax.audio.inputs import check_outside, find_inputs
-from waveglow_jax.audio.sound import read_audio, read_samples
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.systems import files_by_name
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, check_outside, find_inputs
+from waveglow_jax.files.sound import read_audio, read_samples
+from waveglow_jax.files.wav import write_wav
 
 KEY = "key.json"
 PAGE = "page"

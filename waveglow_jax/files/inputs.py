@@ -8,10 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, CONVERT, MEL_SUFFIXES, UNREAD_SUFFIXES
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
 from waveglow_jax.text import MARK, decode, read_text
+
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"),
+)
+# What looks like sound and is not read: no decoder of these comes with libsndfile.
+UNREAD_SUFFIXES = (
+    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".aac", ".ac3", ".eac3", ".dts"),
+    *(".webm", ".weba", ".mkv", ".mka", ".avi", ".flv", ".ogv", ".ogm", ".ogx", ".wma", ".wmv"),
+    *(".asf", ".amr", ".awb", ".ape", ".wv", ".tta", ".tak", ".shn", ".mpc", ".spx", ".mp2"),
+    *(".mp1", ".mpga", ".mpg", ".mpeg", ".ra", ".rm", ".dsf", ".dff", ".sph", ".snd", ".voc"),
+    *(".wave", ".bwf", ".rf64", ".qcp", ".gsm", ".mid", ".midi"),
+)
+CONVERT = "ffmpeg -i IN OUT.wav"
+MEL_SUFFIXES = (".npy", ".npz", ".pt", ".safetensors")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ import pytest
 from fuzz_torch import fuzz, peak_memory
 from golden import CASES, CHECKPOINTS, DATA
 
-from waveglow_jax.audio.files import read_mel
 from waveglow_jax.errors import UserError
-from waveglow_jax.weights import torch_pickle
-from waveglow_jax.weights.nvidia import read_published
-from waveglow_jax.weights.torch_pickle import (
+from waveglow_jax.files import torch_file
+from waveglow_jax.files.mels import read_mel
+from waveglow_jax.files.torch_file import (
     Array,
     Holder,
     Tensor,
@@ -29,6 +28,7 @@ from waveglow_jax.weights.torch_pickle import (
     tensors_in,
     write_torch,
 )
+from waveglow_jax.weights.nvidia import read_published
 
 LEGACY = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2)]
 LEGACY += [pickle.dumps({"protocol_version": 1001, "little_endian": True}, 2)]
@@ -728,7 +728,7 @@ def test_nothing_is_imported_run_or_opened():
 
 
 def test_the_pickle_module_is_not_used():
-    source = Path(torch_pickle.__file__).read_text()
+    source = Path(torch_file.__file__).read_text()
     assert "import pickle" not in source and "Unpickler" not in source
 
 
@@ -780,4 +780,4 @@ def test_the_golden_files_are_those_meant():
 
 def test_bytes_of_a_file_object_are_enough():
     content = (DATA / "module_fused_zip.pt").read_bytes()
-    assert torch_pickle.TorchFile(io.BytesIO(content), "memory").container == "zip"
+    assert torch_file.TorchFile(io.BytesIO(content), "memory").container == "zip"

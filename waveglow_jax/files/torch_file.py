@@ -8,7 +8,7 @@ before memory is taken, and a tensor's numbers are read only when they are asked
 
 Both containers are read: the zip of torch >= 1.6, and the older one of four pickles and then the
 storages. `write_torch` writes the former. Of the house this needs only `errors`, so that
-`audio/files` reads mels with it.
+`files/mels.py` reads mels with it.
 """
 
 import io

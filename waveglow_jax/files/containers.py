@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from waveglow_jax.audio.files import CONVERT
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.inputs import CONVERT
 
 # Programs that write to a pipe put a length there that hardly a file has: GStreamer 0x7fff0000,
 # SoX 0x7ffff000, arecord 0x80000000, ffmpeg 0xffffffff, and others a little less than these.

@@ -23,9 +23,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from waveglow_jax.audio.containers import Container, inspect
-from waveglow_jax.audio.files import CONVERT
 from waveglow_jax.errors import FileWarning, UserError, why
+from waveglow_jax.files.containers import Container, inspect
+from waveglow_jax.files.inputs import CONVERT
 from waveglow_jax.paths import check_no_device, local_path
 
 # A recording that never exceeds this is silent: a third of the smallest step of 16 bits.

@@ -1,51 +1,28 @@
-"""Audio and mel files: reading mels with suspicion, writing them whole or not at all.
+"""Mel files: read with suspicion, written whole or not at all.
 
-Audio is mono here, `[T]` float32 in [-1, 1]; a mel is `[F, M]` float32 (frames, bins) in memory and
-`[M, F]` in a file. Everything that is wrong with a file is a `UserError` of one line that begins
-with the file's name.
+A mel is `[F, M]` float32 (frames, bins) in memory and `[M, F]` in a file. Everything that is wrong
+with a file is a `UserError` of one line that begins with the file's name.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import struct
 import tokenize
-import uuid
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from waveglow_jax.errors import UserError
-from waveglow_jax.errors import why as _why
-from waveglow_jax.interrupts import unfinished
+from waveglow_jax.errors import UserError, why
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.torch_file import InPieces, open_torch, said, tensors_in
 from waveglow_jax.paths import check_no_device, local_path
-
-AUDIO_SUFFIXES = (
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
-    *(".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"),
-)
-# What looks like sound and is not read: no decoder of these comes with libsndfile.
-UNREAD_SUFFIXES = (
-    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".aac", ".ac3", ".eac3", ".dts"),
-    *(".webm", ".weba", ".mkv", ".mka", ".avi", ".flv", ".ogv", ".ogm", ".ogx", ".wma", ".wmv"),
-    *(".asf", ".amr", ".awb", ".ape", ".wv", ".tta", ".tak", ".shn", ".mpc", ".spx", ".mp2"),
-    *(".mp1", ".mpga", ".mpg", ".mpeg", ".ra", ".rm", ".dsf", ".dff", ".sph", ".snd", ".voc"),
-    *(".wave", ".bwf", ".rf64", ".qcp", ".gsm", ".mid", ".midi"),
-)
-CONVERT = "ffmpeg -i IN OUT.wav"
-MEL_SUFFIXES = (".npy", ".npz", ".pt", ".safetensors")
 
 # Of a compressed mel: silence alone shrinks further.
 _MOST_UNPACKED, _MOST_GROWTH = 64 << 20, 20
-
-
-# ------------------------------------------------------------------------------ mels in
 
 
 def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
@@ -99,7 +76,7 @@ def _read_array_file(path: Path, n_mel_channels: int | None) -> np.ndarray:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {_why(error)}") from error
+        raise UserError(f"{path}: cannot be read: {why(error)}") from error
     # Squeezed before the axes are told apart: [1, M, F].
     return mel[0] if mel.ndim == 3 else mel
 
@@ -170,8 +147,6 @@ def _read_npy(path: Path, n_mel_channels: int | None) -> np.ndarray:
 
 
 def _read_npz(path: Path, n_mel_channels: int | None) -> np.ndarray:
-    from waveglow_jax.weights.torch_pickle import InPieces
-
     try:
         with open(path, "rb") as whole, zipfile.ZipFile(InPieces(whole)) as archive:
             names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
@@ -186,16 +161,14 @@ def _read_npz(path: Path, n_mel_channels: int | None) -> np.ndarray:
     except UserError:  # a ValueError too, and said already
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise UserError(f"{path}: damaged or cut short ({_why(error)}); copy it again") from error
+        raise UserError(f"{path}: damaged or cut short ({why(error)}); copy it again") from error
     except (NotImplementedError, RuntimeError) as error:  # a compression of another kind; encrypted
         raise UserError(
-            f"{path}: not a plain .npz ({_why(error)}); save it again with numpy.savez"
+            f"{path}: not a plain .npz ({why(error)}); save it again with numpy.savez"
         ) from error
 
 
 def _read_torch(path: Path, n_mel_channels: int | None) -> np.ndarray:
-    from waveglow_jax.weights.torch_pickle import open_torch, said, tensors_in
-
     with open_torch(path) as file:
         tensors = tensors_in(file.tree)
         if not tensors:
@@ -250,7 +223,7 @@ def _read_safetensors(path: Path, n_mel_channels: int | None) -> np.ndarray:
             _check_array(path, shape, kind, n_mel_channels, header.get_dtype())
             return file.get_tensor(name)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: damaged or cut short ({_why(error)}); copy it again") from error
+        raise UserError(f"{path}: damaged or cut short ({why(error)}); copy it again") from error
 
 
 def _pick(path: Path, names: list[str]) -> str:
@@ -261,96 +234,6 @@ def _pick(path: Path, names: list[str]) -> str:
             f"{path}: {len(names)} arrays and none is called 'mel'; save the mel under that name"
         )
     return names[0]
-
-
-# ------------------------------------------------------------------------------ out
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the same folder, with the same suffix, that becomes `path` at the end.
-
-    The folder is created. If the block raises, the temporary file is removed and whatever stood at
-    `path` is left as it was. An OSError (no space, not permitted, ...) becomes a UserError.
-
-        with replacing(target) as temporary:
-            temporary.write_bytes(content)
-    """
-    path = Path(path)
-    # Hidden, so that a search of the folder in the meantime does not find it; a fresh name rather
-    # than one from tempfile, whose files only their owner may read.
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    unfinished.add(temporary)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            check_no_device(path)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {_why(error)}; free some space or choose another place"
-        ) from error
-    finally:
-        # If the folder itself is what failed, there is nothing to remove.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        unfinished.discard(temporary)
-
-
-def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Samples in [-1, 1] as int16 of the same shape: times 32768, rounded, clipped."""
-    scaled = np.rint(np.asarray(samples, dtype=np.float32) * np.float32(32768))
-    return np.clip(scaled, -32768, 32767).astype(np.int16)
-
-
-def write_wav(path: str | Path, samples: np.ndarray, sampling_rate: int) -> None:
-    """Writes a mono 16-bit WAV, whole or not at all, creating folders.
-
-    samples: `[T]` floating point, full scale 1 (see `to_int16`).
-    sampling_rate: in Hz.
-
-    Raises UserError if samples are not finite, are too many for the format (4 GiB), or if the file
-    cannot be written; ValueError if they are not one-dimensional floats.
-    """
-    write_wav_blocks(local_path(path), [np.asarray(samples)], sampling_rate)
-
-
-def write_wav_blocks(path: str | Path, blocks: Iterable[np.ndarray], sampling_rate: int) -> None:
-    """`write_wav` of samples that come in blocks `[n]`, each written when it is there."""
-    form = struct.pack("<HHIIHH", 1, 1, sampling_rate, 2 * sampling_rate, 2, 16)
-
-    def header(size: int) -> bytes:
-        riff = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<I", 16) + form
-        return riff + b"data" + struct.pack("<I", size)
-
-    # Not through soundfile: a full disk would not be noticed there.
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        size = 0
-        file.write(header(size))
-        for block in blocks:
-            content = pcm16(block, path)
-            size += len(content)
-            if size + 36 > 0xFFFFFFFF:
-                raise UserError(f"{path}: not written, too long for a WAV file; split the input")
-            file.write(content)
-        file.seek(0)
-        file.write(header(size))
-
-
-def pcm16(samples: np.ndarray, path: str | Path) -> bytes:
-    """Samples `[T]` in [-1, 1] as 16-bit little-endian PCM, for the file that is named.
-
-    Raises UserError if they are not finite, ValueError if they are not one-dimensional floats.
-    """
-    if samples.ndim != 1 or samples.dtype.kind in "iub":
-        raise ValueError(f"samples must be [T] floats, got {samples.shape} {samples.dtype}")
-    if not np.isfinite(samples).all():
-        raise UserError(
-            f"{path}: not written, its samples are not all finite numbers; the mel is probably of "
-            "another convention: see `doctor` (python -m waveglow_jax doctor RECORDING MEL)"
-        )
-    return to_int16(samples).astype("<i2", copy=False).tobytes()
 
 
 def write_mel(path: str | Path, mel: np.ndarray) -> None:
@@ -369,12 +252,3 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
     np.save(content, np.ascontiguousarray(mel.T), allow_pickle=False)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content.getbuffer())
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all, creating folders. Raises UserError.
-
-    What UTF-8 cannot hold, which only names of files from elsewhere have, is escaped.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
