@@ -464,7 +464,7 @@ def reverse(name: str, seconds: float, batch: int, dtype: str, scale: Scale) -> 
 
     from waveglow_jax.flow.waveglow import fold_upsampler, inverse_prepared, prepare_inverse
     from waveglow_jax.performance.benchmark import bytes_of, forward_flops
-    from waveglow_jax.synthesis.windows import worth_folding
+    from waveglow_jax.synthesis.reverse_pass import worth_folding
 
     config, params = shape(name, scale), parameters(name, scale)
     glow, data = config.waveglow, config.data

@@ -28,7 +28,7 @@ from waveglow_jax.evaluation.report import verdict, write_reports
 from waveglow_jax.evaluation.statistics import Estimate
 from waveglow_jax.evaluation.systems import NOISE, System, parse_system
 from waveglow_jax.synthesis.consistency import consistent
-from waveglow_jax.synthesis.windows import size_at_least
+from waveglow_jax.synthesis.plan import size_at_least
 
 NAMES = ("a", "c", "sub/b")
 EVIL = "<img src=x onerror=alert(1)> | _x_ <!--@FACTS-->"

@@ -14,8 +14,8 @@ import numpy as np
 from waveglow_jax.config import Config
 from waveglow_jax.flow.waveglow import Params, inverse_prepared, latent_noise, prepare_inverse
 from waveglow_jax.synthesis.consistency import consistent
+from waveglow_jax.synthesis.plan import size_at_least
 from waveglow_jax.synthesis.vocoder import Voice
-from waveglow_jax.synthesis.windows import size_at_least
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from waveglow_jax.flow.likelihood import loss_constant
 from waveglow_jax.flow.prediction import prediction_forward, predictor_of_mel
 from waveglow_jax.flow.waveglow import forward_whitened
 from waveglow_jax.flow.wavenet import Params
-from waveglow_jax.synthesis.windows import context_of, size_at_least
+from waveglow_jax.synthesis.plan import context_of, size_at_least
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -39,7 +39,7 @@ from waveglow_jax.files.wav import write_wav
 from waveglow_jax.interrupts import deaf_children
 from waveglow_jax.paths import local_path
 from waveglow_jax.synthesis.consistency import consistent
-from waveglow_jax.synthesis.windows import size_at_least
+from waveglow_jax.synthesis.plan import size_at_least
 
 RECORDINGS = "Recordings"
 GRIFFIN_LIM = "Griffin-Lim"

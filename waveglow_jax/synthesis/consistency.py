@@ -32,7 +32,7 @@ from waveglow_jax.audio.fourier import irfft, rfft
 from waveglow_jax.audio.mel import FAR, LOG_FLOOR, mel_filters, mirrored, stft_window
 from waveglow_jax.config import Config
 from waveglow_jax.synthesis.kept_traces import compile_once
-from waveglow_jax.synthesis.windows import Piece
+from waveglow_jax.synthesis.reverse_pass import Piece
 
 MOMENTUM = 0.9
 """More (the fast algorithm's 0.99) is no better after 32 corrections and less stable: see

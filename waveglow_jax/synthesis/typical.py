@@ -33,7 +33,7 @@ from waveglow_jax.flow.waveglow import (
     prepare_inverse,
 )
 from waveglow_jax.synthesis.consistency import consistent
-from waveglow_jax.synthesis.windows import size_at_least
+from waveglow_jax.synthesis.plan import size_at_least
 
 ROUNDS = 4
 CORRECTIONS = 24
