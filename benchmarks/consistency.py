@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import waveglow_jax as wg  # noqa: E402
+from waveglow_jax.audio.consistency import consistent  # noqa: E402
 from waveglow_jax.evaluation.evaluate import Evaluation, evaluate, summary_dict  # noqa: E402
 from waveglow_jax.evaluation.metrics import METRICS  # noqa: E402
 from waveglow_jax.evaluation.report import markdown_table, verdict  # noqa: E402
@@ -40,7 +41,6 @@ from waveglow_jax.flow.waveglow import (  # noqa: E402
     latent_noise,
     prepare_inverse,
 )
-from waveglow_jax.synthesis.consistency import consistent  # noqa: E402
 from waveglow_jax.synthesis.typical import typical, with_full_band  # noqa: E402
 
 SECONDS = 3

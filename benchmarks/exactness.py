@@ -32,9 +32,9 @@ from test_vocoder import some_mel  # noqa: E402
 from test_windows import KINDS, config_of, irregular, params_of  # noqa: E402
 
 import waveglow_jax as wg  # noqa: E402
+from waveglow_jax.audio.consistency import consistent  # noqa: E402
 from waveglow_jax.files.sound import read_audio  # noqa: E402
 from waveglow_jax.flow.waveglow import latent_noise  # noqa: E402
-from waveglow_jax.synthesis.consistency import consistent  # noqa: E402
 
 SIGMA, SEED = 0.8, 5
 RECORDINGS = ROOT / "waveglow_jax/assets/voice/recordings"

@@ -17,6 +17,7 @@ from test_metrics import RATE, speech
 from test_vocoder import lively_params, tiny_config
 
 import waveglow_jax as wg
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
 from waveglow_jax.errors import UserError
@@ -27,7 +28,6 @@ from waveglow_jax.evaluation.metrics import METRICS
 from waveglow_jax.evaluation.report import verdict, write_reports
 from waveglow_jax.evaluation.statistics import Estimate
 from waveglow_jax.evaluation.systems import NOISE, System, parse_system
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.plan import size_at_least
 
 NAMES = ("a", "c", "sub/b")

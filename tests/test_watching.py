@@ -17,6 +17,7 @@ from test_training import recordings, tiny_config  # noqa: F401 - a fixture
 from test_vocoder import lively_params, some_mel
 
 import waveglow_jax as wg
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, SynthesisConfig, config_from_dict, config_to_json
@@ -28,7 +29,6 @@ from waveglow_jax.flow.waveglow import (
     latent_noise,
     whiten,
 )
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.config import Config
 from waveglow_jax.flow.waveglow import Params, inverse_prepared, latent_noise, prepare_inverse
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.plan import size_at_least
 from waveglow_jax.synthesis.vocoder import Voice
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.analysis.likelihoods import noisy
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.config import (
     DTYPES,
     LATENT,
@@ -38,7 +39,6 @@ from waveglow_jax.files.sound import read_audio
 from waveglow_jax.files.wav import write_wav
 from waveglow_jax.interrupts import deaf_children
 from waveglow_jax.paths import local_path
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.plan import size_at_least
 
 RECORDINGS = "Recordings"

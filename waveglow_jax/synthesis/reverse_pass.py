@@ -28,7 +28,7 @@ from waveglow_jax.flow.waveglow import (
 )
 from waveglow_jax.flow.wavenet import Params
 from waveglow_jax.synthesis.kept_traces import compile_once
-from waveglow_jax.synthesis.plan import Context, Part, Plan, spread, choose, context_of, pack
+from waveglow_jax.synthesis.plan import Context, Part, Plan, choose, context_of, pack, spread
 
 FOLDED_BYTES = 2 << 30
 """The most that conditioning layers with the upsampler inside may take on all devices together."""

@@ -24,12 +24,7 @@ from waveglow_jax.config import DTYPES, LATENT, MAX_CONSISTENCY, Config
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import Params, check_shapes, forward
 from waveglow_jax.synthesis.arrays import SupportsArray, frames_first, on_host
-from waveglow_jax.synthesis.consistency import (
-    consistent_blocks,
-    delay,
-    piece_frames,
-    piece_program,
-)
+from waveglow_jax.synthesis.consistency import consistent_blocks, delay, piece_frames, piece_program
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
 from waveglow_jax.synthesis.levels import finite, limited, limited_each, samples_of
 from waveglow_jax.synthesis.plan import MOST_FRAMES, Plan, size_at_least

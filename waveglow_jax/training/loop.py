@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config, config_to_dict, config_to_json, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.training.checkpoints import Checkpoints, NotSavedError, Plateau, Progress
 from waveglow_jax.training.dataset import (
     Corpus,
