@@ -27,10 +27,10 @@ from waveglow_jax.training.dataset import scan_corpus, training_batches
 from waveglow_jax.training.feed import Feed
 from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
 from waveglow_jax.training.lock import locked
-from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import Layout
 from waveglow_jax.training.step import init_state
 from waveglow_jax.training.stopping import Stop, Stopped, signals, still_working
+from waveglow_jax.training.watching.monitor import Monitor
 from waveglow_jax.weights.manifest import DamagedError, verify, write_manifest
 from waveglow_jax.weights.release import read_weights
 

@@ -24,8 +24,8 @@ from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.inputs import find_inputs
 from waveglow_jax.files.mels import read_any_mel, read_mel
 from waveglow_jax.training.checkpoints import Checkpoints
-from waveglow_jax.training.history import read_history
-from waveglow_jax.training.inspection import report_run, run_as_text
+from waveglow_jax.training.watching.history import read_history
+from waveglow_jax.training.watching.inspection import report_run, run_as_text
 from waveglow_jax.weights.release import BUNDLED_VOICE, read_weights
 from waveglow_jax.weights.run import load_run_moments
 

@@ -32,12 +32,12 @@ from waveglow_jax.flow.waveglow import (
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches
-from waveglow_jax.training.figures import peak_memory, validation_figures
-from waveglow_jax.training.history import read_history, window_means
-from waveglow_jax.training.inspection import report_run
-from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import parallel_validation_step, split
 from waveglow_jax.training.step import init_state
+from waveglow_jax.training.watching.figures import peak_memory, validation_figures
+from waveglow_jax.training.watching.history import read_history, window_means
+from waveglow_jax.training.watching.inspection import report_run
+from waveglow_jax.training.watching.monitor import Monitor
 from waveglow_jax.weights.release import read_weights
 
 

@@ -113,7 +113,7 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    from waveglow_jax.training.inspection import is_run_folder
+    from waveglow_jax.training.watching.inspection import is_run_folder
 
     source = weights_of(arguments)
     run = Path(source)
@@ -130,9 +130,9 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_run(run: Path, arguments: argparse.Namespace) -> int:
-    from waveglow_jax.training.curves import run_figure
-    from waveglow_jax.training.history import read_history
-    from waveglow_jax.training.inspection import report_run, run_as_text
+    from waveglow_jax.training.watching.curves import run_figure
+    from waveglow_jax.training.watching.history import read_history
+    from waveglow_jax.training.watching.inspection import report_run, run_as_text
 
     if arguments.plot and Path(arguments.plot).suffix.lower() not in PICTURES:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.config import Config, config_to_dict, load_config
-from waveglow_jax.training.history import History, read_history, window_means
+from waveglow_jax.training.watching.history import History, read_history, window_means
 from waveglow_jax.weights.inspection import suspicious_matrices
 
 RECENT = 100

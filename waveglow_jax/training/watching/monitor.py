@@ -18,8 +18,8 @@ from tqdm import tqdm
 from waveglow_jax.audio.picture import figure_pixels, mel_figure
 from waveglow_jax.config import Config
 from waveglow_jax.files.atomic import write_text
-from waveglow_jax.training.figures import peak_memory
-from waveglow_jax.training.weights_and_biases import WeightsAndBiases
+from waveglow_jax.training.watching.figures import peak_memory
+from waveglow_jax.training.watching.weights_and_biases import WeightsAndBiases
 
 TENSORBOARD_EVERY = 10
 LINE_EVERY_SECONDS = 30.0

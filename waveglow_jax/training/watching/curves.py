@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from waveglow_jax.audio.picture import literal
-from waveglow_jax.training.history import History, window_means
+from waveglow_jax.training.watching.history import History, window_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
