@@ -40,7 +40,7 @@ from waveglow_jax.text import read_json
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 STATISTICS = BUNDLED_VOICE / "mel_statistics.json"
-"""Of the speech that the bundled voice was trained on, by benchmarks/mel_statistics.py."""
+"""Of the speech that the bundled voice was trained on, by benchmarks/assets/mel_statistics.py."""
 
 
 def features(log: np.ndarray, profile: np.ndarray) -> dict[str, float]:

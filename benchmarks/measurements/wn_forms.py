@@ -1,6 +1,6 @@
 """One WN in several forms, side by side on the device at hand: which one its backend should take.
 
-    python benchmarks/wn_forms.py [--channels 256] [--layers 8] [--scale full|tiny]
+    python benchmarks/measurements/wn_forms.py [--channels 256] [--layers 8] [--scale full|tiny]
 
 Random weights, bfloat16 operands. Each form runs forwards over 8 utterances of 10 s and, with its
 gradients, over 24 training clips. `wn` is the package's own, as it is for that backend; the others
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """What corrections towards the mel do to the bundled voice: the study behind docs/consistency.md.
 
-    python benchmarks/consistency.py CORPUS/heldout -o WORK
+    python benchmarks/measurements/consistency.py CORPUS/heldout -o WORK
 
 Cuts the first seconds of each held-out recording, takes their mels as they are and altered in four
 ways, synthesises them by each of `ways()`, measures all against the recordings with `evaluate`, and
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import waveglow_jax as wg  # noqa: E402

@@ -1,6 +1,6 @@
 """The bundled voice's own report, for the README and docs/voice/: tables, pictures, no sound.
 
-python benchmarks/report_voice.py CORPUS/heldout [--work out/voice_report] [--files N]
+python benchmarks/assets/report_voice.py CORPUS/heldout [--work out/voice_report] [--files N]
 
 Needs `pip install -e '.[dev,eval]'` and a Chromium, which takes the picture of the page. What is
 measured already lies under --work, and is not measured again. The same report with sound:
@@ -22,7 +22,7 @@ from waveglow_jax.evaluation.report import markdown, markdown_table, write_repor
 from waveglow_jax.evaluation.systems import parse_system
 from waveglow_jax.files.atomic import replacing, write_text
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "voice"
 SYSTEMS = (
     "ours=:",

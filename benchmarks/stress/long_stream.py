@@ -1,4 +1,4 @@
-"""Memory of a stream of any length: `python benchmarks/long_stream.py [--minutes 60]`.
+"""Memory of a stream of any length: `python benchmarks/stress/long_stream.py [--minutes 60]`.
 
 Streams the bundled voice from a mel that arrives a few frames at a time, the recordings that come
 with it over and over, and tells the seconds of computing to the first block, and after 1, 2, 5, 10
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import waveglow_jax as wg  # noqa: E402

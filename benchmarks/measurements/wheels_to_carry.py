@@ -1,11 +1,12 @@
 """Wheels for a machine that reaches no package index, in parcels of a given size.
 
-    python benchmarks/wheels_to_carry.py -o WHEELS --there NAME==VERSION... [--python 3.12]
+    python benchmarks/measurements/wheels_to_carry.py -o WHEELS --there NAME==VERSION...
+        [--python 3.12]
 
 There, afterwards, in the project's folder:
 
     python3 -m pip install --no-index --no-deps --target SITE WHEELS/parcel*/*.whl
-    PYTHONPATH=SITE:. python3 benchmarks/accelerator_day.py -o OUT
+    PYTHONPATH=SITE:. python3 benchmarks/measurements/accelerator_day.py -o OUT
 
 `--there` names what the machine has already (`pip list --format=freeze` tells), with the versions
 that decide: what is missing is resolved beside them. Linux on x86-64.
@@ -18,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17, 12, 5)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
 

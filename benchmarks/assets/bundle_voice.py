@@ -1,6 +1,6 @@
 """Puts a run's best checkpoint and the demo's recordings where the package looks for its voice.
 
-python benchmarks/bundle_voice.py RUN CORPUS/heldout
+python benchmarks/assets/bundle_voice.py RUN CORPUS/heldout
 
 Weights in float16; the picture of the model card is drawn from the first recording. The card's own
 figures come from report_voice.py, which is to be run afterwards.

@@ -1,6 +1,6 @@
 """Time and memory to read and convert a published checkpoint of full size.
 
-    python benchmarks/read_checkpoint.py FOLDER
+    python benchmarks/measurements/read_checkpoint.py FOLDER
 
 Makes FOLDER/full_size.pt (676 MB: the published model's shape, 256 channels, as a pickled module
 whose convolutions carry a stale plain weight beside weight_g and weight_v, random numbers) and
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FLOWS, LAYERS, CHANNELS, MELS, GROUP = 12, 8, 256, 80, 8
 
 

@@ -1,8 +1,8 @@
 """Kills a training run again and again, four kills in ten inside a save, and proves that its loss
 curve is that of a run that nobody disturbed.
 
-    python benchmarks/chaos.py --kills 100 [--seed 0] [--workers 0] [--work FOLDER]
-    python benchmarks/chaos.py --kills 20 --signal TERM
+    python benchmarks/stress/chaos.py --kills 100 [--seed 0] [--workers 0] [--work FOLDER]
+    python benchmarks/stress/chaos.py --kills 20 --signal TERM
 
 Every life is a process of its own that runs the train command and gets SIGKILL; lives are forked
 from one process that has imported everything, so that they start in a second. The run is real but
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = ROOT / "waveglow_jax" / "assets" / "voice" / "recordings"
 SAVE_SHARE = 0.75
 """Of the kills, how many wait for a save: some of them come too late for it."""

@@ -1,6 +1,6 @@
 """The doctor on recordings of a folder: healthy mels, and those of every convention that it knows.
 
-python benchmarks/doctor.py CORPUS/heldout [--files 20]
+python benchmarks/measurements/doctor.py CORPUS/heldout [--files 20]
 
 Healthy mels are `waveglow_jax.log_mel`'s; the others the table's own, every value as it says. Each
 is diagnosed with its recording and alone. (Mels that are independent of the doctor's own code, and

@@ -1,7 +1,7 @@
 """One command that proves, measures and trains on an accelerator, and keeps what it found.
 
-    python benchmarks/accelerator_day.py -o OUT [--stages machine tests ...] [--scale full|tiny]
-        [--data CORPUS] [--minutes STAGE=MINUTES ...]
+    python benchmarks/measurements/accelerator_day.py -o OUT [--stages machine tests ...]
+        [--scale full|tiny] [--data CORPUS] [--minutes STAGE=MINUTES ...]
 
 Each stage is a process of its own with a time limit. It writes one line of JSON to
 OUT/STAGE.jsonl as soon as it has measured something, so that nothing is lost when the time is up.
@@ -31,7 +31,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 # The JAX and the PyTorch of one process share the device's memory.

@@ -1,6 +1,6 @@
 """What a wrong mel costs in likelihood: every common mistake on held-out recordings.
 
-python benchmarks/wrong_mels.py CORPUS/heldout [--files 12] [--seconds 4]
+python benchmarks/measurements/wrong_mels.py CORPUS/heldout [--files 12] [--seconds 4]
 
 Each recording's mel is computed with librosa in the voice's own convention and in wrong ones; the
 recording stays the same, so all figures of a row are of the same samples. Rewrites the table of
@@ -24,7 +24,7 @@ from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
 from waveglow_jax.files.sound import read_audio
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RATE, FFT, HOP, BINS = 22050, 1024, 256, 80
 BEGIN, END = "<!-- wrong mels -->", "<!-- end of wrong mels -->"
 RIGHT = "right"

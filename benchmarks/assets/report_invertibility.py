@@ -1,6 +1,6 @@
 """The invertibility of the bundled voice, or of a random model of the published size, for docs/.
 
-python benchmarks/report_invertibility.py [voice|nvidia256]
+python benchmarks/assets/report_invertibility.py [voice|nvidia256]
 
 Runs the command that docs/invertibility.md names, rewrites docs/invertibility/MODEL/ and, between
 the model's two marks, the page's own tables. The voice takes two to three minutes on two cores.
@@ -14,7 +14,7 @@ from waveglow_jax.cli import main as command
 from waveglow_jax.files.atomic import write_text
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 MODELS = {
     "voice": [],

@@ -1,6 +1,7 @@
 """Stops a run, moves it from 8 to 4 to 1 (fake) devices, and draws its losses over one that stayed.
 
-    python benchmarks/moved_run.py --data CORPUS/train [--config configs/voice.json] [--work FOLDER]
+    python benchmarks/stress/moved_run.py --data CORPUS/train [--config configs/voice.json]
+        [--work FOLDER]
 
 Every part is `train.py` in a process of its own, stopped by SIGTERM when it has done its share of
 the steps. Writes docs/moved_run.png and prints one JSON line: where it moved, the largest
@@ -17,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MOVES = (8, 4, 1)
 
 

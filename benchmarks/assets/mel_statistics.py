@@ -1,6 +1,6 @@
 """What speech looks like to the bundled voice: the statistics that `doctor MEL` compares with.
 
-python benchmarks/mel_statistics.py CORPUS/train [--every N]
+python benchmarks/assets/mel_statistics.py CORPUS/train [--every N]
 
 Log-mels of every Nth training recording, as the voice takes them. Writes mel_statistics.json beside
 the voice: per band mean, deviation and quantiles over all frames; and how `doctor`'s features of a

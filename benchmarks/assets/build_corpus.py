@@ -1,6 +1,6 @@
 """Rebuilds the training corpus of the bundled voice from Debian's packages of recorded speech.
 
-    python benchmarks/build_corpus.py -o CORPUS
+    python benchmarks/assets/build_corpus.py -o CORPUS
 
 Needs apt-get (or the packages, with --debs), dpkg-deb and ffmpeg. CORPUS/train has a folder for
 each of five speakers, CORPUS/heldout the last 62 utterances of one of them, never trained on. The
@@ -21,7 +21,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from waveglow_jax.audio.prepare import prepare
 from waveglow_jax.errors import UserError
