@@ -31,7 +31,6 @@ PLACES = {
     for member in members
 }
 LONGER: dict[str, str] = {
-    "analysis/invertibility.py": "two rooms in one",
     "evaluation/evaluate.py": "two rooms in one",
     "evaluation/systems.py": "two rooms in one",
     "files/torch_file.py": "two rooms in one",

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import waveglow_jax as wg  # noqa: E402
-from waveglow_jax.analysis.invertibility import random_params  # noqa: E402
+from waveglow_jax.analysis.signals import random_params  # noqa: E402
 from waveglow_jax.audio.consistency import consistent  # noqa: E402
 from waveglow_jax.config import Config, config_from_dict  # noqa: E402
 from waveglow_jax.files.sound import read_audio  # noqa: E402

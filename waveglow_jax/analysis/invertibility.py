@@ -4,60 +4,41 @@ Arrays: audio `[T]`, mel `[F, M]`; inside, states `[1, N, G]` (`analysis/layers.
 taken in float64. Everything here needs `jax_enable_x64`, or its float64 would be float32.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.analysis.layers import (
-    CONVOLUTION,
-    KINDS,
-    Layer,
-    layers_of,
-    run_forward,
-    run_inverse,
+from waveglow_jax.analysis.differences import Error, error_of, relative, rms
+from waveglow_jax.analysis.layers import KINDS, Layer, run_forward, run_inverse
+from waveglow_jax.analysis.lipschitz import (
+    JacobianCheck,
+    LayerShape,
+    jacobian_check,
+    lipschitz_constants,
 )
-from waveglow_jax.analysis.precisions import FLOAT32, FLOAT64, PRECISIONS, Precision
+from waveglow_jax.analysis.precisions import FLOAT64, PRECISIONS, Precision
+from waveglow_jax.analysis.signals import (
+    SIGMAS,
+    Signal,
+    excerpt,
+    latent_of,
+    layers_at,
+    representable,
+    state_of,
+    stress_signals,
+    with_condition,
+)
 from waveglow_jax.config import Config
-from waveglow_jax.flow.waveglow import forward, init
 from waveglow_jax.flow.wavenet import Params
 
 BLAMED = ("float32", "bfloat16 in WN")
 STRESSED = ("float64", "float32", "bfloat16 in WN")
-SIGMAS = (0.1, 0.3, 0.6, 1.0, 1.5, 2.0)
 CONDITIONS = (1e2, 1e4, 1e6, 1e8)
-POWER_ITERATIONS = 12
 CLOSE_SAMPLES = 4096
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Signal:
-    """A piece of audio `[T]`, the mel `[F + 1, M]` under which it is encoded, F = T / hop, and the
-    samples before it, `past`."""
-
-    name: str
-    audio: np.ndarray
-    mel: np.ndarray
-    past: np.ndarray
-
-
-@dataclass(frozen=True)
-class Error:
-    """What came back less what was given. SNR: the given signal's power over the error's.
-
-    bits_lost: of the significand's bits, those that the RMS error eats up. snr_db and bits_lost are
-    None where the error or the signal is zero; all are None if anything is not finite.
-    """
-
-    max: float | None
-    rms: float | None
-    snr_db: float | None
-    bits_lost: float | None
 
 
 @dataclass(frozen=True)
@@ -122,35 +103,6 @@ class Depth:
     back: list[float]
     forward_bound: list[float]
     back_bound: list[float]
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """How a layer stretches space at this recording: local Lipschitz constants of both directions
-    (a 1x1 convolution's are exact, the others' by power iteration, from below), their product.
-
-    Of a convolution: ln|det W|, and the largest entry of W W^-1 - I with W^-1 in float32. Of a
-    coupling: the range of log_s.
-    """
-
-    layer: str
-    kind: str
-    forward: float
-    inverse: float
-    condition: float
-    log_abs_det: float | None = None
-    inverse_residue: float | None = None
-    log_s_min: float | None = None
-    log_s_max: float | None = None
-
-
-@dataclass(frozen=True)
-class JacobianCheck:
-    """ln|det| in nats over `samples` samples, float64: ours, and of the Jacobian by autodiff."""
-
-    samples: int
-    log_det: float
-    autodiff: float
 
 
 @dataclass(frozen=True)
@@ -231,120 +183,6 @@ def analyse(
         jacobian=checked,
         stress=stress(params, config, close, signals[1:], stressed),
     )
-
-
-# ------------------------------------------------------------------------------ signals
-
-
-def signal_of(
-    name: str, audio: np.ndarray, mel: np.ndarray, config: Config, n_samples: int
-) -> Signal:
-    """The loudest `n_samples` of a recording `[T]` with mel `[1 + T // hop, M]`, cut at frames."""
-    hop = config.data.hop_length
-    frames = n_samples // hop
-    energy = np.add.reduceat(np.square(audio, dtype=np.float64), np.arange(0, len(audio), hop))
-    total = np.convolve(energy[: len(audio) // hop], np.ones(frames), mode="valid")
-    first = int(np.argmax(total))
-    order = config.waveglow.mel_whitening.order if config.waveglow.mel_whitening else 0
-    before = np.concatenate([np.zeros(order, np.float32), audio[: first * hop]])
-    return Signal(
-        name,
-        audio[first * hop : (first + frames) * hop],
-        mel[first : first + frames + 1],
-        before[len(before) - order :],
-    )
-
-
-def excerpt(signal: Signal, config: Config, n_samples: int) -> Signal:
-    """A signal's loudest `n_samples`, or all of it."""
-    part = signal_of(
-        signal.name, signal.audio, signal.mel, config, min(n_samples, len(signal.audio))
-    )
-    at_start = not part.past.any()
-    return replace(part, past=signal.past) if at_start else part
-
-
-def state_of(audio: np.ndarray, config: Config, precision: Precision) -> jax.Array:
-    return jnp.asarray(audio, precision.stream).reshape(1, -1, config.waveglow.n_group)
-
-
-def layers_at(
-    params: Params, config: Config, signal: Signal, precision: Precision, mel: Any = None
-) -> list[Layer]:
-    """The flow's layers under the signal's mel, or under another one."""
-    mel = signal.mel if mel is None else mel
-    return layers_of(params, config, mel, len(signal.audio), precision, signal.past)
-
-
-def representable(x: jax.Array, precision: Precision) -> jax.Array:
-    """x as that precision can hold it: rounding what is given is no fault of the flow."""
-    if precision.values is None:
-        return x
-    return jax.lax.reduce_precision(x, *precision.values)
-
-
-def latent_of(
-    config: Config, n_samples: int, precision: Precision, sigma: float = 1.0
-) -> jax.Array:
-    """Float32 normal noise `[1, N, G]`, seed 0, the same in every precision."""
-    group = config.waveglow.n_group
-    z = np.random.default_rng(0).normal(0, sigma, (1, n_samples // group, group))
-    return representable(jnp.asarray(z.astype(np.float32), precision.stream), precision)
-
-
-def random_params(config: Config, seed: int = 0) -> Params:
-    """Float32 parameters of an untrained model at which every layer does something.
-
-    As `init` has them, but: each W a rotation with its columns stretched by exp(0.2 n), biases
-    0.1 n, and WN's last layer, which starts at zero, n / sqrt(skip channels); n standard normal.
-    """
-    rng = np.random.default_rng(seed)
-    start = jax.jit(init, static_argnums=1)(jax.random.key(seed), config)
-
-    def leaf(path: Any, value: Any) -> np.ndarray:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        value = np.asarray(value, np.float32)
-        if name.endswith("conv"):
-            return value * np.exp(0.2 * rng.normal(size=value.shape[1])).astype(np.float32)
-        if name.endswith("end.kernel"):
-            value = rng.normal(size=value.shape) / math.sqrt(value.shape[1])
-        elif name.endswith("bias"):
-            value = 0.1 * rng.normal(size=value.shape)
-        return value.astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, start)
-
-
-# ------------------------------------------------------------------------------ errors
-
-
-def error_of(found: Any, given: Any, significand: int) -> Error:
-    """The error of arrays that should be equal, for a format with so many bits."""
-    found, given = np.asarray(found, np.float64), np.asarray(given, np.float64)
-    if not (np.isfinite(found).all() and np.isfinite(given).all()):
-        return Error(None, None, None, None)
-    with np.errstate(over="ignore"):
-        off, size = rms(found - given), rms(given)
-    top = float(np.abs(found - given).max())
-    if not math.isfinite(off):
-        return Error(None, None, None, None)
-    if off == 0 or size == 0:
-        return Error(top, off, None, None)
-    kept = math.log2(size / off)
-    return Error(top, off, 20 * math.log10(size / off), significand - kept)
-
-
-def rms(x: Any) -> float:
-    x = np.asarray(x, np.float64)
-    return float(np.sqrt(np.mean(np.square(x))))
-
-
-def relative(found: Any, given: Any) -> float:
-    """RMS of the difference over RMS of what was given; infinite if anything is not finite."""
-    found, given = np.asarray(found, np.float64), np.asarray(given, np.float64)
-    if not (np.isfinite(found).all() and np.isfinite(given).all()):
-        return math.inf
-    return rms(found - given) / max(rms(given), 1e-300)
 
 
 def round_trips(
@@ -474,102 +312,6 @@ def log_det_errors(
     return {**errors, "all": abs(sum(off)) / x.size}
 
 
-# ------------------------------------------------------------------------------ geometry
-
-
-def lipschitz_constants(
-    params: Params, config: Config, signal: Signal
-) -> tuple[list[LayerShape], tuple[float, float]]:
-    """Every layer's shape at the signal, and the whole flow's Lipschitz constants both ways.
-
-    Computed in float32, which power iteration bears well.
-    """
-    layers = layers_at(params, config, signal, FLOAT32)
-    states, _ = run_forward(layers, state_of(signal.audio, config, FLOAT32))
-    shapes = []
-    for depth, layer in enumerate(layers):
-        if layer.kind == CONVOLUTION:
-            weight = np.asarray(params["flows"][layer.flow]["conv"])
-            shapes.append(_convolution_shape(layer, weight, config.waveglow.n_group))
-            continue
-        ahead = spectral_norm(_without_log_det(layer.forward), states[depth])
-        back = spectral_norm(_without_log_det(layer.inverse), states[depth + 1])
-        shape = LayerShape(layer.name, layer.kind, ahead, back, ahead * back)
-        if layer.log_s is not None:
-            log_s = np.asarray(layer.log_s(states[depth]))
-            shape = replace(shape, log_s_min=float(log_s.min()), log_s_max=float(log_s.max()))
-        shapes.append(shape)
-    whole = (
-        spectral_norm(lambda x: run_forward(layers, x)[0][-1], states[0]),
-        spectral_norm(lambda z: run_inverse(layers, z)[0][0], states[-1]),
-    )
-    return shapes, whole
-
-
-def _without_log_det(
-    direction: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-) -> Callable[[jax.Array], jax.Array]:
-    return lambda x: direction(x)[0]
-
-
-def _convolution_shape(layer: Layer, weight: np.ndarray, group: int) -> LayerShape:
-    weight = weight.astype(np.float64)
-    singular = np.linalg.svd(weight, compute_uv=False)
-    inverse = np.asarray(jnp.linalg.inv(jnp.asarray(weight, "float32")), np.float64)
-    # The state's other channels, which have left, pass as they are.
-    least = 1.0 if layer.channels < group else 0.0
-    return LayerShape(
-        layer.name,
-        layer.kind,
-        forward=max(least, float(singular[0])),
-        inverse=max(least, float(1 / singular[-1])),
-        condition=float(singular[0] / singular[-1]),
-        log_abs_det=float(np.log(singular).sum()),
-        inverse_residue=float(np.abs(weight @ inverse - np.eye(len(weight))).max()),
-    )
-
-
-def spectral_norm(
-    function: Callable[[jax.Array], jax.Array], at: jax.Array, iterations: int = POWER_ITERATIONS
-) -> float:
-    """The largest singular value of a function's Jacobian at a point: its local Lipschitz constant.
-
-    Power iteration on J^T J by jvp and vjp; what it gives is never above the true value.
-    """
-    _, jvp = jax.linearize(function, at)
-    vjp = jax.linear_transpose(jvp, at)
-    direction = np.random.default_rng(0).normal(size=at.shape)
-    norm = 0.0
-    for _ in range(iterations):
-        unit = jnp.asarray(direction / np.linalg.norm(direction), at.dtype)
-        out = jvp(unit)
-        norm = max(norm, float(jnp.linalg.norm(out.ravel())))
-        direction = np.asarray(vjp(out)[0], np.float64)
-    return norm
-
-
-def jacobian_check(params: Params, config: Config, signal: Signal) -> JacobianCheck:
-    """The whole flow's log_det over the signal's first samples, against autodiff's Jacobian."""
-    glow = config.waveglow
-    block = glow.mel_whitening.block if glow.mel_whitening else glow.n_group
-    n = min(max(2 * block, 8 * glow.n_group), config.data.hop_length)
-    n -= n % math.lcm(block, glow.n_group)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float64"), params)
-    mel = jnp.asarray(signal.mel[:2], "float64")[None]
-
-    def latent(audio: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z, log_det = forward(params, config, audio[None], mel, dtype="float64")
-        return z.ravel(), log_det[0]
-
-    jacobian, log_det = jax.jit(jax.jacfwd(latent, has_aux=True))(
-        jnp.asarray(signal.audio[:n], "float64")
-    )
-    return JacobianCheck(n, float(log_det), float(np.linalg.slogdet(np.asarray(jacobian))[1]))
-
-
-# ------------------------------------------------------------------------------ stress
-
-
 def stress(
     params: Params,
     config: Config,
@@ -612,27 +354,3 @@ def stress(
             name = f"one W of condition {condition:.0e}"
             found.append(trip(name, signal.audio, layers=bent))
     return found
-
-
-def stress_signals(audio: np.ndarray) -> dict[str, np.ndarray]:
-    """Silence, clipping and impulses in the place of a signal, under its mel."""
-    impulses = np.zeros_like(audio)
-    impulses[:: max(1, len(audio) // 16)] = 1
-    loud = audio * (10 / np.abs(audio).max())
-    return {
-        "silence": np.zeros_like(audio),
-        "clipped: peak at 10, cut at 1": np.clip(loud, -1, 1),
-        "impulses of height 1": impulses,
-    }
-
-
-def with_condition(params: Params, flow: int, condition: float) -> Params:
-    """The same parameters with one W's singular values spread evenly in log to that condition
-    number, its determinant kept."""
-    weight = np.asarray(params["flows"][flow]["conv"], np.float64)
-    left, singular, right = np.linalg.svd(weight)
-    spread = np.geomspace(math.sqrt(condition), 1 / math.sqrt(condition), len(singular))
-    spread *= math.exp(np.log(singular).mean())
-    flows = list(params["flows"])
-    flows[flow] = {**flows[flow], "conv": (left * spread) @ right}
-    return {**params, "flows": flows}

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from waveglow_jax.analysis.invertibility import Blame, Error, LayerShape, Report
+from waveglow_jax.analysis.differences import Error
+from waveglow_jax.analysis.invertibility import Blame, Report
 from waveglow_jax.analysis.layers import KINDS, WHITENING
+from waveglow_jax.analysis.lipschitz import LayerShape
 from waveglow_jax.analysis.precisions import BY_NAME
 from waveglow_jax.audio.picture import literal
 from waveglow_jax.files.atomic import replacing, write_text

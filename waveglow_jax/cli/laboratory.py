@@ -124,7 +124,7 @@ def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
     if arguments.random is None:
         name = arguments.source or "the bundled voice"
         return load(arguments.source), Path(name).name, arguments.recordings
-    from waveglow_jax.analysis.invertibility import random_params
+    from waveglow_jax.analysis.signals import random_params
     from waveglow_jax.config import load_config
 
     config = load_config(arguments.random)
@@ -135,7 +135,7 @@ def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
 
 def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -> list[Any]:
     """Pieces of one length: of each recording, and of noise under its own mel."""
-    from waveglow_jax.analysis.invertibility import signal_of
+    from waveglow_jax.analysis.signals import signal_of
     from waveglow_jax.weights.release import BUNDLED_VOICE
 
     config = voice.config
