@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.torch_file import _OPERATIONS
 from waveglow_jax.weights.nvidia import read_published
-from waveglow_jax.weights.torch_pickle import _OPERATIONS
 
 OPCODES = sorted(_OPERATIONS)
 SIZES = [0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1, 2**64 - 1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks/measurements"))
 
 from accelerator_day import Rows, report  # noqa: E402
 
@@ -53,7 +53,12 @@ def test_tables_hold_ratios_and_shares(tmp_path):
 
 @pytest.mark.slow
 def test_a_rehearsal_goes_on_where_it_stopped(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks/accelerator_day.py"), "-o", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/measurements/accelerator_day.py"),
+        "-o",
+        str(tmp_path),
+    ]
     command += ["--scale", "tiny", "--stages", "machine", "invertibility"]
     found = []
     for _ in range(2):

@@ -9,10 +9,10 @@ from jax.flatten_util import ravel_pytree
 from test_vocoder import lively_params
 
 from waveglow_jax.config import Config, config_from_dict
+from waveglow_jax.files.torch_file import open_torch, write_torch
 from waveglow_jax.training.step import init_state, optimizer
 from waveglow_jax.weights.nvidia import read_published, write_original
 from waveglow_jax.weights.release import read_weights
-from waveglow_jax.weights.torch_pickle import open_torch, write_torch
 
 
 def small() -> Config:

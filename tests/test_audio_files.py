@@ -17,20 +17,14 @@ import pytest
 import soundfile
 from golden import CASES
 
-from waveglow_jax.audio import files, inputs
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    MEL_SUFFIXES,
-    read_mel,
-    replacing,
-    to_int16,
-    write_mel,
-    write_wav,
-)
-from waveglow_jax.audio.inputs import find_inputs
-from waveglow_jax.audio.sound import audio_frames, read_audio, read_clip
 from waveglow_jax.errors import UserError
-from waveglow_jax.weights.torch_pickle import write_torch
+from waveglow_jax.files import inputs, mels, wav
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, find_inputs
+from waveglow_jax.files.mels import read_mel, write_mel
+from waveglow_jax.files.sound import audio_frames, read_audio, read_clip
+from waveglow_jax.files.torch_file import write_torch
+from waveglow_jax.files.wav import to_int16, write_wav
 
 RATE = 22050
 
@@ -353,7 +347,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     def full(name, mode="r", *args, **kwargs):
         return Full(name, "w") if "w" in mode else real_open(name, mode, *args, **kwargs)
 
-    monkeypatch.setattr(files, "open", full, raising=False)
+    monkeypatch.setattr(wav if write == "wav" else mels, "open", full, raising=False)
     with refused(path, "No space left"):
         if write == "wav":
             write_wav(path, voice, RATE)

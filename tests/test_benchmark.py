@@ -9,7 +9,7 @@ import pytest
 from waveglow_jax.cli import main
 from waveglow_jax.config import config_from_dict, load_config
 from waveglow_jax.flow.waveglow import init, prepare_inverse
-from waveglow_jax.lab.benchmark import (
+from waveglow_jax.performance.benchmark import (
     Contender,
     _check_same,
     _rows,
@@ -57,7 +57,7 @@ def test_the_training_step_as_json(capsys):
 
 def test_the_torch_model_is_the_same_in_both_directions():
     torch = pytest.importorskip("torch")
-    from waveglow_jax.lab.benchmark import _torch
+    from waveglow_jax.performance.benchmark import _torch
 
     config = tiny()
     voice = random_voice(config)

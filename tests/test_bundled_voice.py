@@ -10,8 +10,8 @@ import soundfile
 from safetensors.numpy import load_file
 
 import waveglow_jax as wg
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import config_to_dict
+from waveglow_jax.files.sound import read_audio
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 ROOT = Path(__file__).parent.parent

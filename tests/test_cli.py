@@ -21,12 +21,12 @@ from safetensors.numpy import save_file
 from test_vocoder import lively_params, some_audio, some_mel, tiny_config
 
 import waveglow_jax as wg
-from waveglow_jax.audio import files
-from waveglow_jax.audio.sound import read_audio, read_samples
 from waveglow_jax.cli import COMMANDS, main
 from waveglow_jax.cli.outcome import ready_streams
 from waveglow_jax.config import config_from_dict, config_to_dict
 from waveglow_jax.errors import FileWarning
+from waveglow_jax.files import wav
+from waveglow_jax.files.sound import read_audio, read_samples
 from waveglow_jax.synthesis import vocoder
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
@@ -196,7 +196,7 @@ def test_mels_of_every_kind_give_what_the_voice_gives(run, tmp_path, weights, vo
     assert (code, err) == (0, []) and len(out) == 6
     names = ["batched.wav", "deep/er/turned.wav", "deep/safe.wav", "double.wav", "plain.wav"]
     assert below(tmp_path / "out") == [*names, "zipped.wav"]
-    expected = files.to_int16(voice.synthesize(mel, sigma=0.6, seed=0))
+    expected = wav.to_int16(voice.synthesize(mel, sigma=0.6, seed=0))
     for name in below(tmp_path / "out"):
         assert np.array_equal(is_speech_file(tmp_path / "out" / name), expected)
 
@@ -209,7 +209,7 @@ def test_recordings_by_way_of_their_mel(run, tmp_path, weights, voice):
     assert (code, err, len(out)) == (0, [], 2)
     is_speech_file(tmp_path / "out/sub/b.wav", 1 + 7777 // HOP)
     mel = voice.mel(read_audio(tmp_path / "a.wav", RATE))
-    expected = files.to_int16(voice.synthesize(mel))
+    expected = wav.to_int16(voice.synthesize(mel))
     assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
 
 
@@ -269,10 +269,10 @@ def test_sigma_and_seed_reach_the_voice(run, tmp_path, weights, voice):
     mel = mel_file(tmp_path / "a.npy")
     arguments = ["synthesize", mel, "-o", tmp_path / "out", "-w", weights]
     assert run(*arguments, "-s", "0.9", "--seed", str(2**32 - 1))[0] == 0
-    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), sigma=0.9, seed=2**32 - 1))
+    expected = wav.to_int16(voice.synthesize(some_mel(FRAMES), sigma=0.9, seed=2**32 - 1))
     assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
     assert run(*arguments, "--sigma", "0")[0] == 0
-    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), sigma=0))
+    expected = wav.to_int16(voice.synthesize(some_mel(FRAMES), sigma=0))
     assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
 
 
@@ -283,8 +283,8 @@ def test_dtype_reaches_the_voice(run, tmp_path, weights, voice):
     assert run("synthesize", mel, "-o", to, "-w", weights, "--dtype", "bfloat16")[0] == 0
     samples = is_speech_file(to / "a.wav")
     expected = voice.synthesize(some_mel(FRAMES), dtype="bfloat16")
-    assert np.array_equal(samples, files.to_int16(expected))
-    assert not np.array_equal(samples, files.to_int16(voice.synthesize(some_mel(FRAMES))))
+    assert np.array_equal(samples, wav.to_int16(expected))
+    assert not np.array_equal(samples, wav.to_int16(voice.synthesize(some_mel(FRAMES))))
 
 
 @pytest.mark.slow
@@ -302,18 +302,18 @@ def test_plot(run, tmp_path, weights):
 def test_denoise_reaches_the_voice(run, tmp_path, weights, voice):
     mel = mel_file(tmp_path / "a.npy")
     assert run("synthesize", mel, "-o", tmp_path / "out", "-w", weights, "-d", "0.2")[0] == 0
-    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), denoise=0.2))
+    expected = wav.to_int16(voice.synthesize(some_mel(FRAMES), denoise=0.2))
     samples = is_speech_file(tmp_path / "out/a.wav")
     assert np.array_equal(samples, expected)
-    assert not np.array_equal(samples, files.to_int16(voice.synthesize(some_mel(FRAMES))))
+    assert not np.array_equal(samples, wav.to_int16(voice.synthesize(some_mel(FRAMES))))
 
 
 def test_consistency_reaches_the_voice(run, tmp_path, weights, voice):
     mel = mel_file(tmp_path / "a.npy")
     assert run("synthesize", mel, "-o", tmp_path / "out", "-w", weights, "--consistency", 3)[0] == 0
-    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), consistency=3))
+    expected = wav.to_int16(voice.synthesize(some_mel(FRAMES), consistency=3))
     assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
-    assert not np.array_equal(expected, files.to_int16(voice.synthesize(some_mel(FRAMES))))
+    assert not np.array_equal(expected, wav.to_int16(voice.synthesize(some_mel(FRAMES))))
 
 
 @pytest.mark.slow
@@ -328,7 +328,7 @@ def test_latent_search_goes_on_after_a_bad_file(run, tmp_path, weights, voice):
     one_error(err, too_long, "5000 frames", "cut it")
     found = voice.typical_sample(some_mel(FRAMES))
     assert json.loads(out[0])["nats"] == pytest.approx(found.nats, abs=1e-6)
-    assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), files.to_int16(found.audio))
+    assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), wav.to_int16(found.audio))
     assert below(tmp_path / "out") == ["a.png", "a.wav"]
 
 
@@ -348,7 +348,7 @@ def test_without_options_the_command_and_python_agree(run, tmp_path):
     mel = voice.mel(some_audio(RATE))[:FRAMES]
     path = mel_file(tmp_path / "a.npy", mel.T)
     assert run("synthesize", path, "-o", tmp_path / "out")[0] == 0
-    expected = files.to_int16(voice.synthesize(mel))
+    expected = wav.to_int16(voice.synthesize(mel))
     assert np.array_equal(is_speech_file(tmp_path / "out/a.wav"), expected)
 
 
@@ -363,7 +363,7 @@ def test_verbose_tells_the_windows(run, tmp_path, weights, voice):
         assert told in line
     for path, frames in (("a.wav", FRAMES), ("b.wav", 70)):
         samples = is_speech_file(tmp_path / "out" / path, frames).astype(int)
-        expected = files.to_int16(voice.synthesize(some_mel(frames))).astype(int)
+        expected = wav.to_int16(voice.synthesize(some_mel(frames))).astype(int)
         assert np.abs(samples - expected).max() <= 1
     code, out, err = run(*arguments)
     assert code == 0 and len(err) == 1 and "windows of" in err[0]
@@ -386,7 +386,7 @@ def test_stream_is_the_samples_and_nothing_else(run_binary, tmp_path, weights, v
         expected = [voice.synthesize(some_mel(n), **said) for n in (FRAMES, 70)]
         samples = np.frombuffer(out, "<i2").astype(int)
         assert samples.shape == ((FRAMES + 70) * HOP,)
-        assert np.abs(samples - files.to_int16(np.concatenate(expected))).max() <= 1
+        assert np.abs(samples - wav.to_int16(np.concatenate(expected))).max() <= 1
         frames = voice.latency_frames(9, said.get("denoise", 0), said.get("consistency"))
         (line,) = err
         assert line.startswith(f"latency: {frames} frames ({frames * HOP / RATE:.2f} s)")
@@ -598,7 +598,7 @@ def test_full_disk(run, tmp_path, weights, monkeypatch):
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(out)]
     mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
     if not mounted:
-        monkeypatch.setattr(files, "open", open_on_a_full_disk(out, 16384), raising=False)
+        monkeypatch.setattr(wav, "open", open_on_a_full_disk(out, 16384), raising=False)
     try:
         code, lines, err = run("synthesize", tmp_path / "in", "-o", out, "-w", weights)
         assert code == 1
@@ -632,7 +632,7 @@ def test_interrupt_and_full_disk_leave_whole_files_only(run, tmp_path, weights, 
     """In the middle of the second file, whose first blocks are written."""
     mels = [mel_file(tmp_path / f"{name}.npy", some_mel(70).T) for name in "abc"]
     arguments = ["-o", tmp_path / "out", "-w", weights, "--window", "24", "--batch", "1"]
-    real = files.to_int16
+    real = wav.to_int16
     for raised, left in ((KeyboardInterrupt, ["a.wav"]), (OSError(28, "full"), ["a.wav", "c.wav"])):
         written = []
 
@@ -640,11 +640,11 @@ def test_interrupt_and_full_disk_leave_whole_files_only(run, tmp_path, weights, 
             written.append(len(samples))
             if sum(written) > 100 * HOP:
                 assert len(below(tmp_path / "out")) == 2  # the whole one, and what is begun
-                monkeypatch.setattr(files, "to_int16", real)
+                monkeypatch.setattr(wav, "to_int16", real)
                 raise raised
             return real(samples)
 
-        monkeypatch.setattr(files, "to_int16", stops)
+        monkeypatch.setattr(wav, "to_int16", stops)
         code, _, err = run("synthesize", *mels, *arguments)
         assert code == (130 if raised is KeyboardInterrupt else 1) and errors(err)
         assert below(tmp_path / "out") == left
@@ -1017,7 +1017,7 @@ def test_synthesize_py(tmp_path, weights, voice):
     (fact,) = map(json.loads, done.stdout.splitlines())
     assert fact["input"] == "good.npy" and fact["compile_seconds"] > 0
     samples = is_speech_file(tmp_path / "out/good.wav").astype(int)
-    expected = files.to_int16(voice.synthesize(some_mel(FRAMES), 0.1)).astype(int)
+    expected = wav.to_int16(voice.synthesize(some_mel(FRAMES), 0.1)).astype(int)
     assert np.abs(samples - expected).max() <= 1
 
 

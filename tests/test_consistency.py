@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from test_vocoder import HOP, close, lively_params, some_audio, some_mel, tiny_config, voice_of
 
+from waveglow_jax.audio.consistency import consistent, reach
 from waveglow_jax.audio.mel import log_mel, mel_filters, mirrored, stft_window
 from waveglow_jax.config import Config, SynthesisConfig, config_from_dict
-from waveglow_jax.synthesis.consistency import consistent, consistent_blocks, delay, reach
+from waveglow_jax.synthesis.consistency import consistent_blocks, delay
 from waveglow_jax.synthesis.denoiser import denoise
+from waveglow_jax.synthesis.reverse_pass import Piece
 from waveglow_jax.synthesis.vocoder import Voice
-from waveglow_jax.synthesis.windows import Piece
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
 

@@ -10,11 +10,13 @@ import pytest
 import soundfile
 
 import waveglow_jax as wg
-from waveglow_jax.audio.files import read_mel
+from waveglow_jax.audio.conventions import CONVENTIONS, own_convention
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config
-from waveglow_jax.lab.conventions import CONVENTIONS, own_convention
-from waveglow_jax.lab.doctor import diagnose, diagnose_alone, mended
+from waveglow_jax.doctor.alone import diagnose_alone
+from waveglow_jax.doctor.diagnose import diagnose
+from waveglow_jax.doctor.recipe import mended
+from waveglow_jax.files.mels import read_mel
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 RATE = 22050

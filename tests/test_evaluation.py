@@ -17,17 +17,18 @@ from test_metrics import RATE, speech
 from test_vocoder import lively_params, tiny_config
 
 import waveglow_jax as wg
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab import evaluation, metrics, systems
-from waveglow_jax.lab.evaluation import evaluate
-from waveglow_jax.lab.metrics import METRICS
-from waveglow_jax.lab.report import verdict, write_reports
-from waveglow_jax.lab.statistics import Estimate
-from waveglow_jax.lab.systems import NOISE, System, parse_system
-from waveglow_jax.synthesis.consistency import consistent
-from waveglow_jax.synthesis.windows import size_at_least
+from waveglow_jax.evaluation import evaluate as evaluation
+from waveglow_jax.evaluation import metrics, systems
+from waveglow_jax.evaluation.evaluate import evaluate
+from waveglow_jax.evaluation.metrics import METRICS
+from waveglow_jax.evaluation.report import verdict, write_reports
+from waveglow_jax.evaluation.statistics import Estimate
+from waveglow_jax.evaluation.systems import NOISE, System, parse_system
+from waveglow_jax.synthesis.plan import size_at_least
 
 NAMES = ("a", "c", "sub/b")
 EVIL = "<img src=x onerror=alert(1)> | _x_ <!--@FACTS-->"

@@ -14,9 +14,9 @@ import pytest
 import soundfile
 
 import waveglow_jax as wg
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli import COMMANDS, main
 from waveglow_jax.config import config_from_dict, config_to_dict
+from waveglow_jax.files.sound import read_audio
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 ROOT = Path(__file__).parent.parent

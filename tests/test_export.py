@@ -10,12 +10,12 @@ import pytest
 from test_vocoder import lively_params, some_mel, tiny_config
 
 import waveglow_jax as wg
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.cli import main
 from waveglow_jax.config import config_from_dict, config_to_dict
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import latent_noise
 from waveglow_jax.synthesis import onnx_export
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.export import export
 
 ROOT = Path(__file__).parent.parent

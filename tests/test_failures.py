@@ -27,10 +27,10 @@ from waveglow_jax.training.dataset import scan_corpus, training_batches
 from waveglow_jax.training.feed import Feed
 from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
 from waveglow_jax.training.lock import locked
-from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import Layout
 from waveglow_jax.training.step import init_state
 from waveglow_jax.training.stopping import Stop, Stopped, signals, still_working
+from waveglow_jax.training.watching.monitor import Monitor
 from waveglow_jax.weights.manifest import DamagedError, verify, write_manifest
 from waveglow_jax.weights.release import read_weights
 
@@ -487,7 +487,7 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(recordings, tmp_path, mon
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.stress)])
 def test_killed_again_and_again_the_curve_is_the_same(tmp_path, kills):
-    command = [sys.executable, ROOT / "benchmarks/chaos.py", "--kills", str(kills)]
+    command = [sys.executable, ROOT / "benchmarks/stress/chaos.py", "--kills", str(kills)]
     # Compiled without much ado: the same to the bit is the same to the bit.
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(

@@ -9,10 +9,9 @@ import soundfile
 from golden import CASES
 from test_training import RATE, speech_like, tiny_config
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES
-from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.systems import read_records
+from waveglow_jax.evaluation.systems import read_records
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, find_inputs
 from waveglow_jax.training.dataset import scan_corpus
 
 BOTH = ["u00.wav", "u01.wav"]

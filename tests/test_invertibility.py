@@ -14,26 +14,14 @@ from test_bijections import covariance_of_block
 from test_vocoder import some_audio
 from test_waveglow import BINS, lively, small
 from test_wavenet import brute_transposed_convolution, brute_wn
+from waveglow_jax.analysis.errors_of import error_of
 
 import waveglow_jax as wg
-from waveglow_jax.cli import main
-from waveglow_jax.flow.wavenet import weight_norm
-from waveglow_jax.lab.invertibility import (
-    Signal,
-    analyse,
-    blame,
-    error_of,
-    excerpt,
-    layers_at,
-    random_params,
-    signal_of,
-    spectral_norm,
-    state_of,
-    with_condition,
-)
-from waveglow_jax.lab.invertibility_report import as_json, dominant, markdown, write_reports
-from waveglow_jax.lab.layers import run_forward, run_inverse
-from waveglow_jax.lab.precisions import (
+from waveglow_jax.analysis.invertibility import analyse, blame
+from waveglow_jax.analysis.invertibility_report import as_json, dominant, markdown, write_reports
+from waveglow_jax.analysis.layers import run_forward, run_inverse
+from waveglow_jax.analysis.lipschitz import spectral_norm
+from waveglow_jax.analysis.precisions import (
     BFLOAT16,
     BY_NAME,
     FLOAT32,
@@ -43,6 +31,17 @@ from waveglow_jax.lab.precisions import (
     emulated,
     rounded,
 )
+from waveglow_jax.analysis.signals import (
+    Signal,
+    excerpt,
+    layers_at,
+    random_params,
+    signal_of,
+    state_of,
+    with_condition,
+)
+from waveglow_jax.cli import main
+from waveglow_jax.flow.wavenet import weight_norm
 
 HOP, SAMPLES = 16, 32
 CONFIG = small(n_flows=2, conditioning="group", mel_whitening={"block": 16, "floor": 0.02})

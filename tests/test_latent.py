@@ -13,11 +13,11 @@ from test_cli import below, one_error, recording, run  # noqa: F401 - a fixture
 from test_vocoder import lively_params, some_audio, some_mel, tiny_config, voice_of
 
 import waveglow_jax as wg
+from waveglow_jax.analysis import latent
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.config import config_from_dict
 from waveglow_jax.flow.waveglow import inverse
-from waveglow_jax.lab import latent
 from waveglow_jax.synthesis import vocoder
-from waveglow_jax.synthesis.consistency import consistent
 
 HOP, RATE = 256, 22050
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,15 @@ import soundfile
 from test_vocoder import lively_params, some_audio, some_mel, tiny_config
 
 import waveglow_jax as wg
+from waveglow_jax.analysis import likelihoods
+from waveglow_jax.analysis.likelihoods import (
+    leaving_groups,
+    likelihood_figure,
+    likelihood_of,
+    noisy,
+)
 from waveglow_jax.cli import main
 from waveglow_jax.config import config_from_dict, config_to_dict
-from waveglow_jax.lab import likelihoods
-from waveglow_jax.lab.likelihoods import leaving_groups, likelihood_figure, likelihood_of, noisy
 from waveglow_jax.synthesis import vocoder
 from waveglow_jax.synthesis.vocoder import Voice
 

@@ -13,17 +13,17 @@ from browser import until
 from scipy.stats import norm
 from test_vocoder import some_audio
 
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli import main
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.listening_test.make import PAGE, make
-from waveglow_jax.lab.listening_test.score import (
+from waveglow_jax.evaluation.listening_test.make import PAGE, make
+from waveglow_jax.evaluation.listening_test.score import (
     Ratings,
     krippendorff_alpha,
     mean_opinion_scores,
     rater_correlations,
     score,
 )
+from waveglow_jax.files.sound import read_audio
 
 RATE = 16000
 NAMES = ("Recordings", "<b>Vocoder</b> & co")

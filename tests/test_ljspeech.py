@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from waveglow_jax.cli import main, run_single
-from waveglow_jax.lab import evaluation
+from waveglow_jax.evaluation import evaluate as evaluation
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "ljspeech.md"

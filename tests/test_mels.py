@@ -12,10 +12,10 @@ from golden import CASES
 from safetensors.numpy import save_file
 from test_training import RATE, speech_like, tiny_config
 
-from waveglow_jax.audio.files import write_mel
 from waveglow_jax.audio.mel import log_mel, log_mel_of_padded
 from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.mels import write_mel
 from waveglow_jax.training.dataset import (
     Recording,
     read_example,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from waveglow_jax.lab import metrics
-from waveglow_jax.lab.alignment import align, find_offset
-from waveglow_jax.lab.metrics import METRICS, OF_SIGNALS, Pitch, compare_pitch, measure
-from waveglow_jax.lab.statistics import bootstrap_mean, crossed_mean
+from waveglow_jax.evaluation import metrics
+from waveglow_jax.evaluation.alignment import align, find_offset
+from waveglow_jax.evaluation.metrics import METRICS, OF_SIGNALS, Pitch, compare_pitch, measure
+from waveglow_jax.evaluation.statistics import bootstrap_mean, crossed_mean
 
 RATE = 22050
 NEEDS = {

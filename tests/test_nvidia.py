@@ -19,10 +19,10 @@ from test_vocoder import lively_params, tiny_config
 import waveglow_jax as wg
 from waveglow_jax.cli import main
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.torch_file import open_torch, write_torch
 from waveglow_jax.weights import nvidia
 from waveglow_jax.weights.inspection import report
 from waveglow_jax.weights.release import read_weights
-from waveglow_jax.weights.torch_pickle import open_torch, write_torch
 
 PLAIN = DATA / "statedict_unfused_zip.pt"
 COMMIT = "0123456789" * 4
@@ -369,7 +369,7 @@ def test_written_for_the_original_and_read_back(tmp_path):
 def test_what_is_written_speaks_in_pytorch(tmp_path):
     """A model of PyTorch's own convolutions gives the original's numbers with it."""
     torch = pytest.importorskip("torch")
-    from waveglow_jax.lab.torch_waveglow import TorchWaveGlow
+    from waveglow_jax.performance.torch_waveglow import TorchWaveGlow
 
     weights = read_weights(DATA / "module_generation1_legacy.pt")
     nvidia.write_original(tmp_path / "a.pt", weights.config, weights.params)

@@ -27,10 +27,10 @@ from test_cli import (
 from test_vocoder import some_audio
 
 import waveglow_jax as wg
-from waveglow_jax.audio.sound import audio_frames, read_audio
 from waveglow_jax.cli import COMMANDS, _split_overrides
 from waveglow_jax.config import BOUNDS, CHOICES, Config, config_from_dict, field_facts
 from waveglow_jax.errors import FileWarning, UserError
+from waveglow_jax.files.sound import audio_frames, read_audio
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
 

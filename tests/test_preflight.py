@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import pytest
 
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.preflight import CHIPS, _compiled, _devices, instructions, product_flops
+from waveglow_jax.performance.preflight import (
+    CHIPS,
+    _compiled,
+    _devices,
+    instructions,
+    product_flops,
+)
 
 ROOT = Path(__file__).parent.parent
 TEXT = """HloModule jit_f, is_scheduled=true

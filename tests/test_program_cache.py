@@ -15,10 +15,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from test_vocoder import lively_params, some_mel, tiny_config
 
 import waveglow_jax as wg
-from waveglow_jax.audio.files import write_mel
 from waveglow_jax.cli import main
 from waveglow_jax.cli.outcome import ready_streams
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.mels import write_mel
 from waveglow_jax.ownership import not_own
 from waveglow_jax.synthesis import program_cache
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from waveglow_jax.audio import sound
-from waveglow_jax.audio.inputs import find_unread
 from waveglow_jax.audio.prepare import LEFT_OUT, prepare
-from waveglow_jax.audio.sound import audio_frames, read_audio, read_clip, read_samples
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config
 from waveglow_jax.errors import FileWarning, UserError
+from waveglow_jax.files import sound
+from waveglow_jax.files.inputs import find_unread
+from waveglow_jax.files.sound import audio_frames, read_audio, read_clip, read_samples
 from waveglow_jax.training import dataset
 
 CASES = Path(__file__).parent / "data" / "cases"

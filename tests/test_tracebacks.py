@@ -14,17 +14,18 @@ import soundfile
 from test_failures import saved_run
 from test_training import tiny_config
 
-from waveglow_jax.audio.files import read_any_mel, read_mel, write_text
-from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.picture import literal, mel_figure
 from waveglow_jax.audio.prepare import prepare
 from waveglow_jax.cli import main
 from waveglow_jax.config import DataConfig, load_config
 from waveglow_jax.errors import UserError
-from waveglow_jax.lab.listening_test.score import score
+from waveglow_jax.evaluation.listening_test.score import score
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.inputs import find_inputs
+from waveglow_jax.files.mels import read_any_mel, read_mel
 from waveglow_jax.training.checkpoints import Checkpoints
-from waveglow_jax.training.history import read_history
-from waveglow_jax.training.inspection import report_run, run_as_text
+from waveglow_jax.training.watching.history import read_history
+from waveglow_jax.training.watching.inspection import report_run, run_as_text
 from waveglow_jax.weights.release import BUNDLED_VOICE, read_weights
 from waveglow_jax.weights.run import load_run_moments
 

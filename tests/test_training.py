@@ -27,7 +27,6 @@ from waveglow_jax.training.dataset import (
     training_batches,
     validation_batches,
 )
-from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import (
     check_batch,
     parallel_train_step,
@@ -36,6 +35,7 @@ from waveglow_jax.training.parallel import (
     split,
 )
 from waveglow_jax.training.step import init_state, schedule
+from waveglow_jax.training.watching.monitor import Monitor
 from waveglow_jax.weights.release import read_weights
 
 RATE = 22050

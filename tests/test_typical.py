@@ -5,9 +5,9 @@ import pytest
 from test_vocoder import HOP, close, jitted_inverse, some_mel, voice_of
 
 import waveglow_jax as wg
-from waveglow_jax.audio.sound import read_audio
+from waveglow_jax.audio.consistency import consistent
+from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.waveglow import forward, latent_noise
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.synthesis.typical import MOST_FRAMES, typical_sample
 from waveglow_jax.synthesis.vocoder import Voice
 from waveglow_jax.weights.release import BUNDLED_VOICE

@@ -21,8 +21,8 @@ import waveglow_jax as wg
 from waveglow_jax.audio.mel import log_mel, mel_filters
 from waveglow_jax.config import Config, DataConfig, config_from_dict
 from waveglow_jax.flow.waveglow import forward, init, inverse, latent_noise
+from waveglow_jax.synthesis.plan import size_at_least
 from waveglow_jax.synthesis.vocoder import Voice
-from waveglow_jax.synthesis.windows import size_at_least
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
 

@@ -17,6 +17,7 @@ from test_training import recordings, tiny_config  # noqa: F401 - a fixture
 from test_vocoder import lively_params, some_mel
 
 import waveglow_jax as wg
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, SynthesisConfig, config_from_dict, config_to_json
@@ -28,16 +29,15 @@ from waveglow_jax.flow.waveglow import (
     latent_noise,
     whiten,
 )
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches
-from waveglow_jax.training.figures import peak_memory, validation_figures
-from waveglow_jax.training.history import read_history, window_means
-from waveglow_jax.training.inspection import report_run
-from waveglow_jax.training.monitor import Monitor
 from waveglow_jax.training.parallel import parallel_validation_step, split
 from waveglow_jax.training.step import init_state
+from waveglow_jax.training.watching.figures import peak_memory, validation_figures
+from waveglow_jax.training.watching.history import read_history, window_means
+from waveglow_jax.training.watching.inspection import report_run
+from waveglow_jax.training.watching.monitor import Monitor
 from waveglow_jax.weights.release import read_weights
 
 

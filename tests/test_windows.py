@@ -10,8 +10,8 @@ from test_vocoder import HOP, close, lively_params, some_mel
 
 from waveglow_jax.config import Config, config_from_dict, load_config
 from waveglow_jax.flow.waveglow import inverse, inverse_whitened, latent_noise, prepare_inverse
+from waveglow_jax.synthesis.plan import Context, choose, context_of, pack
 from waveglow_jax.synthesis.vocoder import Voice
-from waveglow_jax.synthesis.windows import Context, choose, context_of, pack
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
 

@@ -19,13 +19,13 @@ from waveglow_jax.paths import give_libraries_caches  # noqa: E402
 
 if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from waveglow_jax import synthesis as synthesis
-    from waveglow_jax.audio.files import read_mel as read_mel
-    from waveglow_jax.audio.files import write_wav as write_wav
     from waveglow_jax.audio.mel import log_mel as log_mel
-    from waveglow_jax.audio.sound import read_audio as read_audio
     from waveglow_jax.config import Config as Config
     from waveglow_jax.config import load_config as load_config
     from waveglow_jax.errors import UserError as UserError
+    from waveglow_jax.files.mels import read_mel as read_mel
+    from waveglow_jax.files.sound import read_audio as read_audio
+    from waveglow_jax.files.wav import write_wav as write_wav
     from waveglow_jax.flow.likelihood import log_likelihood as log_likelihood
     from waveglow_jax.flow.likelihood import loss as loss
     from waveglow_jax.flow.waveglow import forward as forward
@@ -48,9 +48,9 @@ _HOME = {
     "loss": "flow.likelihood",
     "log_likelihood": "flow.likelihood",
     "log_mel": "audio.mel",
-    "read_audio": "audio.sound",
-    "read_mel": "audio.files",
-    "write_wav": "audio.files",
+    "read_audio": "files.sound",
+    "read_mel": "files.mels",
+    "write_wav": "files.wav",
     "save": "weights.release",
     "Config": "config",
     "load_config": "config",

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_text, write_wav
-from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
-from waveglow_jax.audio.sound import read_samples
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, Input, find_inputs, find_unread
+from waveglow_jax.files.sound import read_samples
+from waveglow_jax.files.wav import write_wav
 from waveglow_jax.text import read_json
 
 MANIFEST = "prepare.json"

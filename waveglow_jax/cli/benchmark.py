@@ -74,7 +74,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
         raise UserError("--dtype float16: training is in float32 or bfloat16")
     if arguments.overrides and not arguments.config:
         raise UserError(f"--{min(arguments.overrides)} sets a field of a config: give --config")
-    from waveglow_jax.lab import benchmark
+    from waveglow_jax.performance import benchmark
 
     torch = arguments.against == "torch"
     with stages("measuring this machine's products") as progress:
@@ -102,7 +102,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
 
 def _voice(arguments: argparse.Namespace) -> Voice:
     if arguments.config:
-        from waveglow_jax.lab.benchmark import random_voice
+        from waveglow_jax.performance.benchmark import random_voice
 
         return random_voice(_config(arguments))
     from waveglow_jax.synthesis.vocoder import load

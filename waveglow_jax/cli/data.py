@@ -6,9 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, write_mel
-from waveglow_jax.audio.inputs import Input
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import (
     check_file,
     examples,
@@ -19,6 +16,9 @@ from waveglow_jax.cli.arguments import (
 )
 from waveglow_jax.cli.outcome import each, fail, inputs_of
 from waveglow_jax.errors import UserError, escaped
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, Input
+from waveglow_jax.files.mels import write_mel
+from waveglow_jax.files.sound import read_audio
 
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:

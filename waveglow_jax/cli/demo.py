@@ -4,9 +4,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from waveglow_jax.audio.files import replacing
 from waveglow_jax.cli.arguments import examples, given
 from waveglow_jax.cli.synthesis import run_synthesize, synthesize_arguments
+from waveglow_jax.files.atomic import replacing
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:

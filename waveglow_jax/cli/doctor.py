@@ -6,13 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_any_mel, write_mel
-from waveglow_jax.audio.sound import read_samples
 from waveglow_jax.cli.arguments import examples, given, weights_argument
 from waveglow_jax.cli.outcome import check_other_file
 from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES
+from waveglow_jax.files.mels import read_any_mel, write_mel
+from waveglow_jax.files.sound import read_samples
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +50,10 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.fix:
         check_other_file(arguments.fix, arguments.mel)
     mel = Path(arguments.mel)
-    from waveglow_jax.lab.conventions import own_convention
-    from waveglow_jax.lab.doctor import diagnose, diagnose_alone, mended
+    from waveglow_jax.audio.conventions import own_convention
+    from waveglow_jax.doctor.alone import diagnose_alone
+    from waveglow_jax.doctor.diagnose import diagnose
+    from waveglow_jax.doctor.recipe import mended
 
     config = _config(arguments.weights)
     own = own_convention(config)

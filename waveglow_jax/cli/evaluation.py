@@ -72,7 +72,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _baselines(text: str) -> tuple[str, ...]:
     # Imported here and not at the top: it imports JAX, which other commands can do without.
-    from waveglow_jax.lab.systems import check_baselines
+    from waveglow_jax.evaluation.systems import check_baselines
 
     try:
         return check_baselines(text.split(","))
@@ -84,9 +84,9 @@ def _baselines(text: str) -> tuple[str, ...]:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from waveglow_jax.lab.evaluation import evaluate, summary_dict
-    from waveglow_jax.lab.report import markdown_summary, write_reports
-    from waveglow_jax.lab.systems import parse_system
+    from waveglow_jax.evaluation.evaluate import evaluate, summary_dict
+    from waveglow_jax.evaluation.report import markdown_summary, write_reports
+    from waveglow_jax.evaluation.systems import parse_system
 
     systems = [parse_system(text) for text in arguments.system]
     with tqdm(unit="file", disable=None) as bar:
@@ -177,7 +177,7 @@ def run_listening_test(arguments: argparse.Namespace) -> int:
 
 
 def _listening_test_make(arguments: argparse.Namespace) -> int:
-    from waveglow_jax.lab.listening_test.make import make
+    from waveglow_jax.evaluation.listening_test.make import make
 
     systems = []
     for text in arguments.system:
@@ -211,7 +211,7 @@ def _listening_test_make(arguments: argparse.Namespace) -> int:
 def _listening_test_score(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from waveglow_jax.lab.listening_test.score import score, table
+    from waveglow_jax.evaluation.listening_test.score import score, table
 
     found = score(arguments.key, arguments.results)
     for path, why in found.rejected:

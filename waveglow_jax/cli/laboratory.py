@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, read_mel, replacing
-from waveglow_jax.audio.inputs import Input, find_inputs
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import count, examples, given, noise, seed, weights_argument
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import exit_code, fail, inputs_of, target_of
 from waveglow_jax.cli.progress import counted, print_line, stages
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, Input, find_inputs
+from waveglow_jax.files.mels import read_mel
+from waveglow_jax.files.sound import read_audio
 
 _NOISE = 0.1
 # A mel that is not centred has so many frames less than one that is.
@@ -86,9 +87,9 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
 
     # Of this process alone, and before anything has been computed: float64 is to be float64.
     jax.config.update("jax_enable_x64", True)
-    from waveglow_jax.lab.invertibility import analyse
-    from waveglow_jax.lab.invertibility_report import as_json, markdown, write_reports
-    from waveglow_jax.lab.precisions import BY_NAME
+    from waveglow_jax.analysis.invertibility import analyse
+    from waveglow_jax.analysis.invertibility_report import as_json, markdown, write_reports
+    from waveglow_jax.analysis.precisions import BY_NAME
 
     names = arguments.precision or list(BY_NAME)
     for name in names:
@@ -123,8 +124,8 @@ def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
     if arguments.random is None:
         name = arguments.source or "the bundled voice"
         return load(arguments.source), Path(name).name, arguments.recordings
+    from waveglow_jax.analysis.signals import random_params
     from waveglow_jax.config import load_config
-    from waveglow_jax.lab.invertibility import random_params
 
     config = load_config(arguments.random)
     name = f"{Path(arguments.random).stem}, random weights (seed {arguments.seed})"
@@ -134,7 +135,7 @@ def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
 
 def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -> list[Any]:
     """Pieces of one length: of each recording, and of noise under its own mel."""
-    from waveglow_jax.lab.invertibility import signal_of
+    from waveglow_jax.analysis.signals import signal_of
     from waveglow_jax.weights.release import BUNDLED_VOICE
 
     config = voice.config
@@ -225,7 +226,7 @@ def _likelihood(item: Input, voice: Any, arguments: argparse.Namespace) -> dict[
     """What is told of a recording; its picture is drawn where it is asked for."""
     import dataclasses
 
-    from waveglow_jax.lab.likelihoods import likelihood_figure, likelihood_of, noisy
+    from waveglow_jax.analysis.likelihoods import likelihood_figure, likelihood_of, noisy
 
     data = voice.config.data
     audio = read_audio(item.path, data.sampling_rate)

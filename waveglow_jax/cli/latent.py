@@ -8,9 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES, replacing, write_wav
-from waveglow_jax.audio.inputs import Input, find_inputs
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import (
     check_file,
     corrections,
@@ -27,6 +24,10 @@ from waveglow_jax.cli.outcome import each, inputs_of, tell
 from waveglow_jax.cli.progress import counted
 from waveglow_jax.cli.synthesis import mel_of
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, Input, find_inputs
+from waveglow_jax.files.sound import read_audio
+from waveglow_jax.files.wav import write_wav
 
 
 def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +167,7 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
         arguments.refuse("give -o/--output DIR or -f/--file OUT.wav")
     items = inputs_of(arguments.inputs, AUDIO_SUFFIXES, output=arguments.output)
     check_file(arguments, items, ".wav")
-    from waveglow_jax.lab import latent
+    from waveglow_jax.analysis import latent
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
@@ -212,7 +213,7 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
     )
     if len(first) != 1 or len(second) != 1:
         raise UserError(f"{arguments.first}, {arguments.second}: one recording each is needed")
-    from waveglow_jax.lab import latent
+    from waveglow_jax.analysis import latent
     from waveglow_jax.synthesis.vocoder import load
 
     voice = load(arguments.weights)
@@ -275,7 +276,7 @@ def _synthesized(
 
 
 def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:
-    from waveglow_jax.lab import latent
+    from waveglow_jax.analysis import latent
 
     mel_of_recording(path, voice)  # refuses what is too short for a mel
     audio = read_audio(path, voice.config.data.sampling_rate)

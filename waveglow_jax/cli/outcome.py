@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.inputs import Input, find_inputs, find_unread
 from waveglow_jax.cli.progress import counted, print_line
 from waveglow_jax.config import LATENT
 from waveglow_jax.errors import FileWarning, LevelWarning, UserError, escaped, why
+from waveglow_jax.files.inputs import Input, find_inputs, find_unread
 
 INTERRUPTED = 130
 # How tqdm goes to the line of one of several bars.

@@ -48,7 +48,7 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_preflight(arguments: argparse.Namespace) -> int:
-    from waveglow_jax.lab import preflight
+    from waveglow_jax.performance import preflight
 
     preflight.prepare_environment()
     config = load_config(arguments.config, arguments.overrides)

@@ -16,17 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.files import (
-    AUDIO_SUFFIXES,
-    MEL_SUFFIXES,
-    pcm16,
-    read_mel,
-    replacing,
-    write_wav,
-    write_wav_blocks,
-)
-from waveglow_jax.audio.inputs import Input
-from waveglow_jax.audio.sound import audio_frames
 from waveglow_jax.cli.arguments import (
     check_file,
     consistency,
@@ -53,6 +42,11 @@ from waveglow_jax.cli.player import play, player
 from waveglow_jax.cli.progress import audio_seconds, stages, tell_speed
 from waveglow_jax.config import DTYPES, LATENT, Config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, Input
+from waveglow_jax.files.mels import read_mel
+from waveglow_jax.files.sound import audio_frames
+from waveglow_jax.files.wav import pcm16, write_wav, write_wav_blocks
 
 
 def synthesize_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from waveglow_jax.audio.files import replacing
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.cli.arguments import corrections, examples, given, source_arguments, weights_of
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import check_other_file
 from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
+from waveglow_jax.files.sound import read_audio
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -113,7 +113,7 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    from waveglow_jax.training.inspection import is_run_folder
+    from waveglow_jax.training.watching.inspection import is_run_folder
 
     source = weights_of(arguments)
     run = Path(source)
@@ -130,9 +130,9 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_run(run: Path, arguments: argparse.Namespace) -> int:
-    from waveglow_jax.training.curves import run_figure
-    from waveglow_jax.training.history import read_history
-    from waveglow_jax.training.inspection import report_run, run_as_text
+    from waveglow_jax.training.watching.curves import run_figure
+    from waveglow_jax.training.watching.history import read_history
+    from waveglow_jax.training.watching.inspection import report_run, run_as_text
 
     if arguments.plot and Path(arguments.plot).suffix.lower() not in PICTURES:
         raise UserError(

@@ -16,8 +16,7 @@ from typing import Any
 
 import jax
 
-import waveglow_jax
-from waveglow_jax.audio.files import replacing
+from waveglow_jax.files.atomic import replacing
 
 SUFFIX = ".stablehlo"
 MOST_KEPT = 64
@@ -63,7 +62,7 @@ def _fingerprint(arguments: Any, device: jax.Device, made_for: Any) -> str:
 def _sources() -> str:
     """Changes whenever a line of this package does."""
     digest = hashlib.sha256()
-    for path in sorted(Path(waveglow_jax.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

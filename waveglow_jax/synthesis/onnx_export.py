@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from waveglow_jax.audio.files import replacing
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
 from waveglow_jax.flow.waveglow import Params, inverse_prepared, prepare_inverse
 from waveglow_jax.synthesis.export import input_shapes
 

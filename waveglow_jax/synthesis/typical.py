@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.config import Config
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import (
@@ -32,8 +33,7 @@ from waveglow_jax.flow.waveglow import (
     parameter_shapes,
     prepare_inverse,
 )
-from waveglow_jax.synthesis.consistency import consistent
-from waveglow_jax.synthesis.windows import size_at_least
+from waveglow_jax.synthesis.plan import size_at_least
 
 ROUNDS = 4
 CORRECTIONS = 24

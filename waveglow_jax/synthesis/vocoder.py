@@ -24,17 +24,13 @@ from waveglow_jax.config import DTYPES, LATENT, MAX_CONSISTENCY, Config
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import Params, check_shapes, forward
 from waveglow_jax.synthesis.arrays import SupportsArray, frames_first, on_host
-from waveglow_jax.synthesis.consistency import (
-    consistent_blocks,
-    delay,
-    piece_frames,
-    piece_program,
-)
+from waveglow_jax.synthesis.consistency import consistent_blocks, delay, piece_frames, piece_program
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
 from waveglow_jax.synthesis.levels import finite, limited, limited_each, samples_of
+from waveglow_jax.synthesis.plan import MOST_FRAMES, Plan, size_at_least
 from waveglow_jax.synthesis.program_cache import keep_programs_if_possible
+from waveglow_jax.synthesis.reverse_pass import ReversePass
 from waveglow_jax.synthesis.typical import TypicalSample, search_program, typical_sample
-from waveglow_jax.synthesis.windows import MOST_FRAMES, Plan, ReversePass, size_at_least
 from waveglow_jax.weights.release import read_weights
 
 Consistency = int | Literal["latent"] | None
@@ -335,7 +331,7 @@ class Voice:
         window: int | None = None,
         batch: int | None = None,
     ) -> Plan:
-        """The windows in which mels of so many frames are computed: see `windows.choose`.
+        """The windows in which mels of so many frames are computed: see `plan.choose`.
 
         Raises ValueError for an unknown dtype, or a window or batch that cannot be.
         """

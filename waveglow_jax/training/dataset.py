@@ -16,11 +16,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES
-from waveglow_jax.audio.inputs import find_inputs, find_unread
-from waveglow_jax.audio.sound import audio_frames, decoded_from_start, read_audio, read_clip
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs, find_unread
+from waveglow_jax.files.sound import audio_frames, decoded_from_start, read_audio, read_clip
 from waveglow_jax.training.mels import MelFolder, MisalignedError, mel_frames, resemblance
 
 SLOW_SECONDS = 60

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from waveglow_jax.errors import UserError
-from waveglow_jax.training.monitor import say
+from waveglow_jax.training.watching.monitor import say
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)

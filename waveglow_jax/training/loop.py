@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.audio.files import write_text
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.audio.mel import log_mel
-from waveglow_jax.audio.sound import read_audio
 from waveglow_jax.config import Config, config_to_dict, config_to_json, load_config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
-from waveglow_jax.synthesis.consistency import consistent
 from waveglow_jax.training.checkpoints import Checkpoints, NotSavedError, Plateau, Progress
 from waveglow_jax.training.dataset import (
     Corpus,
@@ -31,11 +31,9 @@ from waveglow_jax.training.dataset import (
     why_unreadable,
 )
 from waveglow_jax.training.feed import Feed, Unreadable
-from waveglow_jax.training.figures import validation_figures
 from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
 from waveglow_jax.training.lock import LOCK, locked
 from waveglow_jax.training.mels import mel_frames
-from waveglow_jax.training.monitor import Monitor, Silence, say
 from waveglow_jax.training.parallel import (
     NOTES,
     Batch,
@@ -55,6 +53,8 @@ from waveglow_jax.training.processes import (
 )
 from waveglow_jax.training.step import TrainState, init_state
 from waveglow_jax.training.stopping import Stop, Stopped, signals
+from waveglow_jax.training.watching.figures import validation_figures
+from waveglow_jax.training.watching.monitor import Monitor, Silence, say
 from waveglow_jax.weights.nvidia import Moments
 
 MAX_BAD_IN_A_ROW = 10

@@ -16,12 +16,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from waveglow_jax.audio.files import AUDIO_SUFFIXES, MEL_SUFFIXES, read_mel
-from waveglow_jax.audio.inputs import find_inputs
 from waveglow_jax.audio.mel import LOG_FLOOR, log_mel
-from waveglow_jax.audio.sound import read_clip
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, find_inputs
+from waveglow_jax.files.mels import read_mel
+from waveglow_jax.files.sound import read_clip
 
 LOOKED_AT = 5
 """Recordings whose mel is compared with their own."""

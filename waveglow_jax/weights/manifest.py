@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
-from waveglow_jax.audio.files import write_text
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import write_text
 
 MANIFEST = "SHA256SUMS"
 

@@ -27,8 +27,7 @@ import numpy as np
 
 from waveglow_jax.config import Config, DataConfig, config_from_dict
 from waveglow_jax.errors import UserError
-from waveglow_jax.paths import check_no_device
-from waveglow_jax.weights.torch_pickle import (
+from waveglow_jax.files.torch_file import (
     MAX_PIECE,
     Array,
     Holder,
@@ -37,6 +36,7 @@ from waveglow_jax.weights.torch_pickle import (
     TorchFile,
     write_torch,
 )
+from waveglow_jax.paths import check_no_device
 
 HALVES_ALTERNATE = "glow_old"
 """The module of the oldest class, in whose odd flows the two halves change roles."""

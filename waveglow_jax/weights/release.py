@@ -15,9 +15,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from waveglow_jax.audio.files import replacing
 from waveglow_jax.config import Config, config_to_json, load_config
 from waveglow_jax.errors import UserError
+from waveglow_jax.files.atomic import replacing
 from waveglow_jax.flow.waveglow import Params, parameter_shapes
 from waveglow_jax.paths import check_no_device, local_path
 from waveglow_jax.weights.hub import download, is_hub_name

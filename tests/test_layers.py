@@ -1,0 +1,115 @@
+"""The package's floors: a room imports from itself and from lower floors, lazily or not."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import waveglow_jax
+
+PACKAGE = Path(waveglow_jax.__file__).parent
+MOST_LINES = 450
+
+# From the ground up, each floor's rooms and what a room consists of: modules or folders of the
+# package. A room imports nothing of another room on its own floor.
+FLOORS: list[dict[str, set[str]]] = [
+    {"ground": {"errors", "interrupts", "ownership", "paths", "text"}},
+    {"config": {"config"}, "files": {"files"}},
+    {"audio": {"audio"}},
+    {"flow": {"flow"}},
+    {"weights": {"weights"}},
+    {"synthesis": {"synthesis"}, "training": {"training"}, "doctor": {"doctor"}},
+    {"analysis": {"analysis"}, "performance": {"performance"}},
+    {"evaluation": {"evaluation"}},
+    {"commands": {"__init__", "__main__", "cli"}},
+]
+PLACES = {
+    member: (floor, room)
+    for floor, rooms in enumerate(FLOORS)
+    for room, members in rooms.items()
+    for member in members
+}
+LONGER: dict[str, str] = {
+    "evaluation/evaluate.py": "two rooms in one",
+    "evaluation/systems.py": "two rooms in one",
+    "files/torch_file.py": "two rooms in one",
+    "performance/benchmark.py": "two rooms in one",
+    "synthesis/vocoder.py": "two rooms in one",
+    "training/loop.py": "two rooms in one",
+    "config.py": "a table of fields with their bounds",
+    "flow/wavenet.py": "WN, its kernels, the upsampler and weight normalisation in one",
+    "weights/nvidia.py": "a table of the published checkpoints' names, and both ways through it",
+}
+"""Files of more than `MOST_LINES` lines, each with the reason."""
+
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def place_of(module: str) -> tuple[int, str]:
+    """The floor and room of a module's path in the package."""
+    return PLACES[module.removesuffix(".py").split("/")[0]]
+
+
+def imported(source: str) -> Iterator[tuple[int, str]]:
+    """Line and member of the package for each import of this package, wherever it stands."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "waveglow_jax":
+                member = rest.split(".")[0]
+                yield node.lineno, member if member in PLACES else "__init__"
+
+
+def climbing(module: str, source: str) -> list[str]:
+    """The imports by which a module reaches up, or across to another room of its floor."""
+    floor, room = place_of(module)
+    return [
+        f"{module}:{line}: {room} (floor {floor + 1}) imports {member} (floor {above + 1})"
+        for line, member in imported(source)
+        for above, other in [PLACES[member]]
+        if other != room and above >= floor
+    ]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_room_imports_from_above(module):
+    assert climbing(module, (PACKAGE / module).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("training/step.py", "from waveglow_jax.synthesis.vocoder import load"),
+        ("files/mels.py", "def f():\n    from waveglow_jax.audio import mel"),
+        ("config.py", "import waveglow_jax.files.atomic"),
+        ("synthesis/vocoder.py", "import waveglow_jax as wg"),
+        ("flow/waveglow.py", "from waveglow_jax import Config"),
+    ],
+)
+def test_an_import_from_above_is_seen(module, source):
+    (said,) = climbing(module, source)
+    assert said.startswith(f"{module}:")
+
+
+def test_an_import_from_below_or_beside_is_allowed():
+    source = "from waveglow_jax.flow.waveglow import init\nfrom waveglow_jax.training import loop"
+    assert climbing("training/step.py", source) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_is_too_long(module):
+    lines = len((PACKAGE / module).read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES or module in LONGER
+
+
+def test_every_exception_is_needed():
+    for module in LONGER:
+        text = (PACKAGE / module).read_text(encoding="utf-8")
+        assert len(text.splitlines()) > MOST_LINES, f"{module}: take it off the list"

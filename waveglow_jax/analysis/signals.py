@@ -1,0 +1,134 @@
+"""The signals and weights that round trips start from, and the states that layers map them to.
+
+Arrays: audio `[T]`, mel `[F, M]`; states `[1, N, G]` (`layers.py`).
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from waveglow_jax.analysis.layers import Layer, layers_of
+from waveglow_jax.analysis.precisions import Precision
+from waveglow_jax.config import Config
+from waveglow_jax.flow.waveglow import init
+from waveglow_jax.flow.wavenet import Params
+
+SIGMAS = (0.1, 0.3, 0.6, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A piece of audio `[T]`, the mel `[F + 1, M]` under which it is encoded, F = T / hop, and the
+    samples before it, `past`."""
+
+    name: str
+    audio: np.ndarray
+    mel: np.ndarray
+    past: np.ndarray
+
+
+def signal_of(
+    name: str, audio: np.ndarray, mel: np.ndarray, config: Config, n_samples: int
+) -> Signal:
+    """The loudest `n_samples` of a recording `[T]` with mel `[1 + T // hop, M]`, cut at frames."""
+    hop = config.data.hop_length
+    frames = n_samples // hop
+    energy = np.add.reduceat(np.square(audio, dtype=np.float64), np.arange(0, len(audio), hop))
+    total = np.convolve(energy[: len(audio) // hop], np.ones(frames), mode="valid")
+    first = int(np.argmax(total))
+    order = config.waveglow.mel_whitening.order if config.waveglow.mel_whitening else 0
+    before = np.concatenate([np.zeros(order, np.float32), audio[: first * hop]])
+    return Signal(
+        name,
+        audio[first * hop : (first + frames) * hop],
+        mel[first : first + frames + 1],
+        before[len(before) - order :],
+    )
+
+
+def excerpt(signal: Signal, config: Config, n_samples: int) -> Signal:
+    """A signal's loudest `n_samples`, or all of it."""
+    part = signal_of(
+        signal.name, signal.audio, signal.mel, config, min(n_samples, len(signal.audio))
+    )
+    at_start = not part.past.any()
+    return replace(part, past=signal.past) if at_start else part
+
+
+def state_of(audio: np.ndarray, config: Config, precision: Precision) -> jax.Array:
+    return jnp.asarray(audio, precision.stream).reshape(1, -1, config.waveglow.n_group)
+
+
+def layers_at(
+    params: Params, config: Config, signal: Signal, precision: Precision, mel: Any = None
+) -> list[Layer]:
+    """The flow's layers under the signal's mel, or under another one."""
+    mel = signal.mel if mel is None else mel
+    return layers_of(params, config, mel, len(signal.audio), precision, signal.past)
+
+
+def representable(x: jax.Array, precision: Precision) -> jax.Array:
+    """x as that precision can hold it: rounding what is given is no fault of the flow."""
+    if precision.values is None:
+        return x
+    return jax.lax.reduce_precision(x, *precision.values)
+
+
+def latent_of(
+    config: Config, n_samples: int, precision: Precision, sigma: float = 1.0
+) -> jax.Array:
+    """Float32 normal noise `[1, N, G]`, seed 0, the same in every precision."""
+    group = config.waveglow.n_group
+    z = np.random.default_rng(0).normal(0, sigma, (1, n_samples // group, group))
+    return representable(jnp.asarray(z.astype(np.float32), precision.stream), precision)
+
+
+def random_params(config: Config, seed: int = 0) -> Params:
+    """Float32 parameters of an untrained model at which every layer does something.
+
+    As `init` has them, but: each W a rotation with its columns stretched by exp(0.2 n), biases
+    0.1 n, and WN's last layer, which starts at zero, n / sqrt(skip channels); n standard normal.
+    """
+    rng = np.random.default_rng(seed)
+    start = jax.jit(init, static_argnums=1)(jax.random.key(seed), config)
+
+    def leaf(path: Any, value: Any) -> np.ndarray:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        value = np.asarray(value, np.float32)
+        if name.endswith("conv"):
+            return value * np.exp(0.2 * rng.normal(size=value.shape[1])).astype(np.float32)
+        if name.endswith("end.kernel"):
+            value = rng.normal(size=value.shape) / math.sqrt(value.shape[1])
+        elif name.endswith("bias"):
+            value = 0.1 * rng.normal(size=value.shape)
+        return value.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, start)
+
+
+def stress_signals(audio: np.ndarray) -> dict[str, np.ndarray]:
+    """Silence, clipping and impulses in the place of a signal, under its mel."""
+    impulses = np.zeros_like(audio)
+    impulses[:: max(1, len(audio) // 16)] = 1
+    loud = audio * (10 / np.abs(audio).max())
+    return {
+        "silence": np.zeros_like(audio),
+        "clipped: peak at 10, cut at 1": np.clip(loud, -1, 1),
+        "impulses of height 1": impulses,
+    }
+
+
+def with_condition(params: Params, flow: int, condition: float) -> Params:
+    """The same parameters with one W's singular values spread evenly in log to that condition
+    number, its determinant kept."""
+    weight = np.asarray(params["flows"][flow]["conv"], np.float64)
+    left, singular, right = np.linalg.svd(weight)
+    spread = np.geomspace(math.sqrt(condition), 1 / math.sqrt(condition), len(singular))
+    spread *= math.exp(np.log(singular).mean())
+    flows = list(params["flows"])
+    flows[flow] = {**flows[flow], "conv": (left * spread) @ right}
+    return {**params, "flows": flows}

@@ -1,0 +1,162 @@
+"""Corrections that bring a signal to the mel it was made from.
+
+One correction scales the signal's spectra until they have the mel, and takes the signal whose
+spectra are nearest to those. A fast Griffin-Lim algorithm (Perraudin, Balazs, Sondergaard 2013,
+doi:10.1109/WASPAA.2013.6701851) with the mel's constraint in place of known magnitudes:
+
+    g    = B' (m / max(B |X|, 1e-5)) / B' 1         for each frame, m = exp(log-mel), B the filters
+    X'   = STFT(iSTFT(g X))
+    X   <- X' + momentum * (X' - the X' before)     and iSTFT(g X) at the end
+
+The ratio is held to [1/100, 100]. On bins that no filter covers g is 1, but 0 above the bandwidth
+of the voice's recordings (`config.synthesis.bandwidth`), where there is nothing to say. At first
+the signal is mirrored at its ends, as for its mel; afterwards the frames that reach beyond an end
+are free there.
+
+Arrays: audio `[T]`, log-mel `[F, M]`, T = F * hop; hops `[n, hop]` are the signal cut up; spectra
+`[F, bins]` are complex; segments `[F, span * hop]` are windowed frames in time, each over the
+`span` hops that it touches, which begin span / 2 hops before the frame's centre.
+"""
+
+from functools import cache, partial
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from waveglow_jax.audio.fourier import irfft, rfft
+from waveglow_jax.audio.mel import LOG_FLOOR, mel_filters, mirrored, stft_window
+from waveglow_jax.config import Config
+
+MOMENTUM = 0.9
+"""More (the fast algorithm's 0.99) is no better after 32 corrections and less stable: see
+docs/consistency.md."""
+MOST_RATIO = 100.0
+"""The most by which one correction raises or lowers a band."""
+LOUDEST = 20.0
+"""The log-mel that louder ones are taken for: far beyond full scale, and every sample is finite."""
+
+
+@partial(jax.jit, static_argnames=("config", "iterations", "momentum"))
+def consistent(
+    audio: jax.Array,
+    mel: jax.Array,
+    config: Config,
+    iterations: int,
+    momentum: float = MOMENTUM,
+    n_frames: jax.Array | None = None,
+) -> jax.Array:
+    """Audio `[..., F * hop]`, log-mel `[..., F, M]` or one frame more -> audio of the same shape.
+
+    iterations: how many corrections; 0 leaves the audio as it is. n_frames `[...]`: the signal's
+    own frames where the others are padding, whose samples mean nothing afterwards. float32, or
+    float64 in gives float64 out. Cost: two FFTs and two products with the filters per frame and
+    correction. Raises ValueError for shapes that do not fit.
+    """
+    hop, span = config.data.hop_length, span_of(config)
+    frames = audio.shape[-1] // hop
+    if audio.shape[-1] != frames * hop or mel.shape[-2] not in (frames, frames + 1) or not frames:
+        raise ValueError(f"audio {audio.shape} and mel {mel.shape} do not fit at a hop of {hop}")
+    if iterations == 0:
+        return audio
+    lead = audio.shape[:-1]
+    own = jnp.full(lead, frames) if n_frames is None else jnp.asarray(n_frames)
+    numbers = jax.lax.broadcasted_iota(own.dtype, (*lead, frames), len(lead))
+    exists = (numbers < own[..., None]).astype(audio.dtype)
+    place = jnp.arange(-(span // 2) * hop, (frames + span // 2 - 1) * hop)
+    place = jnp.broadcast_to(place, (*lead, *place.shape))
+    around_ends = jnp.take_along_axis(audio, mirrored(place, own[..., None] * hop), axis=-1)
+    start = spectra_of(around_ends.reshape(*lead, -1, hop), config)
+    target = jnp.exp(jnp.minimum(mel[..., :frames, :].astype(audio.dtype), LOUDEST))
+    around = [(0, 0)] * len(lead) + [(span - 1, span - 1)]
+    exists_around = jnp.pad(exists, around)
+
+    def signal(spectra: jax.Array) -> jax.Array:
+        segments = segments_of(with_mel(spectra, target, config), exists, config)
+        return signal_of(jnp.pad(segments, [*around, (0, 0)]), exists_around, config)
+
+    def corrected(
+        carry: tuple[jax.Array, jax.Array], _: None
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        spectra, before = carry
+        after = spectra_of(signal(spectra), config)
+        return (after + momentum * (after - before), after), None
+
+    (spectra, _), _ = jax.lax.scan(corrected, (start, start), length=iterations - 1)
+    hops = signal(spectra)[..., span // 2 : span // 2 + frames, :]
+    return hops.reshape(audio.shape)
+
+
+def reach(config: Config) -> int:
+    """Frames to either side on which a corrected sample depends."""
+    return span_of(config) - 1
+
+
+def span_of(config: Config) -> int:
+    """The hops that a frame touches when its centre lies between two of them: an even number."""
+    return 2 * -(-config.data.filter_length // (2 * config.data.hop_length))
+
+
+def _margin(config: Config) -> int:
+    """Samples of a segment before and after its frame."""
+    return (span_of(config) * config.data.hop_length - config.data.filter_length) // 2
+
+
+@cache
+def _gains(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mel filters B `[M, bins]`; B over its sum in each bin, so that a ratio per band becomes a
+    gain per bin; and the gain `[bins]` where no filter is, 0 elsewhere."""
+    filters, data = mel_filters(config.data, config.waveglow.n_mel_channels), config.data
+    total = filters.sum(axis=0)
+    by_bin = filters / np.where(total > 0, total, 1)
+    hertz = np.arange(len(total)) * data.sampling_rate / data.filter_length
+    bandwidth = config.synthesis.bandwidth or np.inf
+    return filters, by_bin, ((total == 0) & (hertz <= bandwidth)).astype(np.float32)
+
+
+def with_mel(spectra: jax.Array, target: jax.Array, config: Config) -> jax.Array:
+    """Spectra `[..., F, bins]` scaled towards the mel magnitudes `[..., F, M]`: g X."""
+    filters, by_bin, elsewhere = (jnp.asarray(each, target.dtype) for each in _gains(config))
+    mel = jnp.matmul(jnp.abs(spectra), filters.T, precision=jax.lax.Precision.HIGHEST)
+    ratio = jnp.clip(target / jnp.maximum(mel, LOG_FLOOR), 1 / MOST_RATIO, MOST_RATIO)
+    gain = jnp.matmul(ratio, by_bin, precision=jax.lax.Precision.HIGHEST)
+    return spectra * (gain + jnp.broadcast_to(elsewhere, gain.shape))
+
+
+def segments_of(spectra: jax.Array, exists: jax.Array, config: Config) -> jax.Array:
+    """Spectra `[..., F, bins]` -> windowed frames in time `[..., F, span * hop]`, 0 where there
+    are none."""
+    frames = irfft(spectra, config.data.filter_length)
+    window = jnp.asarray(stft_window(config.data), frames.dtype)
+    # Chosen, not multiplied: a neighbour that is not finite would come through a product.
+    there = jnp.broadcast_to(exists[..., None] > 0, frames.shape)
+    frames = jnp.where(there, frames * jnp.broadcast_to(window, frames.shape), 0)
+    margin = _margin(config)
+    return jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(margin, margin)])
+
+
+def signal_of(segments: jax.Array, exists: jax.Array, config: Config) -> jax.Array:
+    """Segments `[..., n, span * hop]` -> `[..., n - span + 1, hop]`: overlap-added and divided by
+    the sum of squared windows, as far as all frames that touch a hop are there."""
+    margin = _margin(config)
+    squared = jnp.asarray(np.pad(stft_window(config.data), margin) ** 2, segments.dtype)
+    weight = jnp.broadcast_to(squared, segments.shape) * exists[..., None]
+    least = 1e-6  # of the largest, 1: where no window is, there is no signal
+    return _overlapped(segments, config) / jnp.maximum(_overlapped(weight, config), least)
+
+
+def _overlapped(segments: jax.Array, config: Config) -> jax.Array:
+    span, n = span_of(config), segments.shape[-2]
+    parts = segments.reshape(*segments.shape[:-1], span, config.data.hop_length)
+    return cast(jax.Array, sum(parts[..., span - 1 - p : n - p, p, :] for p in range(span)))
+
+
+def spectra_of(hops: jax.Array, config: Config) -> jax.Array:
+    """Hops `[..., F + span - 1, hop]` -> spectra `[..., F, bins]` of the frames they hold."""
+    span, n = span_of(config), hops.shape[-2]
+    segments = jnp.concatenate([hops[..., p : n - span + 1 + p, :] for p in range(span)], axis=-1)
+    margin = _margin(config)
+    frames = segments[..., margin : margin + config.data.filter_length]
+    window = jnp.asarray(stft_window(config.data), frames.dtype)
+    return rfft(frames * jnp.broadcast_to(window, frames.shape))

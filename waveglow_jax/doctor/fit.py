@@ -1,0 +1,255 @@
+"""How well the mel of a convention explains a mel at hand, and which convention explains it best.
+
+Arrays: mel `[F, M]`, audio `[T]`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from waveglow_jax.audio.conventions import (
+    CONVENTIONS,
+    HALF_HOP,
+    Spectrum,
+    magnitudes,
+    mel_of_magnitudes,
+)
+from waveglow_jax.audio.mel import LOG_FLOOR
+
+SAME = 1e-6
+"""Share of the variance that rounding alone leaves unexplained, float16 files aside."""
+MOST_SECONDS = 12
+_RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
+_HOPS = (64, 100, 110, 128, 160, 200, 220, 240, 250, 256, 275, 300, 320, 441, 480, 512, 600, 1024)
+_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "frames": ("centred", HALF_HOP),
+    "scale": ("slaney", "htk"),
+    "norm": ("slaney", "none"),
+    "power": (1, 2),
+    "fmin": (0.0, 20.0, 40.0, 50.0, 55.0, 60.0, 80.0, 95.0, 125.0),
+    "fmax": (4000.0, 7000.0, 7600.0, 8000.0, 11000.0, 11025.0, 12000.0, 16000.0, 22050.0, 24000.0),
+    "n_fft": (400, 512, 1024, 2048),
+    "win": (400, 512, 800, 1024, 1100, 1200, 2048),
+    "filter_rate": (0, 16000, 22050, 24000, 44100),
+    "emphasis": (0.0, 0.95, 0.97),
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the mel of a spectrum's convention explains the one at hand.
+
+    linear: whether the logarithm of x was taken first. unexplained: the share of x's variance that
+    slope * ln(mel) + offset leaves, over the points that no floor cut off. lag: frames that x is
+    late; centre the mean of ln(mel). by_band: slope and offset were free in every band, and are 0
+    here.
+    """
+
+    spectrum: Spectrum
+    unexplained: float = 1.0
+    linear: bool = False
+    by_band: bool = False
+    slope: float = 0.0
+    offset: float = 0.0
+    centre: float = 0.0
+    lag: int = 0
+
+
+_WITHOUT_FILTERS: dict[str, Any] = {
+    "n_mels": 0,
+    "fmin": 0.0,
+    "fmax": 0.0,
+    "scale": "",
+    "norm": "",
+    "power": 1,
+    "filter_rate": 0,
+}
+
+
+class Case:
+    """A mel `[F, M]` and the samples `[T]`, at `rate` Hz, that it may be of.
+
+    Long ones are cut to `MOST_SECONDS`. What was computed for one convention is kept for the next.
+    """
+
+    def __init__(self, mel: np.ndarray, audio: np.ndarray, rate: int):
+        self.rate, self.n_samples, self.n_frames = rate, len(audio), len(mel)
+        kept = min(1.0, MOST_SECONDS * rate / len(audio))
+        self.cut = kept < 1
+        self.mel = mel[: max(1, round(kept * len(mel)))].astype(np.float64)
+        self.audio = audio[: round(kept * len(audio))].astype(np.float32)
+        self._resampled = {rate: self.audio}
+        self._spectra: dict[Spectrum, np.ndarray] = {}
+        self._fits: dict[tuple[Spectrum, bool], Fit] = {}
+
+    def at(self, rate: int) -> np.ndarray:
+        if rate not in self._resampled:
+            import soxr
+
+            self._resampled[rate] = soxr.resample(self.audio, self.rate, rate)
+        return self._resampled[rate]
+
+    def true_mel(self, spectrum: Spectrum) -> np.ndarray:
+        """`[F, M]` of the recording, no logarithm."""
+        key = replace(spectrum, **_WITHOUT_FILTERS)
+        if key not in self._spectra:
+            found = magnitudes(self.at(spectrum.rate), key)
+            # Where the recording was cut off it has no reflection.
+            self._spectra[key] = found[: len(found) - 4] if self.cut else found
+        return mel_of_magnitudes(self._spectra[key], spectrum)
+
+    def fit(self, spectrum: Spectrum, by_band: bool = False) -> Fit:
+        key = spectrum, by_band
+        if key not in self._fits:
+            log = np.log(np.maximum(self.true_mel(spectrum), 1e-30))
+            fits = [_fit(self.mel, log, Fit(spectrum, by_band=by_band))]
+            if self.mel.min() >= 0 and not by_band:
+                x = np.log(np.maximum(self.mel, 1e-30))
+                fits.append(_fit(x, log, Fit(spectrum, linear=True)))
+            self._fits[key] = min(fits, key=lambda each: each.unexplained)
+        return self._fits[key]
+
+
+def _fit(x: np.ndarray, log: np.ndarray, blank: Fit) -> Fit:
+    lag = _lag(x, log)
+    x, log = overlap(x, log, lag)
+    kept = uncut(x) & (log > blank.spectrum.power * (math.log(LOG_FLOOR) + 0.7))
+    if kept.sum() < max(100, 0.02 * x.size):
+        return blank
+    count = np.maximum(kept.sum(axis=0 if blank.by_band else None), 1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.where(kept, values, 0).sum(axis=0 if blank.by_band else None) / count
+
+    x, log = x - (x_mean := mean(x)), log - (log_mean := mean(log))
+    var_x, var_log, both = mean(x * x), mean(log * log), mean(x * log)
+    if blank.by_band:
+        explained = np.sum(count * both**2 / np.maximum(var_log, 1e-12))
+        unexplained = 1 - explained / max(np.sum(count * var_x), 1e-30)
+        return replace(blank, unexplained=float(unexplained), lag=lag)
+    if both <= 0:
+        return blank
+    # Of the two regressions' slopes the geometric mean: noise in x does not flatten it.
+    slope = math.sqrt(var_x / var_log)
+    return replace(
+        blank,
+        unexplained=float(1 - both**2 / (var_x * var_log)),
+        slope=slope,
+        offset=float(x_mean - slope * log_mean),
+        centre=float(log_mean),
+        lag=lag,
+    )
+
+
+def _lag(x: np.ndarray, log: np.ndarray) -> int:
+    """Frames that x is late against log, by the greatest correlation over all bands."""
+    most = max(8, abs(len(x) - len(log)) + 4)
+    size = 1 << (len(x) + len(log)).bit_length()
+    spectra = [np.fft.rfft(each - each.mean(axis=0), size, axis=0) for each in (x, log)]
+    correlation = np.fft.irfft((spectra[0] * np.conj(spectra[1])).sum(axis=1), size)
+    lags = np.r_[0 : most + 1, -most:0]
+    return int(lags[np.argmax(correlation[lags])])
+
+
+def overlap(x: np.ndarray, log: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that both have, where x is `lag` frames late."""
+    x, log = x[max(0, lag) :], log[max(0, -lag) :]
+    shared = min(len(x), len(log))
+    return x[:shared], log[:shared]
+
+
+def uncut(x: np.ndarray) -> np.ndarray:
+    """Where x is neither at its floor nor, if many points are there, at its ceiling."""
+    low, high = float(x.min()), float(x.max())
+    inside = x > low + 1e-3 * (high - low)
+    return inside & (x < high) if at_ceiling(x) else inside
+
+
+def at_floor(x: np.ndarray) -> float:
+    """The share of points at the lowest value, 0 if they are no more than chance brings."""
+    low, high = float(x.min()), float(x.max())
+    there = int(np.sum(x <= low + 1e-5 * (high - low)))
+    return there / x.size if there >= 8 else 0.0
+
+
+def at_ceiling(x: np.ndarray) -> float:
+    return at_floor(-x)
+
+
+def explain(case: Case, own: Spectrum, by_band: bool = False) -> Fit:
+    """The convention that explains the mel best; another than the voice's own only if it leaves a
+    fifth less unexplained.
+
+    First those of the table, and variants at every rate and hop that the number of frames allows;
+    then one setting after the other as long as it helps.
+    """
+    own = replace(own, n_mels=case.mel.shape[1])
+    best = case.fit(own, by_band)
+    for spectrum in _starts(case, own):
+        if best.unexplained < SAME:
+            return best
+        best = _better(best, case.fit(spectrum, by_band))
+    while best.unexplained >= SAME:
+        pairs = (
+            replace(best.spectrum, rate=rate, hop=hop) for rate, hop in _rates_and_hops(case, own)
+        )
+        near = [*_neighbours(best.spectrum), *pairs]
+        fits = (case.fit(each, by_band) for each in near)
+        found = _better(best, min(fits, key=lambda each: each.unexplained))
+        if found is best:
+            break
+        best = found
+    return best
+
+
+def _better(best: Fit, other: Fit) -> Fit:
+    return other if other.unexplained < 0.8 * best.unexplained else best
+
+
+def _starts(case: Case, own: Spectrum) -> Iterator[Spectrum]:
+    pairs = _rates_and_hops(case, own)
+    bands = case.mel.shape[1]
+    for row in CONVENTIONS:
+        if (row.spectrum.rate, row.spectrum.hop) in pairs:
+            yield replace(row.spectrum, n_mels=bands)
+    for rate, hop in pairs:
+        same = replace(own, rate=rate, hop=hop, fmax=min(own.fmax, rate / 2))
+        size = 1 << (4 * hop - 1).bit_length()
+        for start in dict.fromkeys((same, replace(same, n_fft=size, win=size))):
+            if rate != own.rate:
+                yield replace(start, filter_rate=own.rate, fmax=own.fmax)
+            for fmax in dict.fromkeys((start.fmax, rate / 2)):
+                for scale in ("slaney", "htk"):
+                    for power in (1, 2):
+                        yield replace(start, fmax=fmax, scale=scale, power=power)
+
+
+def _rates_and_hops(case: Case, own: Spectrum) -> list[tuple[int, int]]:
+    """Those that give about as many frames as there are; the voice's own always."""
+    seconds, frames = case.n_samples / case.rate, case.n_frames
+    near = max(6, 0.01 * frames)
+    usual = [
+        (rate, hop)
+        for rate in dict.fromkeys((own.rate, case.rate, *_RATES))
+        for hop in dict.fromkeys((own.hop, *_HOPS))
+        if abs(seconds * rate / hop - frames) <= near
+    ]
+    # At the voice's rate, the hops that give just as many.
+    samples = seconds * own.rate
+    exact = range(math.ceil(samples / frames), math.floor(samples / max(1, frames - 1)) + 1)
+    return list(dict.fromkeys(((own.rate, own.hop), *usual, *((own.rate, h) for h in exact[:4]))))
+
+
+def _neighbours(spectrum: Spectrum) -> Iterator[Spectrum]:
+    for name, options in _OPTIONS.items():
+        for option in options:
+            changed = replace(spectrum, **{name: option})
+            if name == "n_fft":
+                yield replace(changed, win=option)
+            possible = changed.win <= changed.n_fft and changed.n_fft >= changed.hop
+            possible &= changed.fmax <= (changed.filter_rate or changed.rate) / 2
+            if possible and changed != spectrum:
+                yield changed

@@ -1,0 +1,80 @@
+"""The steps that turn the array in a mel file into the voice's own mel.
+
+Arrays: the array in the file `[M, F]`, the voice's mel `[F, M]`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from waveglow_jax.audio.conventions import LN, Values
+from waveglow_jax.audio.mel import LOG_FLOOR
+from waveglow_jax.doctor.fit import at_floor
+
+FLOORS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The way back to the voice's mel, where there is one: the steps of `mended`, in this order.
+
+    transposed, reversed: the axes; the bands from high to low. drop: frames too many at the start.
+    slope, offset: of the values, see `Values`. gain: ln of the factor that the mel is too loud.
+    bands: to add to each band's logarithm, `[M]`.
+    """
+
+    transposed: bool = False
+    reversed: bool = False
+    drop: int = 0
+    values: Values = LN
+    gain: float = 0.0
+    bands: tuple[float, ...] = ()
+
+
+def mended(mel: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """A file's array `[M, F]` (or as it is) -> the voice's mel `[F, M]` float32."""
+    mel = np.asarray(mel, np.float64)
+    mel = mel if recipe.transposed else mel.T
+    mel = mel[recipe.drop :, ::-1] if recipe.reversed else mel[recipe.drop :]
+    log = logarithm(mel, recipe.values) - recipe.gain
+    if recipe.bands:
+        log = log + np.asarray(recipe.bands)[None]
+    return np.maximum(log, math.log(LOG_FLOOR)).astype(np.float32)
+
+
+def logarithm(mel: np.ndarray, values: Values) -> np.ndarray:
+    """Values as they are written -> ln m."""
+    if values.slope == 0:
+        return np.log(np.maximum(mel, 1e-30))
+    return (mel - values.offset) / values.slope
+
+
+def orientations(array: np.ndarray, n_mels: int) -> list[Recipe]:
+    """Which axis may be the bands', as likely as its length; each also from high to low."""
+    usual = {n_mels, 40, 64, 80, 96, 100, 120, 128, 160, 256}
+    likely = [array.shape[axis] == n_mels for axis in (0, 1)]
+    if likely[0] == likely[1]:
+        likely = [array.shape[axis] in usual for axis in (0, 1)]
+    turned = [False, True] if likely[0] == likely[1] else [likely[1]]
+    return [Recipe(transposed=t, reversed=r) for r in (False, True) for t in turned]
+
+
+def turned_by(array: np.ndarray, axes: Recipe) -> np.ndarray:
+    mel = array if axes.transposed else array.T
+    return mel[:, ::-1] if axes.reversed else mel
+
+
+def standardised(mel: np.ndarray) -> bool:
+    """Whether every band has about zero mean and unit variance."""
+    spread = mel.std(axis=0)
+    return bool(np.abs(mel.mean(axis=0)).max() < 1.5 and 0.3 < np.median(spread) < 2)
+
+
+def floor_of(mel: np.ndarray, values: Values) -> float | None:
+    """What the mel's magnitudes were raised to at least; None if it does not show."""
+    if not at_floor(mel) or values.slope == 0:
+        return None
+    floor = (float(mel.min()) - values.offset) / values.slope
+    near = min(FLOORS, key=lambda each: abs(floor - math.log(each)))
+    return near if abs(floor - math.log(near)) < 0.05 else math.exp(floor)

@@ -1,0 +1,469 @@
+"""A report: any number of systems against the recordings they were made from.
+
+The recordings themselves are always among them, and baselines that go back from the same mels
+without a network: Griffin-Lim, and noise that is corrected towards the mel.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from waveglow_jax.config import DataConfig
+from waveglow_jax.errors import UserError
+from waveglow_jax.evaluation.alignment import align
+from waveglow_jax.evaluation.metrics import METRICS, OF_SIGNALS, measure, missing_packages
+from waveglow_jax.evaluation.statistics import Estimate, bootstrap_mean
+from waveglow_jax.evaluation.systems import (
+    BASELINES,
+    GRIFFIN_LIM,
+    RECORDINGS,
+    Made,
+    System,
+    add_record,
+    baselines_of,
+    files_by_name,
+    fingerprint,
+    is_audio_folder,
+    make_baseline,
+    make_with_weights,
+    read_records,
+    with_own_settings,
+)
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.inputs import check_outside
+from waveglow_jax.files.sound import audio_frames, read_audio, read_samples
+from waveglow_jax.interrupts import deaf_children
+
+# Raised when a metric's definition changes, so that older rows are measured again.
+_EDITION = 1
+AUDIO = "audio"
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file of a system. values: by metric key; reasons: why a metric has none.
+
+    offset (samples, positive: the output was late), length_difference (samples) and gain_db are
+    what alignment and levelling took; resampled_from is the file's own rate in Hz, 0 if it was
+    the references'.
+    """
+
+    system: str
+    name: str
+    values: dict[str, float]
+    reasons: dict[str, str]
+    offset: int
+    length_difference: int
+    gain_db: float
+    resampled_from: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A system over its files: means by metric key, and mean differences to the baseline's."""
+
+    system: str
+    source: str
+    files: int
+    means: dict[str, Estimate]
+    differences: dict[str, Estimate]
+    offsets: tuple[int, int]
+    gains_db: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything a report says. left_out: (file or system, why); missing: metric key -> why.
+
+    griffin_lim_iterations and noise_corrections are None where that baseline is no row.
+    """
+
+    reference: str
+    sampling_rate: int
+    names: tuple[str, ...]
+    baseline: str
+    griffin_lim_iterations: int | None
+    noise_corrections: int | None
+    machine: str
+    summaries: tuple[Summary, ...]
+    rows: tuple[Row, ...]
+    left_out: tuple[tuple[str, str], ...]
+    missing: dict[str, str]
+    audio: dict[str, dict[str, Path]]
+
+
+def evaluate(
+    reference: str | Path,
+    systems: Sequence[System],
+    output: str | Path,
+    *,
+    baselines: Sequence[str] = BASELINES,
+    baseline: str | None = None,
+    griffin_lim_iterations: int = 32,
+    noise_corrections: int = 32,
+    files: int | None = None,
+    workers: int = 1,
+    progress: Progress = lambda stage, done, total: None,
+) -> Evaluation:
+    """Measures every system on every recording of `reference`; writes output/files.jsonl.
+
+    reference: a folder of mono recordings of one rate; files of a system are matched to them by
+        their place below its folder, without the suffix.
+    baselines: the rows that need no weights, one or more of `systems.BASELINES`.
+    baseline: the row that the others are compared with, file by file; None: Griffin-Lim, or the
+        first after the recordings where that is no row.
+    files: only the first so many recordings. workers: processes that measure (1: none extra).
+    progress: called with (stage, done, in all).
+
+    Run again, it goes on where it stopped: what was made or measured from the same files is kept.
+    Unreadable and unmatched files are in `left_out`; raises UserError if nothing is left, for two
+    systems of one name, an unknown baseline or none, weights that cannot be read or do not fit the
+    rate, an output that lies in a folder of recordings, and if it cannot be written.
+    """
+    output = Path(output)
+    for folder in [reference, *(s.source for s in systems if is_audio_folder(s.source))]:
+        check_outside(output / AUDIO, folder)
+    from_mels = baselines_of(baselines, griffin_lim_iterations, noise_corrections)
+    names = [RECORDINGS, *(each.name for each in from_mels), *(each.name for each in systems)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--system {name}: two systems of that name; rename one")
+    if baseline is None:
+        baseline = GRIFFIN_LIM if GRIFFIN_LIM in names else names[1]
+    if baseline not in names:
+        raise UserError(f"--baseline {baseline}: no such system; there are {', '.join(names)}")
+    voices = _load_voices(systems)
+    rate = _common_rate([voice.config.data for voice in voices.values()])
+    for each in from_mels:
+        if rate < each.least_rate:
+            raise UserError(
+                f"--baselines: {each.name} needs {each.least_rate} Hz or more, and the weights "
+                f"are of {rate} Hz; write --baselines griffin-lim"
+            )
+    references, left_out = _readable(files_by_name(reference), rate, files)
+    if not references:
+        raise UserError(f"{reference}: no usable recording; {left_out[0][0]}: {left_out[0][1]}")
+    missing = missing_packages()
+    keys = tuple(key for key in OF_SIGNALS if key not in missing)
+
+    with _processes(workers) as executor:
+        made = {RECORDINGS: Made(references, {})}
+        for each in from_mels:
+            made[each.name] = make_baseline(
+                each,
+                references,
+                rate,
+                output / AUDIO,
+                executor,
+                partial(progress, each.name),
+            )
+        for system in systems:
+            if system.name in voices:
+                made[system.name] = make_with_weights(
+                    system,
+                    voices[system.name],
+                    references,
+                    output / AUDIO,
+                    partial(progress, system.name),
+                )
+            else:
+                found, unmatched = _matched(system, references)
+                left_out += unmatched
+                made[system.name] = Made(found, {})
+        rows, unmeasured = _measure_all(references, made, rate, keys, output, executor, progress)
+    left_out += unmeasured
+    rows = [_with_made(row, made[row.system], rate, references) for row in rows]
+    sources = {RECORDINGS: os.path.basename(os.path.realpath(reference))}
+    sources |= {each.name: each.about for each in from_mels}
+    sources |= {system.name: _described(system, voices.get(system.name)) for system in systems}
+    evaluation = Evaluation(
+        reference=os.path.basename(os.path.realpath(reference)),
+        sampling_rate=rate,
+        names=tuple(references),
+        baseline=baseline,
+        griffin_lim_iterations=griffin_lim_iterations if "griffin-lim" in baselines else None,
+        noise_corrections=noise_corrections if "noise" in baselines else None,
+        machine=_machine(),
+        summaries=tuple(_summaries(names, sources, rows, baseline)),
+        rows=tuple(rows),
+        left_out=tuple(left_out),
+        missing=missing,
+        audio={name: made[name].files for name in names},
+    )
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    write_text(output / "files.jsonl", text)
+    return evaluation
+
+
+def summary_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """The report's figures for another program: everything but the rows and where audio lies."""
+    left = ("rows", "audio")
+    return {key: value for key, value in asdict(evaluation).items() if key not in left}
+
+
+# ------------------------------------------------------------------------------ what there is
+
+
+def _load_voices(systems: Sequence[System]) -> dict[str, Any]:
+    """The voice of each system that is weights; each weights once."""
+    loaded: dict[str | None, Any] = {}
+    voices = {}
+    for system in systems:
+        if is_audio_folder(system.source):
+            if system != System(system.name, system.source):
+                raise UserError(
+                    f"--system {system.name}: {system.source} holds recordings, which sigma, "
+                    "denoise, consistency, dtype and seed do not change; take them out"
+                )
+            continue
+        if system.source not in loaded:
+            from waveglow_jax.synthesis.vocoder import load
+
+            loaded[system.source] = load(system.source)
+        voices[system.name] = loaded[system.source]
+    return voices
+
+
+def _common_rate(of_voices: Sequence[DataConfig]) -> int:
+    rates = {data.sampling_rate for data in of_voices} or {DataConfig().sampling_rate}
+    if len(rates) > 1:
+        raise UserError(
+            f"the weights are of different sampling rates, {sorted(rates)} Hz; evaluate those of "
+            "one rate at a time"
+        )
+    return rates.pop()
+
+
+def _readable(
+    found: dict[str, Path], rate: int, files: int | None
+) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """The recordings that can be used, the first `files` of them, and why others cannot."""
+    usable: dict[str, Path] = {}
+    left_out = []
+    for name, path in found.items():
+        if files is not None and len(usable) >= files:
+            break
+        try:
+            if len(read_audio(path, rate)) < rate // 2:
+                raise UserError(f"{path}: shorter than half a second")
+            usable[name] = path
+        except UserError as error:
+            left_out.append(_reason(path, error))
+    return usable, left_out
+
+
+def _reason(path: Path, error: Exception) -> tuple[str, str]:
+    return str(path), str(error).removeprefix(f"{path}: ").split("; ")[0]
+
+
+def _matched(
+    system: System, references: dict[str, Path]
+) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    assert system.source is not None  # a folder of recordings
+    found = files_by_name(system.source)
+    shared = {name: found[name] for name in references if name in found}
+    if not shared:
+        raise UserError(
+            f"--system {system.name}: no file in {system.source} has the name of a reference, "
+            f"such as {next(iter(references))}; rename them"
+        )
+    without = [name for name in references if name not in found]
+    return shared, [
+        (f"{system.name}: {name}", f"no such file in {system.source}") for name in without
+    ]
+
+
+def _described(system: System, voice: Any | None) -> str:
+    """Where it comes from, and the settings that made it: those of the voice itself too."""
+    if voice is not None:
+        system = with_own_settings(system, voice.config)
+    settings = [
+        f"{key}={value if isinstance(value, str) else format(value, 'g')}"
+        for key in ("sigma", "denoise", "consistency")
+        if (value := getattr(system, key)) is not None
+    ]
+    settings += [f"dtype={system.dtype}"] * (system.dtype != "float32")
+    settings += [f"seed={system.seed}"] * (system.seed != 0)
+    source = Path(system.source).name if system.source else "bundled voice"
+    return " ".join([source, *settings])
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = [
+                line.partition(":")[2].strip() for line in file if line.startswith("model name")
+            ]
+        model = lines[0] if lines else model
+    except OSError:  # not Linux
+        pass
+    return f"{os.cpu_count()} CPU cores ({model})"
+
+
+# ------------------------------------------------------------------------------ measuring
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[Executor | None]:
+    if workers <= 1:
+        yield None
+        return
+    # Fresh processes: a fork of one that runs JAX may hang. One thread each: libraries that start
+    # a thread a core would be in each other's way.
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _measure_all(
+    references: dict[str, Path],
+    made: dict[str, Made],
+    rate: int,
+    keys: tuple[str, ...],
+    output: Path,
+    executor: Executor | None,
+    progress: Progress,
+) -> tuple[list[Row], list[tuple[str, str]]]:
+    """A row for each file of each system, in order, and the files that could not be read."""
+    records = output / "measured.jsonl"
+    kept = {record.get("of"): record for record in read_records(records)}
+    jobs = {}
+    for system, audio in made.items():
+        for name, path in audio.files.items():
+            of = _identity(system, name, references[name], path, rate, keys)
+            jobs[system, name] = (of, references[name], path, rate, keys)
+    todo = {key: job for key, job in jobs.items() if job[0] not in kept}
+    for count, (key, found) in enumerate(_results(todo, executor), 1):
+        line = {"of": todo[key][0], **found}
+        add_record(records, line)
+        kept[line["of"]] = line
+        progress("measuring", count, len(todo))
+    rows, unreadable = [], []
+    for (system, name), (of, _, path, *_) in jobs.items():
+        line = kept[of]
+        if "left_out" in line:
+            unreadable.append((str(path), line["left_out"]))
+        else:
+            fields = {key: value for key, value in line.items() if key != "of"}
+            rows.append(Row(system=system, name=name, **fields))
+    return rows, unreadable
+
+
+def _identity(
+    system: str, name: str, reference: Path, path: Path, rate: int, keys: tuple[str, ...]
+) -> str:
+    parts = [_EDITION, system, name, fingerprint(reference), fingerprint(path), rate, keys]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _results(
+    todo: dict[tuple[str, str], tuple], executor: Executor | None
+) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    if executor is None:
+        yield from ((key, measure_file(*job[1:])) for key, job in todo.items())
+        return
+    with deaf_children():
+        futures = {executor.submit(measure_file, *job[1:]): key for key, job in todo.items()}
+    for future in as_completed(futures):
+        yield futures[future], future.result()
+
+
+def measure_file(reference: Path, path: Path, rate: int, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a `Row` for one file, or {"left_out": why} if it cannot be used."""
+    try:
+        truth = read_audio(reference, rate)
+        audio, own_rate = read_output(path, rate)
+        aligned = align(truth, audio, rate)
+        if len(aligned.reference) < rate // 2:
+            raise ValueError("less than half a second is shared with the recording")
+    except ValueError as error:  # UserError too
+        return {"left_out": _reason(path, error)[1]}
+    values, reasons = measure(aligned.reference, aligned.output, rate, keys)
+    return {
+        "values": values,
+        "reasons": reasons,
+        "offset": aligned.offset,
+        "length_difference": aligned.length_difference,
+        "gain_db": aligned.gain_db,
+        "resampled_from": own_rate if own_rate != rate else 0,
+    }
+
+
+def read_output(path: Path, rate: int) -> tuple[np.ndarray, int]:
+    """`[T]` at `rate`, and the file's own rate: another vocoder's may be of another."""
+    samples, own_rate = read_samples(path)
+    if own_rate == rate:
+        return read_audio(path, rate), rate
+    if samples.shape[1] != 1 or not np.isfinite(samples).all():
+        raise UserError(f"{path}: {samples.shape[1]} channels, or not finite; one is expected")
+    import soxr
+
+    return soxr.resample(samples[:, 0].astype(np.float64), own_rate, rate), own_rate
+
+
+def _with_made(row: Row, made: Made, rate: int, references: dict[str, Path]) -> Row:
+    """The row with what making its audio told: real-time factor and likelihood."""
+    values = dict(row.values)
+    if row.name in made.seconds:
+        values["rtf"] = made.seconds[row.name] * rate / audio_frames(references[row.name], rate)
+    if row.name in made.nats:
+        values["nats"] = made.nats[row.name]
+    ordered = {metric.key: values[metric.key] for metric in METRICS if metric.key in values}
+    return Row(**{**row.__dict__, "values": ordered})
+
+
+# ------------------------------------------------------------------------------ summing up
+
+
+def _summaries(
+    names: Sequence[str], sources: dict[str, str], rows: Sequence[Row], baseline: str
+) -> Iterator[Summary]:
+    by_system = {name: {r.name: r for r in rows if r.system == name} for name in names}
+    for system in names:
+        own = by_system[system]
+        means, differences = {}, {}
+        for metric in METRICS:
+            values = {n: r.values[metric.key] for n, r in own.items() if metric.key in r.values}
+            if values:
+                means[metric.key] = bootstrap_mean(np.array(list(values.values())))
+            against = {
+                n: value - by_system[baseline][n].values[metric.key]
+                for n, value in values.items()
+                if n in by_system[baseline] and metric.key in by_system[baseline][n].values
+            }
+            if against and system != baseline:
+                differences[metric.key] = bootstrap_mean(np.array(list(against.values())))
+        offsets = [row.offset for row in own.values()] or [0]
+        gains = [row.gain_db for row in own.values()] or [0.0]
+        yield Summary(
+            system=system,
+            source=sources[system],
+            files=len(own),
+            means=means,
+            differences=differences,
+            offsets=(min(offsets), max(offsets)),
+            gains_db=(min(gains), max(gains)),
+        )

@@ -1,0 +1,226 @@
+"""Builds a listening test after the protocol of the paper (arXiv 1811.00002).
+
+Raters first have to pass a hearing check; each then rates utterances that are disjoint from
+training and normalised in volume, drawn at random for each rater, on a five-point scale, once.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from waveglow_jax.errors import UserError
+from waveglow_jax.evaluation.systems import files_by_name
+from waveglow_jax.files.atomic import write_text
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, check_outside, find_inputs
+from waveglow_jax.files.sound import read_audio, read_samples
+from waveglow_jax.files.wav import write_wav
+
+KEY = "key.json"
+PAGE = "page"
+LEVEL_DBFS = -26.0
+_PEAK = 0.95
+_TEMPLATE = Path(__file__).with_name("page.html")
+
+# The hearing check: counting pips, of these pitches, this far below the level of the speech. Who
+# guesses among 2 to 6 has at least three of four right in 3 of 100 cases.
+_PIPS_HZ = (500, 1000, 2000, 4000)
+_PIPS_DBFS = -50.0
+_PIP_COUNTS = (2, 3, 4, 5, 6)
+CHECK_NEEDED = 3
+
+
+@dataclass(frozen=True)
+class Test:
+    """What was made. page: the folder to serve; key: the file to keep; notes: what to know."""
+
+    page: Path
+    key: Path
+    systems: tuple[str, ...]
+    utterances: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def make(
+    systems: Sequence[tuple[str, str | Path]],
+    output: str | Path,
+    *,
+    utterances: int = 40,
+    training: str | Path | None = None,
+    post_url: str = "",
+    title: str = "Listening test",
+    seed: int = 0,
+) -> Test:
+    """Writes output/page (index.html and audio/) and output/key.json.
+
+    systems: (name, folder of mono recordings); files of one name are one utterance.
+    utterances: how many are drawn (by seed) from those that every system has; all if fewer.
+    training: a folder or list of the recordings that the systems were trained on: utterances among
+        them, by name or by content, are not used.
+    post_url: where the page sends each result by POST; without it, raters send a file back.
+
+    Every clip is brought to -26 dBFS RMS; if a peak would exceed 0.95, the whole utterance is
+    lowered for all systems alike. Clips carry meaningless names: which is which stands in the key
+    alone, which is not to be served.
+    Raises UserError for fewer than two systems, two of a name, an output that holds a test already
+    or lies in a system's folder, a file that cannot be read, files of several rates, a post_url
+    that is no http(s) URL, or if no utterance is left.
+    """
+    output = Path(output)
+    _check_arguments(systems, output, post_url)
+    found = {name: files_by_name(folder) for name, folder in systems}
+    shared = [name for name in next(iter(found.values())) if all(name in f for f in found.values())]
+    if not shared:
+        raise UserError("the systems have no file of one name in common; rename them")
+    used, notes = _not_in_training(shared, found, training)
+    if not used:
+        raise UserError(f"--training {training}: every utterance is among them; take others")
+    rng = np.random.default_rng(seed)
+    drawn = sorted(rng.permutation(len(used))[:utterances])
+    chosen = tuple(used[place] for place in drawn)
+    if len(chosen) < utterances:
+        notes.append(f"{len(chosen)} utterances, {utterances} were asked for")
+    rates = {_rate(found[name][utterance]) for name in found for utterance in chosen}
+    if len(rates) > 1:
+        raise UserError(
+            f"the files are of different rates, {sorted(rates)} Hz; bring them to one with: "
+            "python -m waveglow_jax prepare IN -o OUT"
+        )
+    rate = rates.pop()
+
+    page = output / PAGE
+    clips: list[dict[str, Any]] = []
+    key: dict[str, dict[str, str]] = {}
+    for utterance in chosen:
+        versions = []
+        samples = [read_audio(found[name][utterance], rate) for name in found]
+        for name, levelled in zip(found, _one_level(samples), strict=True):
+            file = f"{secrets.token_hex(8)}.wav"
+            write_wav(page / "audio" / file, levelled, rate)
+            versions.append(file)
+            key[file] = {"system": name, "utterance": utterance}
+        clips.append({"versions": versions})
+    checks = []
+    for hertz in _PIPS_HZ:
+        file, count = f"{secrets.token_hex(8)}.wav", int(rng.choice(_PIP_COUNTS))
+        write_wav(page / "audio" / file, pips(hertz, count, rate, rng), rate)
+        checks.append({"file": file, "answer": count})
+    volume = f"{secrets.token_hex(8)}.wav"
+    write_wav(page / "audio" / volume, volume_sound(rate, rng), rate)
+
+    test = {
+        "id": secrets.token_hex(8),
+        "title": title,
+        "post": post_url,
+        "volume": volume,
+        "check": checks,
+        "check_needed": CHECK_NEEDED,
+        "counts": list(_PIP_COUNTS),
+        "clips": clips,
+    }
+    content = {
+        "test": test["id"],
+        "systems": list(found),
+        "check": {check["file"]: check["answer"] for check in checks},
+        "check_needed": CHECK_NEEDED,
+        "ratings_each": len(chosen),
+        "clips": key,
+    }
+    write_text(output / KEY, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    # Last: a page that is there is whole.
+    write_text(page / "index.html", _page(test))
+    return Test(page, output / KEY, tuple(found), chosen, tuple(notes))
+
+
+def pips(hertz: float, count: int, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """`[T]` float32: `count` soft pips of 150 ms with unequal pauses between them."""
+    time = np.arange(int(0.15 * sampling_rate)) / sampling_rate
+    fade = np.minimum(1, np.minimum(time, time[::-1]) / 0.02)
+    pip = 10 ** (_PIPS_DBFS / 20) * np.sqrt(2) * np.sin(2 * np.pi * hertz * time) * fade
+    parts = [np.zeros(sampling_rate // 2)]
+    for _ in range(count):
+        parts += [pip, np.zeros(int(rng.uniform(0.25, 0.6) * sampling_rate))]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def volume_sound(sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """`[T]` float32: 3 s of noise that falls with frequency as speech does, at the clips' level."""
+    import scipy.signal
+
+    noise = scipy.signal.lfilter([1.0], [1.0, -0.95], rng.normal(size=3 * sampling_rate))
+    fade = np.minimum(1, np.minimum(np.arange(len(noise)), np.arange(len(noise))[::-1]) / 4000)
+    return _one_level([noise * fade])[0].astype(np.float32)
+
+
+def _one_level(samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each `[T]` at -26 dBFS RMS; all lower where one would peak above 0.95."""
+    wanted = 10 ** (LEVEL_DBFS / 20)
+    levelled = [
+        each * (wanted / np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in samples
+    ]
+    peak = max(float(np.abs(each).max()) for each in levelled)
+    return [each * min(1.0, _PEAK / peak) for each in levelled]
+
+
+def _check_arguments(
+    systems: Sequence[tuple[str, str | Path]], output: Path, post_url: str
+) -> None:
+    names = [name for name, _ in systems]
+    if len(names) < 2:
+        raise UserError("--system: name at least two, such as the recordings and one vocoder")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--system {name}: two systems of that name; rename one")
+    for path in (output / KEY, output / PAGE):
+        if path.exists():
+            raise UserError(f"{path}: there is a test already; choose another -o")
+    for _, folder in systems:
+        check_outside(output / PAGE, folder)
+    if post_url:
+        parts = urlsplit(post_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UserError(f"--post {post_url}: is no http or https address")
+
+
+def _not_in_training(
+    names: Sequence[str], found: dict[str, dict[str, Path]], training: str | Path | None
+) -> tuple[list[str], list[str]]:
+    """The utterances that are not among the training's, and what to tell."""
+    if training is None:
+        return list(names), ["not checked against the training recordings; --training does that"]
+    items = find_inputs([training], AUDIO_SUFFIXES, with_outputs=False)
+    stems = {item.path.stem for item in items}
+    contents = {_digest(item.path) for item in items}
+    used = [
+        name
+        for name in names
+        if Path(name).stem not in stems
+        and not any(_digest(files[name]) in contents for files in found.values())
+    ]
+    left = len(names) - len(used)
+    return used, [f"{left} utterances left out: they are among {training}"] if left else []
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _rate(path: Path) -> int:
+    return read_samples(path)[1]
+
+
+def _page(test: dict[str, Any]) -> str:
+    # In a script element nothing is unescaped, and only "<" could end it.
+    data = json.dumps(test).replace("<", "\\u003c")
+    before, after = _TEMPLATE.read_text(encoding="utf-8").split("<!--@TEST-->")
+    return before.replace("<!--@TITLE-->", escape(test["title"])) + data + after

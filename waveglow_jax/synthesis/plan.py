@@ -1,0 +1,226 @@
+"""How mels of any length and number are cut into windows of a few fixed sizes, and at what cost.
+
+A window is a fixed number of mel frames, laid out as a tape: parts of one utterance or several,
+with gaps between them that no convolution spans. Where an utterance is cut, each side has so many
+frames of context that no kept sample depends on the cut.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import jax
+import numpy as np
+
+from waveglow_jax.config import Config
+
+SIZES_AN_OCTAVE = 4
+SMALLEST_SIZE = 64
+
+
+def size_at_least(n_frames: int) -> int:
+    """The next of 64, 80, 96, 112, 128, 160, 192, 224, 256, 320 ...: few sizes are compiled."""
+    size = SMALLEST_SIZE
+    while size < n_frames:
+        octave = SMALLEST_SIZE * 2 ** int(np.log2(size // SMALLEST_SIZE))
+        size += octave // SIZES_AN_OCTAVE
+    return size
+
+
+@dataclass(frozen=True)
+class Context:
+    """Frames that a kept one hears before and after it, and the gap that keeps two mels apart."""
+
+    left: int
+    right: int
+    gap: int
+
+
+def context_of(config: Config) -> Context:
+    """What the config's convolutions reach, in frames rounded up.
+
+    A flow's WN reaches sum_i 2^i * (kernel // 2) groups to either side, and the flows' add up. To
+    the left there are the frames whose upsampling overlaps; to the right the one that a whitening
+    interpolates towards. In a gap the convolutions see zeros in every layer, so the longest single
+    step of one must not span it, nor the upsampling.
+    """
+    glow, hop = config.waveglow, config.data.hop_length
+    groups = hop // glow.n_group
+    half = glow.WN.kernel_size // 2
+    reach = -(-glow.n_flows * (2**glow.WN.n_layers - 1) * half // groups)
+    overlap = -(-glow.upsample_kernel // hop) - 1
+    step = -(-(2 ** (glow.WN.n_layers - 1)) * half // groups)
+    right = max(reach, 1) if glow.mel_whitening else reach
+    return Context(reach + overlap, right, max(step, overlap, 1))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frames `first` to `stop` of an utterance, at frame `offset` of a window.
+
+    Of these, those from `begin` to `end` are kept; the others are context.
+    """
+
+    utterance: int
+    offset: int
+    first: int
+    stop: int
+    begin: int
+    end: int
+
+
+def pack(lengths: Iterable[int], window: int, context: Context) -> Iterator[list[Part]]:
+    """Utterances of so many frames, laid out in windows: each frame is kept once, in order.
+
+    An utterance is cut where a window ends, unless so little of it would fit that starting it in
+    the next window costs nothing. Raises ValueError for one that is longer than a window with no
+    room beside the context.
+    """
+    parts: list[Part] = []
+    used = 0
+    for utterance, length in enumerate(lengths):
+        both = context.left + context.right
+        if length > window <= both:
+            raise ValueError(
+                f"a window of {window} frames has no room beside the context of {both}: "
+                f"take at least {both + 1}"
+            )
+        done = 0
+        while done < length:
+            first = max(0, done - context.left)
+            stop = min(length, first + window - used)
+            if parts and stop < length and stop - first <= both:
+                yield parts
+                parts, used = [], 0
+                continue
+            end = length if stop == length else stop - context.right
+            parts.append(Part(utterance, used, first, stop, done, end))
+            used += stop - first + context.gap
+            done = end
+    if parts:
+        yield parts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of the windows, how many go through the program at once, and what that costs."""
+
+    window: int
+    batch: int
+    devices: int
+    context: Context
+    kept_frames: int
+    computed_frames: int
+
+    @property
+    def overhead(self) -> float:
+        """The share of the computed frames that is context, gap or padding."""
+        return 1 - self.kept_frames / max(1, self.computed_frames)
+
+    def __str__(self) -> str:
+        c = self.context
+        return (
+            f"windows of {self.window} frames (context {c.left} + {c.right}), batch {self.batch} "
+            f"on {self.devices} device{'s'[: self.devices > 1]}, overhead {self.overhead:.0%}"
+        )
+
+
+CPU_CALL_FRAMES, ACCELERATOR_CALL_FRAMES = 512, 16384
+"""The most frames a device has at once: beyond, a CPU's caches no longer hold them (half as fast
+from 640 on, for the bundled voice)."""
+CONTEXTS = 14
+"""Where the context alone is a quarter of that, so many times the context instead: such a model is
+large, its products outweigh what caches spare, and little must be computed twice."""
+MOST_FRAMES = 1 << 22
+"""Of a window and batch that are given: more would be a slip of the finger."""
+CPU_CALL_COST, ACCELERATOR_CALL_COST = 16, 2048
+"""What a call costs beside its frames, as so many frames."""
+WORK_COST = 0.25
+"""What a frame costs wherever it is computed: several devices spare time, but not at any price."""
+NOT_WORTH_COMPILING = 1.5
+"""A program that is compiled already is taken if it costs at most so many times the best one."""
+
+
+def choose(
+    lengths: Sequence[int],
+    context: Context,
+    devices: Sequence[jax.Device],
+    compiled: Collection[tuple[int, int]] = (),
+    window: int | None = None,
+    batch: int | None = None,
+) -> Plan:
+    """The window and batch that compute utterances of these lengths for the least.
+
+    Of a few fixed sizes, those compiled already preferred; or as given. Raises ValueError if a
+    given window is too small for its context, or either is below 1 or beyond all machines.
+    """
+    for name, value in (("window", window), ("batch", batch)):
+        if value is not None and not 1 <= value <= MOST_FRAMES:
+            raise ValueError(f"{name} {value} must be from 1 to {MOST_FRAMES}")
+    if (window or 1) * (batch or 1) > MOST_FRAMES:
+        raise ValueError(
+            f"{batch} windows of {window} frames are over {MOST_FRAMES} frames at once"
+        )
+    on_cpu = devices[0].platform == "cpu"
+    most = CPU_CALL_FRAMES if on_cpu else ACCELERATOR_CALL_FRAMES
+    call = CPU_CALL_COST if on_cpu else ACCELERATOR_CALL_COST
+    longest, both = max(lengths, default=1), context.left + context.right
+    if 4 * both > most:
+        most = CONTEXTS * both
+
+    @cache
+    def windows_of(size: int) -> int:
+        return sum(1 for _ in pack(lengths, size, context))
+
+    def cost(size: int, rows: int) -> tuple[float, int]:
+        calls = -(-windows_of(size) // rows)
+        in_time = calls * (call + rows // spread(rows, devices) * size)
+        return in_time + WORK_COST * calls * rows * size, size * rows
+
+    sizes = [window] if window else [*_sizes(longest, both, most), *_shares(longest, both, most)]
+    options = {
+        (size, rows): cost(size, rows)
+        for size in sizes
+        for rows in ([batch] if batch else _batches(size, most, len(devices)))
+    }
+    there = {
+        (size, rows): cost(size, rows)
+        for size, rows in compiled
+        if window in (None, size) and batch in (None, rows) and (size >= longest or size > both)
+    }
+    best = min(options, key=options.__getitem__)
+    ready = min(there, key=there.__getitem__, default=None)
+    if ready and there[ready][0] <= NOT_WORTH_COMPILING * options[best][0]:
+        best = ready
+    size, rows = best
+    computed = -(-windows_of(size) // rows) * rows * size
+    return Plan(size, rows, spread(rows, devices), context, sum(lengths), computed)
+
+
+def _sizes(longest: int, both: int, most: int) -> list[int]:
+    """Windows that hold the longest utterance whole, or a good part of it beside its context."""
+    sizes = [size_at_least(1)]
+    while sizes[-1] < most:
+        sizes.append(size_at_least(sizes[-1] + 1))
+    return [size for size in sizes if size >= longest or size > both]
+
+
+def _shares(longest: int, both: int, most: int) -> list[int]:
+    """Windows that a few of cover the longest utterance with nothing left over, to 16 frames."""
+    sizes = (-(-(longest + (n - 1) * both) // n // 16) * 16 for n in range(2, 9))
+    return [size for size in sizes if max(both, SMALLEST_SIZE) < size <= most]
+
+
+def _batches(size: int, most: int, n_devices: int) -> list[int]:
+    """One row alone, or rows over all devices, in powers of two as long as they fit."""
+    batches = [1] if n_devices > 1 else []
+    rows = 1
+    while not batches or rows == 1 or rows * size <= most:
+        batches.append(rows * n_devices)
+        rows *= 2
+    return batches
+
+
+def spread(rows: int, devices: Sequence[jax.Device]) -> int:
+    """The devices that so many rows go to: all, if they divide them."""
+    return 1 if rows % len(devices) else len(devices)

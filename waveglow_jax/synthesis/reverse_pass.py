@@ -1,0 +1,318 @@
+"""Mels of any length and number through one compiled program, window after window, exactly.
+
+`plan.py` cuts the mels into windows. The whitening may predict from all samples before, so audio is
+coloured after the windows, each utterance in pieces from its start. Arrays: mel `[F, M]`; windows
+of it `[B, W, M]`; audio `[T]` with T = F * hop.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from waveglow_jax.config import Config
+from waveglow_jax.flow.waveglow import (
+    colour,
+    fold_upsampler,
+    folded_size,
+    inverse_whitened,
+    noise_of_frames,
+    prepare_inverse,
+)
+from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.synthesis.kept_traces import compile_once
+from waveglow_jax.synthesis.plan import Context, Part, Plan, choose, context_of, pack, spread
+
+FOLDED_BYTES = 2 << 30
+"""The most that conditioning layers with the upsampler inside may take on all devices together."""
+COLOUR_FRAMES = 32
+"""Frames of a piece that is coloured at once."""
+
+
+def worth_folding(config: Config, dtype: Any, platform: str, n_devices: int) -> bool:
+    """Whether `fold_upsampler` spares products there, in the memory that it may take."""
+    size = folded_size(config, dtype)
+    return size is not None and platform != "tpu" and size * n_devices <= FOLDED_BYTES
+
+
+class Piece(NamedTuple):
+    """Samples `[n * hop]` of an utterance, and their frames of its log-mel `[n, M]`."""
+
+    utterance: int
+    audio: np.ndarray
+    mel: np.ndarray
+
+
+@dataclass(frozen=True)
+class ReversePass:
+    """The compiled reverse pass of one voice over some devices, and what runs it over windows.
+
+    mels are float32 `[F, M]` that have been checked; sigma, seed and dtype as for
+    `Voice.synthesize`.
+    """
+
+    config: Config
+    params: Params
+    devices: tuple[jax.Device, ...]
+
+    @cached_property
+    def context(self) -> Context:
+        return context_of(self.config)
+
+    def plan(
+        self,
+        lengths: Sequence[int],
+        dtype: str,
+        window: int | None = None,
+        batch: int | None = None,
+    ) -> Plan:
+        """`choose` for utterances of these lengths, given what is compiled for that dtype."""
+        compiled = [key[:2] for key in self._programs if key[2] == dtype]
+        return choose(lengths, self.context, self.devices, compiled, window, batch)
+
+    def compile(self, window: int, batch: int, dtype: str) -> float:
+        """Compiles what such windows need; returns the seconds it took, 0 if nothing was missing.
+
+        Two programs at most: one for windows of that size, one for all colouring.
+        """
+        if (window, batch, dtype) in self._programs:
+            return 0.0
+        began = time.monotonic()
+        mesh = self._mesh(batch)
+        everywhere, by_row = PartitionSpec(), PartitionSpec("rows")
+        program = jax.shard_map(
+            partial(_whitened_windows, self.config, dtype),
+            mesh=mesh,
+            in_specs=(everywhere, by_row, by_row, everywhere, everywhere),
+            out_specs=by_row,
+        )
+        bins = self.config.waveglow.n_mel_channels
+        shapes = ((batch, window, bins), jnp.float32), ((batch, window), jnp.int32)
+        scalars = ((), jnp.float32), ((), jnp.uint32)
+        arguments = (
+            self._prepared(mesh, dtype),
+            *(jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, by_row)) for s in shapes),
+            *(jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, everywhere)) for s in scalars),
+        )
+        self._programs[window, batch, dtype] = compile_once(
+            program,
+            *arguments,
+            name="windows",
+            devices=mesh.devices.tolist(),
+            made_for=(self.config, dtype),
+        )
+        if self.config.waveglow.mel_whitening:
+            self._colour_program  # noqa: B018 - compiled when first asked for
+        return time.monotonic() - began
+
+    def memory_bytes(self, window: int, batch: int, dtype: str) -> int:
+        """Of the program for such windows, which has been compiled, with its arguments."""
+        memory = self._programs[window, batch, dtype].memory_analysis()
+        assert memory is not None
+        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        return sum(sizes) + memory.output_size_in_bytes
+
+    def blocks(
+        self, mels: Iterable[np.ndarray], plan: Plan, sigma: float, seed: int, dtype: str
+    ) -> Iterator[Piece]:
+        """The audio of the mels: one mel after another, each in order.
+
+        The mels are taken as the windows fill up, and let go of when their audio is there.
+        """
+        size = plan.window, plan.batch, dtype
+        self.compile(*size)
+        held: dict[int, np.ndarray] = {}
+
+        def taken() -> Iterator[int]:
+            for utterance, mel in enumerate(mels):
+                held[utterance] = mel
+                yield len(mel)
+
+        windows = pack(taken(), plan.window, plan.context)
+        past = self._silence
+        while rows := list(islice(windows, plan.batch)):
+            windows_of_mel = [
+                [held[part.utterance][part.first : part.stop] for part in row] for row in rows
+            ]
+            whitened = self._whitened(size, rows, windows_of_mel, sigma, seed)
+            for part, y in zip((part for row in rows for part in row), whitened, strict=True):
+                if part.begin == 0:
+                    past = self._silence
+                mel = held[part.utterance]
+                audio, past = self._coloured(y, mel[part.begin : part.end + 1], past)
+                if part.end == len(mel):
+                    del held[part.utterance]
+                yield Piece(part.utterance, audio, mel[part.begin : part.end])
+
+    def stream(
+        self, frames: Iterator[np.ndarray], chunk: int, sigma: float, seed: int, dtype: str
+    ) -> Iterator[Piece]:
+        """Audio of one mel whose frames `[f, M]` arrive over time, in blocks of `chunk` frames.
+
+        A block is there `chunk + context.right` frames after its beginning; the last is shorter.
+        """
+        left, right = self.context.left, self.context.right
+        window, hop = self.stream_plan(chunk).window, self.config.data.hop_length
+        size = window, 1, dtype
+        self.compile(*size)
+        mel = np.zeros((0, self.config.waveglow.n_mel_channels), np.float32)
+        start = done = 0  # frames before `mel`, frames whose audio is out
+        ended, past = False, self._silence
+        while True:
+            while not ended and start + len(mel) < done + chunk + right:
+                block = next(frames, None)
+                ended = block is None
+                mel = mel if block is None else np.concatenate([mel, block])
+            there = start + len(mel)
+            if done == there:
+                return
+            stop = min(there, start + window)
+            end = there if ended and stop == there else done + chunk
+            part = Part(0, 0, start, stop, done, end)
+            (y,) = self._whitened(size, [[part]], [[mel[: stop - start]]], sigma, seed)
+            audio, past = self._coloured(y, mel[done - start : end + 1 - start], past)
+            for i in range(done, end, chunk):
+                block = audio[(i - done) * hop : (i - done + chunk) * hop]
+                yield Piece(0, block, mel[i - start : min(i + chunk, end) - start])
+            done = end
+            mel, start = mel[max(0, done - left) - start :], max(0, done - left)
+
+    def stream_plan(self, chunk: int) -> Plan:
+        """The windows that a stream's blocks of `chunk` frames are computed in, one at a time."""
+        window = self.context.left + chunk + self.context.right
+        return Plan(window, 1, 1, self.context, chunk, window)
+
+    def ready_for(self, n_frames: int, dtype: str = "float32") -> tuple[int | None, int | None]:
+        """The smallest window and batch compiled that so many frames can go through, if any."""
+        both = self.context.left + self.context.right
+        sizes = [key[:2] for key in self._programs if key[2] == dtype]
+        fit = [size for size in sizes if size[0] >= n_frames or size[0] > both]
+        return min(fit, default=(None, None))
+
+    def _whitened(
+        self,
+        size: tuple[int, int, str],
+        rows: Sequence[Sequence[Part]],
+        mels: Sequence[Sequence[np.ndarray]],
+        sigma: float,
+        seed: int,
+    ) -> list[np.ndarray]:
+        """One call of the program of that size: the whitened audio that each part keeps, in order.
+
+        mels: `[stop - first, M]` of each part.
+        """
+        window, batch, dtype = size
+        mel = np.zeros((batch, window, self.config.waveglow.n_mel_channels), np.float32)
+        frames = np.full((batch, window), -1, np.int32)
+        for row, (parts, mels_of_parts) in enumerate(zip(rows, mels, strict=True)):
+            for part, own in zip(parts, mels_of_parts, strict=True):
+                place = slice(part.offset, part.offset + part.stop - part.first)
+                mel[row, place] = own
+                frames[row, place] = np.arange(part.first, part.stop)
+        prepared = self._prepared(self._mesh(batch), dtype)
+        y = self._programs[size](prepared, mel, frames, np.float32(sigma), np.uint32(seed))
+        y = np.asarray(y).reshape(batch, window, self.config.data.hop_length)
+        return [
+            y[
+                row, part.offset + part.begin - part.first : part.offset + part.end - part.first
+            ].reshape(-1)
+            for row, parts in enumerate(rows)
+            for part in parts
+        ]
+
+    def _coloured(
+        self, y: np.ndarray, mel: np.ndarray, past: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whitened audio `[n * hop]` and its mel, a frame longer unless it ends there, to audio.
+
+        `past` is the audio before, `[order]`; it is given back for the next block.
+        """
+        if not self.config.waveglow.mel_whitening:
+            return y, past
+        hop, audio = self.config.data.hop_length, []
+        for begin in range(0, len(y) // hop, COLOUR_FRAMES):
+            piece = y[begin * hop : (begin + COLOUR_FRAMES) * hop]
+            mel_of_piece = mel[begin : begin + COLOUR_FRAMES + 1]
+            missing = COLOUR_FRAMES + 1 - len(mel_of_piece)
+            mel_of_piece = np.pad(mel_of_piece, ((0, missing), (0, 0)), mode="edge")
+            padded = np.pad(piece, (0, COLOUR_FRAMES * hop - len(piece)))
+            audio.append(np.asarray(self._colour_program(padded, mel_of_piece, past))[: len(piece)])
+            past = np.concatenate([past, audio[-1]])[len(audio[-1]) :]
+        return np.concatenate(audio), past
+
+    @cached_property
+    def _silence(self) -> np.ndarray:
+        whitening = self.config.waveglow.mel_whitening
+        return np.zeros(whitening.order if whitening else 0, np.float32)
+
+    @cached_property
+    def _programs(self) -> dict[tuple[int, int, str], jax.stages.Compiled]:
+        return {}
+
+    @cached_property
+    def _colour_program(self) -> jax.stages.Compiled:
+        samples = COLOUR_FRAMES * self.config.data.hop_length
+        bins = self.config.waveglow.n_mel_channels
+        shapes = (samples,), (COLOUR_FRAMES + 1, bins), self._silence.shape
+        return compile_once(
+            partial(_coloured_piece, self.config),
+            *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes),
+            name="colour",
+            devices=jax.devices()[:1],
+            made_for=self.config,
+        )
+
+    def _mesh(self, batch: int) -> Mesh:
+        return Mesh(np.asarray(self.devices[: spread(batch, self.devices)]), ("rows",))
+
+    def _prepared(self, mesh: Mesh, dtype: str) -> Params:
+        """The parameters of the reverse pass on every device of the mesh, made once."""
+        there = self._prepared_on
+        folds = worth_folding(self.config, dtype, self.devices[0].platform, mesh.size)
+        key = mesh, dtype if folds else None
+        if key not in there:
+            prepare = compile_once(
+                prepare_inverse, self.params, name="prepare", devices=jax.devices()[:1]
+            )
+            prepared = prepare(self.params)
+            if folds:
+                prepared = fold_upsampler(prepared, self.config, dtype)
+            there[key] = jax.device_put(prepared, NamedSharding(mesh, PartitionSpec()))
+        return there[key]
+
+    @cached_property
+    def _prepared_on(self) -> dict[tuple[Mesh, str | None], Params]:
+        return {}
+
+
+def _whitened_windows(
+    config: Config,
+    dtype: str,
+    prepared: Params,
+    mel: jax.Array,
+    frames: jax.Array,
+    sigma: jax.Array,
+    seed: jax.Array,
+) -> jax.Array:
+    """Windows of mel `[B, W, M]` -> whitened audio `[B, W * hop]`.
+
+    frames `[B, W]` numbers each frame within its utterance; below 0 there is none.
+    """
+    z = sigma * jax.vmap(lambda row: noise_of_frames(seed, config, row))(frames)
+    mask = jnp.repeat(frames >= 0, z.shape[1] // frames.shape[1], axis=1)
+    y, _ = inverse_whitened(
+        prepared, config, z, mel, mask=mask.astype(z.dtype), dtype=jnp.dtype(dtype)
+    )
+    return y
+
+
+def _coloured_piece(config: Config, y: jax.Array, mel: jax.Array, past: jax.Array) -> jax.Array:
+    """Whitened `[T]`, mel `[T / hop + 1, M]`, the audio before it `[order]` -> audio `[T]`."""
+    return colour(y[None], mel[None], config, past=past[None])[0][0]
