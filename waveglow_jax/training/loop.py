@@ -55,7 +55,7 @@ from waveglow_jax.training.processes import (
 )
 from waveglow_jax.training.step import TrainState, init_state
 from waveglow_jax.training.stopping import Stop, Stopped, signals
-from waveglow_jax.weights.nvidia import Moments
+from waveglow_jax.weights.moments import Moments
 
 MAX_BAD_IN_A_ROW = 10
 SYNTHESIS_SECONDS = 5.0

@@ -6,7 +6,6 @@ not to be taken.
 """
 
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 import flax.struct
@@ -27,7 +26,8 @@ from waveglow_jax.flow.waveglow import (
     parameter_shapes,
     whiten,
 )
-from waveglow_jax.weights.nvidia import Moments
+from waveglow_jax.trees import named, unravelled
+from waveglow_jax.weights.moments import Moments
 
 LANES = 128
 """Columns of a TPU's tile."""
@@ -94,8 +94,10 @@ def init_state(
 
 
 def _check_shapes(params: Params, config: Config) -> None:
-    wanted = _shapes(parameter_shapes(config))
-    given = _shapes(params)
+    wanted, given = (
+        {name: leaf.shape for name, leaf in named(tree).items()}
+        for tree in (parameter_shapes(config), params)
+    )
     for name in sorted(wanted.keys() | given.keys()):
         if given.get(name) != wanted.get(name):
             raise UserError(
@@ -103,13 +105,6 @@ def _check_shapes(params: Params, config: Config) -> None:
                 f"{given.get(name, 'missing')}, the config asks for {wanted.get(name, 'none')}; "
                 "take the config.json beside the weights"
             )
-
-
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree.leaves_with_path(params)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves
-    }
 
 
 def train_step(
@@ -129,7 +124,7 @@ def train_step(
     rate = schedule(train, total_steps, state.step).learning_rate * state.learning_rate_scale
     updates, new_optimizer = optimizer(train).update(gradients, state.optimizer)
     new_params = jax.tree.map(
-        lambda p, u: p - rate * u, state.params, _as_tree(updates, state.params)
+        lambda p, u: p - rate * u, state.params, unravelled(updates, state.params, _shaped)
     )
     decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
     new_ema = state.ema and jax.tree.map(
@@ -160,20 +155,12 @@ def train_step(
     return state, metrics
 
 
-def _as_tree(vector: jax.Array, like: Params) -> Params:
-    """`ravel_pytree`'s way back, to leaves shaped as those of `like`."""
-
-    def shaped(part: jax.Array, leaf: jax.Array) -> jax.Array:
-        if leaf.shape[-1] < LANES:
-            # Otherwise XLA shapes the whole vector before it cuts, `[size / 4, 4]` for a W: padded
-            # to a TPU's tiles that is 32 times the memory.
-            part = jax.lax.optimization_barrier(part)
-        return part.reshape(leaf.shape)
-
-    leaves, structure = jax.tree.flatten(like)
-    ends = list(accumulate(leaf.size for leaf in leaves))
-    parts = jnp.split(vector, ends[:-1])
-    return jax.tree.unflatten(structure, map(shaped, parts, leaves))
+def _shaped(part: jax.Array, leaf: jax.Array) -> jax.Array:
+    if leaf.shape[-1] < LANES:
+        # Otherwise XLA shapes the whole vector before it cuts, `[size / 4, 4]` for a W: padded to a
+        # TPU's tiles that is 32 times the memory.
+        part = jax.lax.optimization_barrier(part)
+    return part.reshape(leaf.shape)
 
 
 def _value_and_gradients(
