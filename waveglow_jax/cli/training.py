@@ -10,9 +10,10 @@ from typing import Any
 
 from waveglow_jax.cli.arguments import examples, given
 from waveglow_jax.cli.outcome import fail
-from waveglow_jax.config import Config, field_facts, load_config, presets
+from waveglow_jax.config import Config, field_facts, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
+from waveglow_jax.presets import presets
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
