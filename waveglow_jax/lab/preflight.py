@@ -281,15 +281,11 @@ def product_flops(jaxpr: Any, platform: str) -> float:
     Of code that depends on the platform, that platform's. What is split over devices counts for
     one of them. A loop of unknown length counts once: there is none around our own products.
     """
+    from waveglow_jax.jaxprs import equations, programs_inside
+
     flops = 0.0
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        name, params = eqn.primitive.name, eqn.params
-        nested = [
-            part
-            for value in params.values()
-            for part in (value if isinstance(value, tuple) else (value,))
-            if hasattr(part, "eqns") or hasattr(part, "jaxpr")
-        ]
+    for eqn in equations(jaxpr):
+        name, params, nested = eqn.primitive.name, eqn.params, programs_inside(eqn)
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape
