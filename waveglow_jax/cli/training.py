@@ -108,12 +108,14 @@ def _train(config: Config, data: str, arguments: argparse.Namespace) -> tuple[in
     many = jax.process_count() > 1
     try:
         params, moments = _start_from(arguments) if arguments.init_from else (None, None)
-        code = train(
+        outcome = train(
             *(config, data, Path(arguments.output), params),
             moments=moments,
             mels=arguments.mels,
             allow_changed_data=arguments.allow_changed_data,
         )
+        # As a shell tells of a program that a signal ended.
+        code = 128 + outcome.stopped_by if outcome.stopped_by else 0
         return code, still_working()
     except UserError as error:
         # TensorBoard's writer would try a full disk again at the interpreter's end, and wait.

@@ -132,6 +132,7 @@ def preflight_training(config: Config, topology: str) -> Preflight:
     import jax
     import numpy as np
 
+    from waveglow_jax.training.batch import Batch
     from waveglow_jax.training.parallel import check_batch, parallel_train_step
     from waveglow_jax.training.step import init_state
 
@@ -140,10 +141,10 @@ def preflight_training(config: Config, topology: str) -> Preflight:
     state = jax.eval_shape(lambda: init_state(config))
     share = config.train.batch_size // len(devices)
     clip = config.data.segment_length + config.data.filter_length
-    batch = {
-        "clips": jax.ShapeDtypeStruct((len(devices), share, clip), np.float32),
-        "index": jax.ShapeDtypeStruct((len(devices), share), np.int32),
-    }
+    batch = Batch(
+        clips=jax.ShapeDtypeStruct((len(devices), share, clip), np.float32),
+        index=jax.ShapeDtypeStruct((len(devices), share), np.int32),
+    )
     step = parallel_train_step(config, config.train.steps, devices)
     samples = config.train.batch_size * config.data.segment_length
     size = "train", config.train.batch_size, samples
