@@ -305,11 +305,11 @@ def test_a_broken_recording_changes_nothing_but_its_own_clips(recordings, tmp_pa
     after, again = take(), take()
     replaced = 0
     for a, b, c in zip(whole, after, again, strict=True):
-        np.testing.assert_array_equal(b["clips"], c["clips"])
-        bad = b["unreadable"] == broken
-        assert (b["unreadable"][~bad] == -1).all() and (a["unreadable"] == -1).all()
-        np.testing.assert_array_equal(a["clips"][~bad], b["clips"][~bad])
-        assert not (a["clips"][bad] == b["clips"][bad]).all(axis=1).any()
+        np.testing.assert_array_equal(b.clips, c.clips)
+        bad = b.unreadable == broken
+        assert (b.unreadable[~bad] == -1).all() and (a.unreadable == -1).all()
+        np.testing.assert_array_equal(a.clips[~bad], b.clips[~bad])
+        assert not (a.clips[bad] == b.clips[bad]).all(axis=1).any()
         replaced += bad.sum()
     assert 0 < replaced < 64
     for recording in corpus.training:
@@ -344,7 +344,7 @@ def test_a_run_goes_on_past_what_breaks(recordings, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(loop, "scan_corpus", scan)
     monkeypatch.setattr(Checkpoints, "save", refuse_step_4)
     monkeypatch.setattr(Monitor, "_record", refuse_step_5)
-    assert loop.train(config, str(tmp_path / "in"), tmp_path / "run") == 0
+    assert loop.train(config, str(tmp_path / "in"), tmp_path / "run").stopped_by is None
     err = capsys.readouterr().err
     assert err.count("0.wav") == 1 and "skipped: " in err
     assert "step 4 not saved (No space left on device); free some space; training goes on" in err
@@ -396,7 +396,7 @@ def test_work_is_left_at_a_signal_and_errors_come_through():
         send_soon()
         with pytest.raises(Stopped):
             stop.during("something", forever)
-        assert still_working() and stop.exit_code == 143
+        assert still_working() and stop.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -414,9 +414,9 @@ def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, 
     config = tiny_config(steps=6, ema_decay=0.9)
 
     def run(name="stopped"):
-        return loop.train(config, str(recordings), tmp_path / name)
+        return loop.train(config, str(recordings), tmp_path / name).stopped_by
 
-    assert run("whole") == 0
+    assert run("whole") is None
 
     def kept():
         folder = tmp_path / "stopped/checkpoints"
@@ -424,7 +424,7 @@ def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "parallel_train_step", lambda *_: lambda *_: (send_soon(), forever()))
-        assert (run(), kept()) == (143, [])
+        assert (run(), kept()) == (signal.SIGTERM, [])
     with monkeypatch.context() as patch:
         batches = loop.training_batches
 
@@ -438,12 +438,12 @@ def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, 
             forever()
 
         patch.setattr(loop, "training_batches", stuck_after_two)
-        assert (run(), kept()) == (143, [2])
+        assert (run(), kept()) == (signal.SIGTERM, [2])
     with monkeypatch.context() as patch:
         patch.setattr(
             loop, "parallel_validation_step", lambda *_: lambda *_: (send_soon(), forever())
         )
-        assert (run(), kept()) == (143, [2, 4])
+        assert (run(), kept()) == (signal.SIGTERM, [2, 4])
     with monkeypatch.context() as patch:
         save = Checkpoints.save
 
@@ -452,7 +452,7 @@ def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, 
             save(*arguments)
 
         patch.setattr(Checkpoints, "save", save_and_signal)
-        assert (run(), kept()) == (143, [4, 6])
+        assert (run(), kept()) == (signal.SIGTERM, [4, 6])
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     ours, theirs = (read_weights(tmp_path / name).params for name in ("stopped", "whole"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -465,13 +465,13 @@ def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, 
 @pytest.mark.stress
 def test_a_run_moves_from_eight_devices_to_four_to_one(recordings, tmp_path, monkeypatch):  # noqa: F811
     config = tiny_config(steps=6, iters_per_checkpoint=2, validation_fraction=0.0)
-    assert loop.train(config, str(recordings), tmp_path / "whole") == 0
+    assert loop.train(config, str(recordings), tmp_path / "whole").stopped_by is None
     restored = []
     for devices, steps in ((8, 2), (4, 4), (1, 6)):
         layout = Layout(tuple(jax.devices()[:devices]))
         monkeypatch.setattr(Layout, "of_all_processes", lambda layout=layout: layout)
         part = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
-        assert loop.train(part, str(recordings), tmp_path / "moved") == 0
+        assert loop.train(part, str(recordings), tmp_path / "moved").stopped_by is None
         with Checkpoints(tmp_path / "moved", config) as checkpoints:
             state, progress = checkpoints.restore(steps)
             assert progress.position == steps * 8

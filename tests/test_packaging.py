@@ -139,7 +139,7 @@ def test_in_place_the_presets_are_those_of_the_checkout(tmp_path):
         copy(source, checkout / name)
     options = ("--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed")
     finished([tmp_path / "env/bin/pip", "install", *options, "-e", checkout], tmp_path)
-    code = "from waveglow_jax.config import presets; print(presets()['paper'])"
+    code = "from waveglow_jax.presets import presets; print(presets()['paper'])"
     found = finished([tmp_path / "env/bin/python", "-c", code], tmp_path).stdout.strip()
     assert Path(found) == checkout / "configs" / "paper.json"
 

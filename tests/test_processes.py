@@ -94,8 +94,8 @@ def test_two_processes_stop_at_one_step_and_one_goes_on(recordings, tmp_path):  
         few = tmp_path / "few.txt"
         few.write_text("".join(f"{recordings}/{i}.wav\n" for i in range(4)))
         loop.train(config, str(few), tmp_path / "run")
-    assert loop.train(config, str(recordings), tmp_path / "run") == 0
-    assert loop.train(config, str(recordings), tmp_path / "alone") == 0
+    assert loop.train(config, str(recordings), tmp_path / "run").stopped_by is None
+    assert loop.train(config, str(recordings), tmp_path / "alone").stopped_by is None
     together, alone = losses(tmp_path / "run"), losses(tmp_path / "alone")
     assert list(together) == list(alone) == list(range(1, step + 4))
     np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=1e-3)
@@ -128,7 +128,7 @@ def test_a_run_moves_between_numbers_of_processes(recordings, tmp_path):  # noqa
         config.write_text(config_to_json(tiny_config(steps=2 * part)))
         started = start(config, recordings, run, processes, devices)
         assert ended(run, started) == [0] * processes
-    assert loop.train(tiny_config(steps=8), str(recordings), tmp_path / "still") == 0
+    assert loop.train(tiny_config(steps=8), str(recordings), tmp_path / "still").stopped_by is None
     moved, still = losses(run), losses(tmp_path / "still")
     assert list(moved) == list(still)
     np.testing.assert_allclose(list(moved.values()), list(still.values()), atol=1e-5)
@@ -166,14 +166,16 @@ def test_each_process_reads_its_rows_only(recordings, tmp_path, monkeypatch):  #
     for rows in shares:
         batch = next(training_batches(corpus.training, config, rows=rows))
         for name in ("clips", "index"):
-            np.testing.assert_array_equal(batch[name], whole[name][rows.start : rows.stop])
+            part = getattr(whole, name)[rows.start : rows.stop]
+            np.testing.assert_array_equal(getattr(batch, name), part)
     monkeypatch.setattr(dataset, "read_context_clip", counted)
     for rows in shares:
         read.clear()
         (batch,) = validation_batches(corpus.validation, config, 8, rows)
         assert len(read) == len(rows)
         for name in ("clips", "index", "weight"):
-            np.testing.assert_array_equal(batch[name], held_out[0][name][rows.start : rows.stop])
+            part = getattr(held_out[0], name)[rows.start : rows.stop]
+            np.testing.assert_array_equal(getattr(batch, name), part)
 
 
 def test_where_other_processes_are_looked_for():

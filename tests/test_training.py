@@ -132,14 +132,14 @@ def test_batches_are_a_function_of_the_position(recordings):
 
     def take(n, first_position):
         batches = training_batches(corpus.training, config, first_position)
-        return [next(batches)["clips"] for _ in range(n)]
+        return [next(batches).clips for _ in range(n)]
 
     straight = take(5, first_position=0)
     for resumed, whole in zip(take(3, first_position=16), straight[2:], strict=True):
         np.testing.assert_array_equal(resumed, whole)
     assert not np.array_equal(straight[0], straight[1])
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
-    assert not np.array_equal(next(training_batches(corpus.training, other))["clips"], straight[0])
+    assert not np.array_equal(next(training_batches(corpus.training, other)).clips, straight[0])
 
 
 def test_every_recording_comes_as_often_as_clips_fit_into_it(recordings):
@@ -152,9 +152,7 @@ def test_every_recording_comes_as_often_as_clips_fit_into_it(recordings):
             of_sample[audio[frame * 256 : frame * 256 + 8].tobytes()] = recording.path
     fits = {r.path: round(r.n_samples / 2048) for r in corpus.training}
     batches = training_batches(corpus.training, config)
-    seen = [
-        of_sample[next(batches)["clips"][0, 512:520].tobytes()] for _ in range(sum(fits.values()))
-    ]
+    seen = [of_sample[next(batches).clips[0, 512:520].tobytes()] for _ in range(sum(fits.values()))]
     assert {path: seen.count(path) for path in fits} == fits
 
 
@@ -187,7 +185,7 @@ def test_worker_processes_change_nothing(recordings):
     alone = training_batches(corpus.training, tiny_config())
     workers = training_batches(corpus.training, tiny_config(num_workers=2))
     for _ in range(4):
-        np.testing.assert_array_equal(next(alone)["clips"], next(workers)["clips"])
+        np.testing.assert_array_equal(next(alone).clips, next(workers).clips)
 
 
 # ------------------------------------------------------------------------------ step
@@ -259,8 +257,8 @@ def test_first_step_is_adams(recordings):
     from waveglow_jax.flow.likelihood import loss
     from waveglow_jax.flow.waveglow import forward
 
-    mel = log_mel_of_padded(batch["clips"], config)
-    audio = jnp.asarray(batch["clips"][:, 512 : 512 + 2048])
+    mel = log_mel_of_padded(batch.clips, config)
+    audio = jnp.asarray(batch.clips[:, 512 : 512 + 2048])
     gradient = quick_jit(jax.grad(lambda p: loss(*forward(p, config, audio, mel))))(state.params)
     adam = optax.adam(1e-3)
     updates, _ = quick_jit(adam.update)(gradient, adam.init(state.params))
@@ -282,8 +280,8 @@ def test_non_finite_loss_changes_nothing_but_the_counters(recordings):
     step = parallel_train_step(config, 9, jax.devices()[:1])
     state, _ = step(replicate(init_state(config), jax.devices()[:1]), split(batch, 1))
     before = jax.tree.map(np.asarray, state)
-    bad = {**batch, "clips": batch["clips"].copy()}
-    bad["clips"][3, 1000] = np.nan
+    bad = batch._replace(clips=batch.clips.copy())
+    bad.clips[3, 1000] = np.nan
     state, metrics = step(state, split(bad, 1))
     state, metrics = step(state, split(bad, 1))
     assert (int(metrics["skipped"]), int(metrics["bad_in_a_row"])) == (2, 2)
@@ -328,13 +326,13 @@ def test_validation_counts_every_clip_once(recordings):
     devices = jax.devices()[:2]
     step = parallel_validation_step(config, devices)
     batches = validation_batches(held_out, config, 4)
-    assert [b["weight"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    assert [b.weight.tolist() for b in batches] == [[1, 1, 1, 1], [1, 0, 0, 0]]
     sums = [step(params, split(b, 2)) for b in batches]
     assert sum(float(s["weight"]) for s in sums) == 5
     singly = parallel_validation_step(config, devices[:1])
-    whole = {k: np.concatenate([b[k] for b in batches])[:5] for k in batches[0]}
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
     alone = [
-        float(singly(params, split({k: v[i : i + 1] for k, v in whole.items()}, 1))["nats"])
+        float(singly(params, split(jax.tree.map(lambda v, i=i: v[i : i + 1], whole), 1))["nats"])
         for i in range(5)
     ]
     assert sum(float(s["nats"]) for s in sums) == pytest.approx(sum(alone), rel=1e-5)
@@ -365,12 +363,12 @@ def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
 def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch):
     number = signal.SIGINT
     config = tiny_config(ema_decay=0.9)
-    assert loop.train(config, str(recordings), tmp_path / "whole") == 0
+    assert loop.train(config, str(recordings), tmp_path / "whole").stopped_by is None
     with monkeypatch.context() as patch:
         stop_at(patch, 5, number)
-        assert loop.train(config, str(recordings), tmp_path / "stopped") == 128 + number
+        assert loop.train(config, str(recordings), tmp_path / "stopped").stopped_by == number
     assert max(losses(tmp_path / "stopped")) < 9
-    assert loop.train(config, str(recordings), tmp_path / "stopped") == 0
+    assert loop.train(config, str(recordings), tmp_path / "stopped").stopped_by is None
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     assert list(losses(tmp_path / "whole")) == list(range(1, 10))
     ours, theirs = (read_weights(tmp_path / run).params for run in ("stopped", "whole"))
@@ -381,7 +379,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(recordings, tmp_path, monkeypatch):
 def test_a_complete_run_has_nothing_left_to_do(recordings, tmp_path, monkeypatch):
     """No weights are drawn, nothing is compiled, no clip is read."""
     config = tiny_config(steps=2, iters_per_validation=1)
-    assert loop.train(config, str(recordings), tmp_path) == 0
+    assert loop.train(config, str(recordings), tmp_path).stopped_by is None
     before = losses(tmp_path)
 
     def never(*_, **__):
@@ -389,7 +387,7 @@ def test_a_complete_run_has_nothing_left_to_do(recordings, tmp_path, monkeypatch
 
     for name in ("init_state", "_Session", "training_batches", "validation_batches"):
         monkeypatch.setattr(loop, name, never)
-    assert loop.train(config, str(recordings), tmp_path) == 0
+    assert loop.train(config, str(recordings), tmp_path).stopped_by is None
     assert losses(tmp_path) == before
 
 
@@ -406,7 +404,7 @@ def test_a_run_that_was_stopped_in_its_last_validation_is_not_complete():
 @pytest.mark.slow
 def test_a_run_of_another_config_is_refused(recordings, tmp_path):
     config = tiny_config(steps=1)
-    assert loop.train(config, str(recordings), tmp_path) == 0
+    assert loop.train(config, str(recordings), tmp_path).stopped_by is None
     other = dataclasses.replace(config, waveglow=dataclasses.replace(config.waveglow, n_flows=3))
     with pytest.raises(UserError, match=r"n_flows 2, not 3"):
         loop.train(other, str(recordings), tmp_path)
@@ -430,7 +428,7 @@ def test_a_run_from_before_the_synthesis_section_is_resumed(recordings, tmp_path
     assert read_weights(tmp_path).config.synthesis == SynthesisConfig(sigma=0.9)
     # Nothing of the section is part of the training: another one is no other run.
     changed = dataclasses.replace(config, synthesis=SynthesisConfig(sigma=0.8, consistency=32))
-    assert loop.train(changed, str(recordings), tmp_path) == 0
+    assert loop.train(changed, str(recordings), tmp_path).stopped_by is None
     assert read_weights(tmp_path).config == changed
 
 
@@ -441,7 +439,7 @@ def test_ten_non_finite_losses_in_a_row_stop_the_run(recordings, tmp_path, monke
 
     def bad_from_step_6(*arguments, **keywords):
         for i, batch in enumerate(good(*arguments, **keywords)):
-            yield batch if i < 5 else {**batch, "clips": batch["clips"] * np.nan}
+            yield batch if i < 5 else batch._replace(clips=batch.clips * np.nan)
 
     monkeypatch.setattr(loop, "training_batches", bad_from_step_6)
     with pytest.raises(UserError, match="step 15: 10 losses or gradients in a row"):
@@ -505,7 +503,7 @@ def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch)
         "max_log_s": np.zeros(2, np.float32),
     }
     monkeypatch.setattr(loop, "parallel_validation_step", lambda *_: lambda *_: constant)
-    assert loop.train(config, str(recordings), tmp_path) == 0
+    assert loop.train(config, str(recordings), tmp_path).stopped_by is None
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     assert rates == pytest.approx([1e-3] * 3 + [5e-5] * 5)
@@ -515,7 +513,7 @@ def test_plateau_drops_the_learning_rate_once(recordings, tmp_path, monkeypatch)
 def test_weights_to_start_from(recordings, tmp_path):
     config = tiny_config(steps=1, learning_rate=1e-12)
     given = jax.tree.map(lambda leaf: leaf + 0.01, init_state(config).params)
-    assert loop.train(config, str(recordings), tmp_path, given) == 0
+    assert loop.train(config, str(recordings), tmp_path, given).stopped_by is None
     params = read_weights(tmp_path).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), params, given)
     wider = config_from_dict(

@@ -92,7 +92,7 @@ def test_validation_figures_are_those_of_the_clips_one_by_one(recordings):  # no
     batches = validation_batches(held_out, config, 4)
     step = parallel_validation_step(config, jax.devices()[:2])
     found = validation_figures([step(params, split(b, 2)) for b in batches], params, config)
-    clips = np.concatenate([b["clips"] for b in batches])[:5]
+    clips = np.concatenate([b.clips for b in batches])[:5]
     z, log_det = wg.forward(params, config, clips[:, 512:2560], log_mel_of_padded(clips, config))
     z = np.asarray(z, np.float64)
     exits = [z[:, :, :2], z[:, :, 2:4], z[:, :, 4:]]
@@ -141,7 +141,7 @@ def run(recordings, tmp_path_factory):  # noqa: F811
         synthesis_clips=1,
         synthesis_sigmas=[0.5, 1],
     )
-    assert loop.train(config, str(recordings), folder) == 0
+    assert loop.train(config, str(recordings), folder).stopped_by is None
     return folder
 
 

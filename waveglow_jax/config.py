@@ -2,23 +2,31 @@
 
 A file has the sections of the original's `config.json` (`waveglow_config`, `data_config`,
 `train_config`), and `synthesis_config`; the original's own file loads unchanged. Every field is
-checked here, once, so that no other file has to: an unknown field is refused by its name, a number
-beyond its `BOUNDS` with these, an impossible combination with both numbers in the message.
+checked here, once, so that no other file has to. The message names an unknown field, gives the
+limits that a value exceeds, which stand beside its field, and both numbers of an impossible
+combination.
 """
 
 import dataclasses
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
+from waveglow_jax.config_fields import (
+    Bounds,
+    FieldFacts,
+    OneOf,
+    check_limits,
+    facts_of,
+    read_section,
+    unknown_field,
+)
+from waveglow_jax.config_names import in_our_names
 from waveglow_jax.errors import UserError
-from waveglow_jax.paths import local_path
+from waveglow_jax.presets import config_path
 from waveglow_jax.text import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -31,86 +39,11 @@ MAX_REACH = 2**22
 """Samples to either side that a sample may depend on; the published weights' 24,480."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Of a field: the lowest and highest value, and whether these themselves are left out."""
-
-    low: float
-    high: float
-    above_low: bool = False
-    below_high: bool = False
-
-    def __str__(self) -> str:
-        at_least = "above" if self.above_low else "at least"
-        at_most = "below" if self.below_high else "at most"
-        return f"{at_least} {self.low} and {at_most} {self.high}"
-
-    def hold(self, value: float) -> bool:
-        above = value > self.low if self.above_low else value >= self.low
-        return above and (value < self.high if self.below_high else value <= self.high)
-
-
 _NEVER = 10**9
-# A file comes from anywhere: beyond these, nothing would end or fit into memory.
-BOUNDS: dict[str, Bounds] = {
-    "waveglow_config.n_mel_channels": Bounds(1, 1024),
-    "waveglow_config.n_flows": Bounds(1, 64),
-    "waveglow_config.n_group": Bounds(2, 1024),
-    "waveglow_config.n_early_every": Bounds(1, _NEVER),
-    "waveglow_config.n_early_size": Bounds(0, 1024),
-    "waveglow_config.upsample_kernel": Bounds(1, 2**18),
-    "waveglow_config.mel_whitening.block": Bounds(2, 2**16),
-    "waveglow_config.mel_whitening.floor": Bounds(0, 1, above_low=True),
-    "waveglow_config.mel_whitening.order": Bounds(0, 2**16),
-    "waveglow_config.WN_config.n_layers": Bounds(1, 16),
-    "waveglow_config.WN_config.n_channels": Bounds(1, 8192),
-    "waveglow_config.WN_config.n_skip_channels": Bounds(0, 8192),
-    "waveglow_config.WN_config.kernel_size": Bounds(1, 255),
-    "data_config.segment_length": Bounds(1, 2**24),
-    "data_config.sampling_rate": Bounds(1, 1_000_000),
-    "data_config.filter_length": Bounds(1, 2**16),
-    "data_config.hop_length": Bounds(1, 2**16),
-    "data_config.win_length": Bounds(1, 2**16),
-    "data_config.mel_fmin": Bounds(0, 500_000),
-    "data_config.mel_fmax": Bounds(0, 500_000, above_low=True),
-    "train_config.seed": Bounds(0, 2**32 - 1),
-    "train_config.steps": Bounds(1, _NEVER),
-    "train_config.epochs": Bounds(0, _NEVER),
-    "train_config.batch_size": Bounds(1, 2**16),
-    "train_config.learning_rate": Bounds(0, 1000, above_low=True),
-    "train_config.warmup_steps": Bounds(0, _NEVER),
-    "train_config.decay_start": Bounds(0, 1, below_high=True),
-    "train_config.final_learning_rate": Bounds(0, 1000),
-    "train_config.plateau_patience": Bounds(0, _NEVER),
-    "train_config.plateau_learning_rate": Bounds(0, 1000, above_low=True),
-    "train_config.sigma": Bounds(0, 100, above_low=True),
-    "train_config.gradient_clip": Bounds(0, _NEVER),
-    "train_config.ema_decay": Bounds(0, 1, below_high=True),
-    "train_config.gradient_accumulation": Bounds(1, 2**16),
-    "train_config.noise_std": Bounds(0, 1),
-    "train_config.final_noise_std": Bounds(0, 1),
-    "train_config.num_workers": Bounds(0, 256),
-    "train_config.validation_fraction": Bounds(0, 1, below_high=True),
-    "train_config.validation_clips": Bounds(1, 1_000_000),
-    "train_config.iters_per_validation": Bounds(1, _NEVER),
-    "train_config.iters_per_checkpoint": Bounds(1, _NEVER),
-    "train_config.keep_checkpoints": Bounds(1, _NEVER),
-    "train_config.synthesis_clips": Bounds(0, 1000),
-    "train_config.synthesis_sigmas": Bounds(0, 100),
-    "synthesis_config.sigma": Bounds(0, 100),
-    "synthesis_config.consistency": Bounds(0, MAX_CONSISTENCY),
-    "synthesis_config.bandwidth": Bounds(0, 1_000_000),
-}
-"""Of every field that is a number, or a list of numbers."""
-CHOICES: dict[str, tuple[str, ...]] = {
-    "waveglow_config.conditioning": ("sample", "group"),
-    "train_config.wn_dtype": ("float32", "bfloat16"),
-    "train_config.on_save_failure": ("stop", "continue"),
-}
-"""Of every field that is one of a few words."""
+# A file comes from anywhere: beyond the bounds of the fields below, nothing would end or fit into
+# memory.
 _MOST_SIGMAS = 100
 _MOST_OVERLAP = 64
-_MOST_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -121,17 +54,16 @@ class WNConfig:
     weights: 256 and 256; the paper: 512 and 256).
     """
 
-    n_layers: int = 8
-    n_channels: int = 256
-    n_skip_channels: int = 0
-    kernel_size: int = 3
+    n_layers: Annotated[int, Bounds(1, 16)] = 8
+    n_channels: Annotated[int, Bounds(1, 8192)] = 256
+    n_skip_channels: Annotated[int, Bounds(0, 8192)] = 0
+    kernel_size: Annotated[int, Bounds(1, 255)] = 3
 
     @property
     def skip_channels(self) -> int:
         return self.n_skip_channels or self.n_channels
 
     def check(self) -> None:
-        _check_bounds(self, "waveglow_config.WN_config")
         if self.kernel_size % 2 == 0:
             raise UserError(
                 f"waveglow_config.WN_config.kernel_size {self.kernel_size} is even: "
@@ -147,12 +79,11 @@ class MelWhitening:
     blocks' borders (`flow/prediction.py`). `floor` is the standard deviation of assumed noise.
     """
 
-    block: int = 64
-    floor: float = 0.002
-    order: int = 0
+    block: Annotated[int, Bounds(2, 2**16)] = 64
+    floor: Annotated[float, Bounds(0, 1, above_low=True)] = 0.002
+    order: Annotated[int, Bounds(0, 2**16)] = 0
 
     def check(self) -> None:
-        _check_bounds(self, "waveglow_config.mel_whitening")
         if self.order == 1:
             raise UserError("waveglow_config.mel_whitening.order 1 must be 0 or at least 2")
 
@@ -167,13 +98,13 @@ class WaveGlowConfig:
     published class.
     """
 
-    n_mel_channels: int = 80
-    n_flows: int = 12
-    n_group: int = 8
-    n_early_every: int = 4
-    n_early_size: int = 2
-    upsample_kernel: int = 1024
-    conditioning: str = "sample"
+    n_mel_channels: Annotated[int, Bounds(1, 1024)] = 80
+    n_flows: Annotated[int, Bounds(1, 64)] = 12
+    n_group: Annotated[int, Bounds(2, 1024)] = 8
+    n_early_every: Annotated[int, Bounds(1, _NEVER)] = 4
+    n_early_size: Annotated[int, Bounds(0, 1024)] = 2
+    upsample_kernel: Annotated[int, Bounds(1, 2**18)] = 1024
+    conditioning: Annotated[str, OneOf("sample", "group")] = "sample"
     mel_whitening: MelWhitening | None = None
     alternating_halves: bool = False
     WN_config: WNConfig = field(default_factory=WNConfig)
@@ -235,7 +166,6 @@ class WaveGlowConfig:
         return self.alternating_halves and flow % 2 == 1
 
     def check(self) -> None:
-        _check_bounds(self, "waveglow_config")
         for name in ("n_group", "n_early_size"):
             if getattr(self, name) % 2:
                 raise UserError(
@@ -271,16 +201,15 @@ class DataConfig:
     """The audio and its mel; `segment_length` is a training clip, in samples."""
 
     training_files: str = ""
-    segment_length: int = 16000
-    sampling_rate: int = 22050
-    filter_length: int = 1024
-    hop_length: int = 256
-    win_length: int = 1024
-    mel_fmin: float = 0.0
-    mel_fmax: float = 8000.0
+    segment_length: Annotated[int, Bounds(1, 2**24)] = 16000
+    sampling_rate: Annotated[int, Bounds(1, 1_000_000)] = 22050
+    filter_length: Annotated[int, Bounds(1, 2**16)] = 1024
+    hop_length: Annotated[int, Bounds(1, 2**16)] = 256
+    win_length: Annotated[int, Bounds(1, 2**16)] = 1024
+    mel_fmin: Annotated[float, Bounds(0, 500_000)] = 0.0
+    mel_fmax: Annotated[float, Bounds(0, 500_000, above_low=True)] = 8000.0
 
     def check(self) -> None:
-        _check_bounds(self, "data_config")
         if self.filter_length % 2:
             raise UserError(f"data_config.filter_length {self.filter_length} must be even")
         if self.win_length > self.filter_length:
@@ -315,38 +244,37 @@ class TrainConfig:
     input and computes the rest anew in the backward pass.
     """
 
-    seed: int = 1234
-    steps: int = 580_000
-    epochs: int = 0
-    batch_size: int = 24
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
-    decay_start: float = 0.5
-    final_learning_rate: float = 0.0
-    plateau_patience: int = 0
-    plateau_learning_rate: float = 5e-5
-    sigma: float = 1.0
-    gradient_clip: float = 0.0
-    ema_decay: float = 0.0
-    wn_dtype: str = "float32"
+    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 1234
+    steps: Annotated[int, Bounds(1, _NEVER)] = 580_000
+    epochs: Annotated[int, Bounds(0, _NEVER)] = 0
+    batch_size: Annotated[int, Bounds(1, 2**16)] = 24
+    learning_rate: Annotated[float, Bounds(0, 1000, above_low=True)] = 1e-4
+    warmup_steps: Annotated[int, Bounds(0, _NEVER)] = 0
+    decay_start: Annotated[float, Bounds(0, 1, below_high=True)] = 0.5
+    final_learning_rate: Annotated[float, Bounds(0, 1000)] = 0.0
+    plateau_patience: Annotated[int, Bounds(0, _NEVER)] = 0
+    plateau_learning_rate: Annotated[float, Bounds(0, 1000, above_low=True)] = 5e-5
+    sigma: Annotated[float, Bounds(0, 100, above_low=True)] = 1.0
+    gradient_clip: Annotated[float, Bounds(0, _NEVER)] = 0.0
+    ema_decay: Annotated[float, Bounds(0, 1, below_high=True)] = 0.0
+    wn_dtype: Annotated[str, OneOf("float32", "bfloat16")] = "float32"
     checkpoint_flows: bool = False
-    gradient_accumulation: int = 1
-    noise_std: float = 0.0
-    final_noise_std: float = 0.0
-    num_workers: int = 0
+    gradient_accumulation: Annotated[int, Bounds(1, 2**16)] = 1
+    noise_std: Annotated[float, Bounds(0, 1)] = 0.0
+    final_noise_std: Annotated[float, Bounds(0, 1)] = 0.0
+    num_workers: Annotated[int, Bounds(0, 256)] = 0
     validation_files: str = ""
-    validation_fraction: float = 0.0
-    validation_clips: int = 64
-    iters_per_validation: int = 1000
-    iters_per_checkpoint: int = 2000
-    keep_checkpoints: int = 3
-    on_save_failure: str = "stop"
-    synthesis_clips: int = 2
-    synthesis_sigmas: tuple[float, ...] = (0.6, 0.8, 1.0)
+    validation_fraction: Annotated[float, Bounds(0, 1, below_high=True)] = 0.0
+    validation_clips: Annotated[int, Bounds(1, 1_000_000)] = 64
+    iters_per_validation: Annotated[int, Bounds(1, _NEVER)] = 1000
+    iters_per_checkpoint: Annotated[int, Bounds(1, _NEVER)] = 2000
+    keep_checkpoints: Annotated[int, Bounds(1, _NEVER)] = 3
+    on_save_failure: Annotated[str, OneOf("stop", "continue")] = "stop"
+    synthesis_clips: Annotated[int, Bounds(0, 1000)] = 2
+    synthesis_sigmas: tuple[Annotated[float, Bounds(0, 100)], ...] = (0.6, 0.8, 1.0)
     wandb_project: str = ""
 
     def check(self) -> None:
-        _check_bounds(self, "train_config")
         if len(self.synthesis_sigmas) > _MOST_SIGMAS:
             raise UserError(
                 f"train_config.synthesis_sigmas has {len(self.synthesis_sigmas)} values; there may "
@@ -369,12 +297,17 @@ class SynthesisConfig:
     silence what is beyond it (0: they leave it as the flow has it).
     """
 
-    sigma: float = 0.6
-    consistency: int = 0
-    bandwidth: float = 0.0
+    sigma: Annotated[float, Bounds(0, 100)] = 0.6
+    consistency: Annotated[int, Bounds(0, MAX_CONSISTENCY)] = 0
+    bandwidth: Annotated[float, Bounds(0, 1_000_000)] = 0.0
 
-    def check(self) -> None:
-        _check_bounds(self, "synthesis_config")
+
+_SECTIONS: dict[str, Any] = {
+    "waveglow_config": WaveGlowConfig,
+    "data_config": DataConfig,
+    "train_config": TrainConfig,
+    "synthesis_config": SynthesisConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -388,10 +321,11 @@ class Config:
     description: str = ""
 
     def __post_init__(self) -> None:
+        for name in _SECTIONS:
+            check_limits(getattr(self, name.removesuffix("_config")), name)
         self.waveglow.check()
         self.data.check()
         self.train.check()
-        self.synthesis.check()
         hop, group = self.data.hop_length, self.waveglow.n_group
         _divides("waveglow_config.n_group", group, "data_config.hop_length", hop)
         segment = self.data.segment_length
@@ -449,91 +383,30 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise UserError(f"{path}: {error}") from None
 
 
-@dataclass(frozen=True)
-class FieldFacts:
-    """A field as `--section.field VALUE` sets it: its dotted name, type, default as JSON has it,
-    and what its values may be ("": anything of the type)."""
-
-    name: str
-    kind: str
-    default: str
-    values: str
-
-
 def field_facts() -> list[FieldFacts]:
-    """Of every field that a command line can set."""
-    sections = {"waveglow": WaveGlowConfig, "data": DataConfig, "train": TrainConfig}
+    """The facts of every field, named as a command line sets it: `--section.field VALUE`."""
     return [
         facts
-        for section, cls in {**sections, "synthesis": SynthesisConfig}.items()
-        for facts in _field_facts(cls, f"{section}_config", section)
+        for name, section in _SECTIONS.items()
+        for facts in facts_of(section, name.removesuffix("_config"))
     ]
-
-
-def _field_facts(cls: Any, where: str, shown: str) -> Iterator[FieldFacts]:
-    for name, kind in get_type_hints(cls).items():
-        default = getattr(cls, name, None)
-        of_union = next((arg for arg in get_args(kind) if dataclasses.is_dataclass(arg)), None)
-        if of_union is not None:
-            yield FieldFacts(f"{shown}.{name}", "object", "null", "null, or the fields below")
-        inner = of_union or kind
-        if dataclasses.is_dataclass(inner):
-            yield from _field_facts(inner, f"{where}.{name}", f"{shown}.{name}")
-            continue
-        is_list = get_origin(kind) is tuple
-        told = f"list of {get_args(kind)[0].__name__}" if is_list else kind.__name__
-        limits = CHOICES.get(f"{where}.{name}") or BOUNDS.get(f"{where}.{name}") or ""
-        words = " or ".join(limits) if isinstance(limits, tuple) else str(limits)
-        yield FieldFacts(f"{shown}.{name}", told, json.dumps(default), words)
-
-
-def presets() -> dict[str, Path]:
-    """The configs that come with the package, by their names."""
-    package = Path(__file__).parent
-    # A wheel has them inside the package, a checkout beside it.
-    folders = (package / "configs", package.parent / "configs")
-    folder = next((each for each in folders if each.is_dir()), folders[0])
-    return {path.stem: path for path in sorted(folder.glob("*.json"))}
-
-
-def config_path(named: str | Path) -> str:
-    """The file that `named` means: itself, or where there is none, the preset of that name.
-
-    Raises UserError for a name that is neither; a path is given back as it is.
-    """
-    path = local_path(named)
-    if os.path.isfile(path):
-        return path
-    known = presets()
-    if path in known:
-        return str(known[path])
-    if not os.path.exists(path) and Path(path).stem in known:
-        raise UserError(f"{path}: no such file; give the preset by its name, {Path(path).stem}")
-    if path == Path(path).stem and (not os.path.exists(path) or os.path.isdir(path)):
-        names = ", ".join(known)
-        raise UserError(f"{path}: no config file, and no preset; name a file, or one of {names}")
-    return path
 
 
 def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """The Config that JSON sections describe. Raises UserError as `load_config` does."""
-    raw = _without_original_only_fields(json.loads(json.dumps(raw)))
-    raw = _with_synthesis_sigma_moved(raw)
+    raw = in_our_names(json.loads(json.dumps(raw)))
     for name, value in (overrides or {}).items():
         _override(raw, name, value)
-    sections = ("waveglow_config", "data_config", "train_config", "synthesis_config")
-    unknown = set(raw) - set(sections) - {"description"}
+    unknown = set(raw) - set(_SECTIONS) - {"description"}
     if unknown:
-        raise UserError(_unknown_field(min(unknown), [*sections, "description"]))
+        raise UserError(unknown_field(min(unknown), [*_SECTIONS, "description"], _SECTIONS))
     if not isinstance(raw.get("description", ""), str):
         raise UserError("description must be a string")
-    return Config(
-        waveglow=_from_dict(WaveGlowConfig, raw.get("waveglow_config", {}), "waveglow_config"),
-        data=_from_dict(DataConfig, raw.get("data_config", {}), "data_config"),
-        train=_from_dict(TrainConfig, raw.get("train_config", {}), "train_config"),
-        synthesis=_from_dict(SynthesisConfig, raw.get("synthesis_config", {}), "synthesis_config"),
-        description=raw.get("description", ""),
-    )
+    sections = {
+        name.removesuffix("_config"): read_section(_SECTIONS, name, raw.get(name, {}))
+        for name in _SECTIONS
+    }
+    return Config(description=raw.get("description", ""), **sections)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -554,45 +427,6 @@ def config_to_json(config: Config) -> str:
     return json.dumps(config_to_dict(config), indent=2) + "\n"
 
 
-def _without_original_only_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """The original's file in our names: what is said elsewhere here (--output, pmap) goes."""
-    train = raw.get("train_config")
-    raw.pop("dist_config", None)
-    if not isinstance(train, dict):
-        return raw
-    if train.pop("checkpoint_path", ""):
-        raise UserError(
-            "train_config.checkpoint_path is not read: a run resumes from its own --output folder; "
-            "take the field out"
-        )
-    train.pop("output_directory", None)
-    train.pop("with_tensorboard", None)
-    if "fp16_run" in train:
-        train["wn_dtype"] = "bfloat16" if train.pop("fp16_run") else "float32"
-    return raw
-
-
-def _with_synthesis_sigma_moved(raw: dict[str, Any]) -> dict[str, Any]:
-    """An older file in today's names: train_config.synthesis_sigma is synthesis_config.sigma now.
-
-    Before any override is applied, which thus wins over what the file says under either name.
-    """
-    train = raw.get("train_config")
-    if not isinstance(train, dict) or "synthesis_sigma" not in train:
-        return raw
-    synthesis = raw.setdefault("synthesis_config", {})
-    if not isinstance(synthesis, dict):
-        raise UserError("synthesis_config must be a JSON object")
-    sigma = _typed(float, train.pop("synthesis_sigma"), "train_config.synthesis_sigma")
-    if synthesis.setdefault("sigma", sigma) != sigma:
-        raise UserError(
-            f"train_config.synthesis_sigma {sigma} and synthesis_config.sigma "
-            f"{json.dumps(synthesis['sigma'])} are the same setting and differ: take "
-            "train_config.synthesis_sigma out"
-        )
-    return raw
-
-
 def _override(raw: dict[str, Any], name: str, value: Any) -> None:
     section, *rest = name.split(".")
     section = section if section.endswith("_config") else f"{section}_config"
@@ -608,88 +442,6 @@ def _override(raw: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--{name}: {key} has no fields")
     node[rest[-1]] = value
-
-
-def _from_dict(cls: Any, raw: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise UserError(f"{where} must be a JSON object")
-    types = get_type_hints(cls)
-    unknown = set(raw) - set(types)
-    if unknown:
-        known = [f"{where}.{name}" for name in types]
-        raise UserError(_unknown_field(f"{where}.{min(unknown)}", known))
-    return cls(**{key: _typed(types[key], value, f"{where}.{key}") for key, value in raw.items()})
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    if isinstance(kind, UnionType):
-        if value is None:
-            return None
-        kind = next(arg for arg in get_args(kind) if arg is not NoneType)
-    if dataclasses.is_dataclass(kind):
-        return _from_dict(kind, value, where)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise UserError(
-                f"{where} is {_shown(json.dumps(value))}: it must be a list, such as [0.6, 1]"
-            )
-        return tuple(_typed(get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    # JSON writes 1e-4 and 8000.0 as numbers of either kind; true is not a number here.
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf  # which is beyond the bounds of every field
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(
-            f"{where} is {_shown(json.dumps(value))}: it must be of type {kind.__name__}"
-        )
-    return value
-
-
-def _unknown_field(name: str, known: list[str]) -> str:
-    import difflib
-
-    field = name.rpartition(".")[2]
-    elsewhere = [
-        f"{section}.{field}"
-        for section, kind in _SECTIONS.items()
-        if any(each.name == field for each in dataclasses.fields(kind))
-    ]
-    close = elsewhere or difflib.get_close_matches(name, known, n=1)
-    return f"{name} is no known field" + (f"; did you mean {close[0]}?" if close else "")
-
-
-_SECTIONS: dict[str, Any] = {
-    "waveglow_config": WaveGlowConfig,
-    "waveglow_config.WN_config": WNConfig,
-    "waveglow_config.mel_whitening": MelWhitening,
-    "data_config": DataConfig,
-    "train_config": TrainConfig,
-    "synthesis_config": SynthesisConfig,
-}
-
-
-def _check_bounds(fields: Any, where: str) -> None:
-    for name, value in vars(fields).items():
-        choices = CHOICES.get(f"{where}.{name}", (value,))
-        if value not in choices:
-            words = " or ".join(map(repr, choices))
-            raise UserError(f"{where}.{name} {_shown(repr(value))} must be {words}")
-        bounds = BOUNDS.get(f"{where}.{name}")
-        if bounds is None:
-            continue
-        for i, each in enumerate(value if isinstance(value, tuple) else [value]):
-            if not bounds.hold(each):
-                place = f"[{i}]" if isinstance(value, tuple) else ""
-                raise UserError(f"{where}.{name}{place} {_shown(str(each))} must be {bounds}")
-
-
-def _shown(text: str) -> str:
-    """A value as a message shows it, which a file may have made of any length."""
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _divides(name: str, divisor: int, of_name: str, number: int) -> None:

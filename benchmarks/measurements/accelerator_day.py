@@ -536,6 +536,7 @@ def training_step(name: str, clips: int, checkpointed: bool, scale: Scale) -> Ti
 
     from waveglow_jax.audio.mel import log_mel_of_padded
     from waveglow_jax.performance.benchmark import bytes_of, forward_flops
+    from waveglow_jax.training.batch import Batch
     from waveglow_jax.training.parallel import parallel_train_step, replicate
     from waveglow_jax.training.step import init_state
 
@@ -547,7 +548,7 @@ def training_step(name: str, clips: int, checkpointed: bool, scale: Scale) -> Ti
     params = parameters(name, scale)
     audio = np.random.default_rng(0).normal(size=(clips, data.segment_length + data.filter_length))
     audio = (0.1 * audio).astype(np.float32)
-    batch = {"clips": audio[None], "index": np.arange(clips, dtype=np.int32)[None]}
+    batch = Batch(clips=audio[None], index=np.arange(clips, dtype=np.int32)[None])
     shapes = jax.eval_shape(partial(init_state, config), params)
     program = parallel_train_step(config, train.steps, devices).lower(shapes, batch)
     began = time.perf_counter()

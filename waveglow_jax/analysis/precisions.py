@@ -5,13 +5,15 @@ would make of the same program, the program's jaxpr is evaluated here with its p
 or all of its values, rounded as that machine rounds them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import JaxprEqn
+
+from waveglow_jax.jaxprs import evaluate, plainly
 
 Bits = tuple[int, int]
 """Exponent and mantissa bits of a floating-point format, the hidden one not counted."""
@@ -101,48 +103,18 @@ def emulated(function: Callable[..., Any], precision: Precision) -> Callable[...
         return function
 
     def run(*arguments: Any) -> Any:
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        program, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
         leaves = [_result(leaf, precision) for leaf in jax.tree.leaves(arguments)]
-        return jax.tree.unflatten(jax.tree.structure(shape), _evaluate(closed, leaves, precision))
+        return jax.tree.unflatten(jax.tree.structure(shape), evaluate(program, leaves, rule))
+
+    def rule(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+        if eqn.primitive.name == "dot_general" and precision.operands:
+            results = [_product(values[0], values[1], eqn.params, precision)]
+        else:
+            results = plainly(eqn, values, rule)
+        return [_result(result, precision) for result in results]
 
     return run
-
-
-def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any], precision: Precision) -> list[Any]:
-    jaxpr = closed.jaxpr
-    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(variable: Any) -> Any:
-        return variable.val if isinstance(variable, Literal) else values[variable]
-
-    for equation in jaxpr.eqns:
-        given = [read(variable) for variable in equation.invars]
-        inner = equation.params.get("call_jaxpr", equation.params.get("jaxpr"))
-        name = equation.primitive.name
-        if name == "cond":  # of a branch a platform too
-            results = _one_branch(equation.params["branches"], given, precision)
-        elif isinstance(inner, ClosedJaxpr) and name != "scan":
-            results = _evaluate(inner, given, precision)
-        elif name == "dot_general" and precision.operands:
-            results = [_product(given[0], given[1], equation.params, precision)]
-        else:
-            results = equation.primitive.bind(*given, **equation.params)
-            results = results if equation.primitive.multiple_results else [results]
-        results = [_result(result, precision) for result in results]
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
-
-
-def _one_branch(
-    branches: Sequence[ClosedJaxpr], given: Sequence[Any], precision: Precision
-) -> list[Any]:
-    index, *operands = given
-
-    def evaluated(branch: ClosedJaxpr) -> Callable[..., list[Any]]:
-        return lambda *operands: _evaluate(branch, operands, precision)
-
-    return jax.lax.switch(index, [evaluated(branch) for branch in branches], *operands)
 
 
 def _result(x: Any, precision: Precision) -> Any:

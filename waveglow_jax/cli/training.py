@@ -10,9 +10,10 @@ from typing import Any
 
 from waveglow_jax.cli.arguments import examples, given
 from waveglow_jax.cli.outcome import fail
-from waveglow_jax.config import Config, field_facts, load_config, presets
+from waveglow_jax.config import Config, field_facts, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
+from waveglow_jax.presets import presets
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,12 +108,14 @@ def _train(config: Config, data: str, arguments: argparse.Namespace) -> tuple[in
     many = jax.process_count() > 1
     try:
         params, moments = _start_from(arguments) if arguments.init_from else (None, None)
-        code = train(
+        outcome = train(
             *(config, data, Path(arguments.output), params),
             moments=moments,
             mels=arguments.mels,
             allow_changed_data=arguments.allow_changed_data,
         )
+        # As a shell tells of a program that a signal ended.
+        code = 128 + outcome.stopped_by if outcome.stopped_by else 0
         return code, still_working()
     except UserError as error:
         # TensorBoard's writer would try a full disk again at the interpreter's end, and wait.

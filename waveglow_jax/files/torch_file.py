@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickletools import opcodes
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -516,6 +517,10 @@ def _storage_of(pid: Any, sizes: dict[str, tuple[str, int]]) -> Any:
 # ------------------------------------------------------------------------------ the machine
 
 
+_CODE = {opcode.name: opcode.code.encode("latin-1") for opcode in opcodes}
+"""The byte of each operation, by its name in the pickle protocol."""
+
+
 class _Mark:
     pass
 
@@ -541,7 +546,7 @@ class _Machine:
             if self._left < 0:
                 self._spend(0)
             code = self._take(1)
-            if code == b".":
+            if code == _CODE["STOP"]:
                 return self._pop()
             operation = _OPERATIONS.get(code)
             if operation is None:
@@ -752,57 +757,57 @@ def said(value: Any) -> str:
 
 
 _OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
-    b"\x80": _Machine._proto,
-    b"\x95": _Machine._frame,
-    b"(": lambda m: m._push(_MARK),
-    b"0": lambda m: m._stack.pop() if m._stack else m._pop(),
-    b"1": lambda m: m._pop_to_mark(),
-    b"N": lambda m: m._push(None),
-    b"\x88": lambda m: m._push(True),
-    b"\x89": lambda m: m._push(False),
-    b"J": lambda m: m._push(int.from_bytes(m._take(4), "little", signed=True)),
-    b"K": lambda m: m._push(m._unsigned(1)),
-    b"M": lambda m: m._push(m._unsigned(2)),
-    b"\x8a": lambda m: m._integer(1),
-    b"\x8b": lambda m: m._integer(4),
-    b"G": lambda m: m._push(struct.unpack(">d", m._take(8))[0]),
-    b"X": lambda m: m._text(4),
-    b"\x8c": lambda m: m._text(1),
-    b"\x8d": lambda m: m._text(8),
-    b"T": lambda m: m._push(m._bounded(4).decode("latin-1")),  # Python 2's str
-    b"U": lambda m: m._push(m._bounded(1).decode("latin-1")),
-    b"B": lambda m: m._push(m._bounded(4)),
-    b"C": lambda m: m._push(m._bounded(1)),
-    b"\x8e": lambda m: m._push(m._bounded(8)),
-    b"\x96": lambda m: m._push(m._bounded(8)),  # a bytearray
-    b"]": lambda m: m._push([]),
-    b")": lambda m: m._push(()),
-    b"}": lambda m: m._push({}),
-    b"\x8f": lambda m: m._push([]),
-    b"l": lambda m: m._push(m._pop_to_mark()),
-    b"t": lambda m: m._push(tuple(m._pop_to_mark())),
-    b"\x85": lambda m: m._push(m._pop_many(1)),
-    b"\x86": lambda m: m._push(m._pop_many(2)),
-    b"\x87": lambda m: m._push(m._pop_many(3)),
-    b"\x91": lambda m: m._push(tuple(m._pop_to_mark())),
-    b"d": _Machine._new_dict,
-    b"a": lambda m: m._append([m._pop()]),
-    b"e": _Machine._append_to_mark,
-    b"s": lambda m: m._set_items(list(m._pop_many(2))),
-    b"u": lambda m: m._set_items(m._pop_to_mark()),
-    b"\x90": _Machine._add_items,
-    b"c": _Machine._global,
-    b"\x93": _Machine._stack_global,
-    b"h": lambda m: m._get(1),
-    b"j": lambda m: m._get(4),
-    b"q": lambda m: m._put(1),
-    b"r": lambda m: m._put(4),
-    b"\x94": lambda m: m._remember(),
-    b"R": _Machine._reduce,
-    b"\x81": _Machine._new_object,
-    b"\x92": _Machine._new_object_ex,
-    b"b": _Machine._build,
-    b"Q": _Machine._persistent_id,
+    _CODE["PROTO"]: _Machine._proto,
+    _CODE["FRAME"]: _Machine._frame,
+    _CODE["MARK"]: lambda m: m._push(_MARK),
+    _CODE["POP"]: lambda m: m._stack.pop() if m._stack else m._pop(),
+    _CODE["POP_MARK"]: lambda m: m._pop_to_mark(),
+    _CODE["NONE"]: lambda m: m._push(None),
+    _CODE["NEWTRUE"]: lambda m: m._push(True),
+    _CODE["NEWFALSE"]: lambda m: m._push(False),
+    _CODE["BININT"]: lambda m: m._push(int.from_bytes(m._take(4), "little", signed=True)),
+    _CODE["BININT1"]: lambda m: m._push(m._unsigned(1)),
+    _CODE["BININT2"]: lambda m: m._push(m._unsigned(2)),
+    _CODE["LONG1"]: lambda m: m._integer(1),
+    _CODE["LONG4"]: lambda m: m._integer(4),
+    _CODE["BINFLOAT"]: lambda m: m._push(struct.unpack(">d", m._take(8))[0]),
+    _CODE["BINUNICODE"]: lambda m: m._text(4),
+    _CODE["SHORT_BINUNICODE"]: lambda m: m._text(1),
+    _CODE["BINUNICODE8"]: lambda m: m._text(8),
+    _CODE["BINSTRING"]: lambda m: m._push(m._bounded(4).decode("latin-1")),  # Python 2's str
+    _CODE["SHORT_BINSTRING"]: lambda m: m._push(m._bounded(1).decode("latin-1")),
+    _CODE["BINBYTES"]: lambda m: m._push(m._bounded(4)),
+    _CODE["SHORT_BINBYTES"]: lambda m: m._push(m._bounded(1)),
+    _CODE["BINBYTES8"]: lambda m: m._push(m._bounded(8)),
+    _CODE["BYTEARRAY8"]: lambda m: m._push(m._bounded(8)),  # a bytearray
+    _CODE["EMPTY_LIST"]: lambda m: m._push([]),
+    _CODE["EMPTY_TUPLE"]: lambda m: m._push(()),
+    _CODE["EMPTY_DICT"]: lambda m: m._push({}),
+    _CODE["EMPTY_SET"]: lambda m: m._push([]),
+    _CODE["LIST"]: lambda m: m._push(m._pop_to_mark()),
+    _CODE["TUPLE"]: lambda m: m._push(tuple(m._pop_to_mark())),
+    _CODE["TUPLE1"]: lambda m: m._push(m._pop_many(1)),
+    _CODE["TUPLE2"]: lambda m: m._push(m._pop_many(2)),
+    _CODE["TUPLE3"]: lambda m: m._push(m._pop_many(3)),
+    _CODE["FROZENSET"]: lambda m: m._push(tuple(m._pop_to_mark())),
+    _CODE["DICT"]: _Machine._new_dict,
+    _CODE["APPEND"]: lambda m: m._append([m._pop()]),
+    _CODE["APPENDS"]: _Machine._append_to_mark,
+    _CODE["SETITEM"]: lambda m: m._set_items(list(m._pop_many(2))),
+    _CODE["SETITEMS"]: lambda m: m._set_items(m._pop_to_mark()),
+    _CODE["ADDITEMS"]: _Machine._add_items,
+    _CODE["GLOBAL"]: _Machine._global,
+    _CODE["STACK_GLOBAL"]: _Machine._stack_global,
+    _CODE["BINGET"]: lambda m: m._get(1),
+    _CODE["LONG_BINGET"]: lambda m: m._get(4),
+    _CODE["BINPUT"]: lambda m: m._put(1),
+    _CODE["LONG_BINPUT"]: lambda m: m._put(4),
+    _CODE["MEMOIZE"]: lambda m: m._remember(),
+    _CODE["REDUCE"]: _Machine._reduce,
+    _CODE["NEWOBJ"]: _Machine._new_object,
+    _CODE["NEWOBJ_EX"]: _Machine._new_object_ex,
+    _CODE["BUILD"]: _Machine._build,
+    _CODE["BINPERSID"]: _Machine._persistent_id,
 }
 
 
@@ -1014,7 +1019,7 @@ def write_torch(path: Path, tree: Any) -> None:
     `torch.load(path, weights_only=True)` reads it. Raises ValueError for anything else.
     """
     arrays: list[np.ndarray] = []
-    program = b"\x80\x02" + _pickled(tree, arrays) + b"."
+    program = _CODE["PROTO"] + b"\2" + _pickled(tree, arrays) + _CODE["STOP"]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", program)
         archive.writestr("archive/byteorder", b"little")
@@ -1027,22 +1032,23 @@ def write_torch(path: Path, tree: Any) -> None:
 def _pickled(value: Any, arrays: list[np.ndarray]) -> bytes:
     match value:
         case bool():
-            return b"\x88" if value else b"\x89"
+            return _CODE["NEWTRUE" if value else "NEWFALSE"]
         case int() if -(2**31) <= value < 2**31:
-            return b"J" + struct.pack("<i", value)
+            return _CODE["BININT"] + struct.pack("<i", value)
         case float():
-            return b"G" + struct.pack(">d", value)
+            return _CODE["BINFLOAT"] + struct.pack(">d", value)
         case str():
             raw = value.encode()
-            return b"X" + struct.pack("<I", len(raw)) + raw
+            return _CODE["BINUNICODE"] + struct.pack("<I", len(raw)) + raw
         case np.ndarray():
             arrays.append(value)
             return _pickled_tensor(value, str(len(arrays) - 1))
         case Mapping():
             items = b"".join(_pickled(k, arrays) + _pickled(v, arrays) for k, v in value.items())
-            return b"}(" + items + b"u"
+            return _CODE["EMPTY_DICT"] + _CODE["MARK"] + items + _CODE["SETITEMS"]
         case list():
-            return b"](" + b"".join(_pickled(v, arrays) for v in value) + b"e"
+            items = b"".join(_pickled(v, arrays) for v in value)
+            return _CODE["EMPTY_LIST"] + _CODE["MARK"] + items + _CODE["APPENDS"]
     raise ValueError(f"a {type(value).__name__} has no place in a state dict")
 
 
@@ -1054,18 +1060,28 @@ def _pickled_tensor(array: np.ndarray, key: str) -> bytes:
     def of(*values: int | str) -> bytes:
         return b"".join(_pickled(value, []) for value in values)
 
+    def named(module: str, name: str) -> bytes:
+        return _CODE["GLOBAL"] + f"{module}\n{name}\n".encode()
+
+    def tuple_of(*items: bytes) -> bytes:
+        return _CODE["MARK"] + b"".join(items) + _CODE["TUPLE"]
+
+    def called(function: bytes, arguments: bytes) -> bytes:
+        return function + arguments + _CODE["REDUCE"]
+
     strides = [stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides]
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n("
-        + b"("
-        + of("storage")
-        + b"ctorch\n"
-        + kinds[array.dtype.name].encode()
-        + b"\n"
-        + of(key, "cpu", array.size)
-        + b"tQ"
-        + of(0)
-        + (b"(" + of(*array.shape) + b"t")
-        + (b"(" + of(*strides) + b"t")
-        + b"\x89ccollections\nOrderedDict\n)RtR"
+    storage = tuple_of(
+        of("storage"), named("torch", kinds[array.dtype.name]), of(key, "cpu", array.size)
+    )
+    hooks = called(named("collections", "OrderedDict"), _CODE["EMPTY_TUPLE"])
+    return called(
+        named("torch._utils", "_rebuild_tensor_v2"),
+        tuple_of(
+            storage + _CODE["BINPERSID"],
+            of(0),  # the offset
+            tuple_of(of(*array.shape)),
+            tuple_of(of(*strides)),
+            _CODE["NEWFALSE"],  # requires no gradient
+            hooks,
+        ),
     )

@@ -26,6 +26,7 @@ from waveglow_jax.flow.likelihood import loss
 from waveglow_jax.flow.waveglow import forward, init, latent_noise
 from waveglow_jax.flow.wavenet import Params, conditioning_channels
 from waveglow_jax.synthesis.vocoder import Voice
+from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.dataset import scan_corpus, training_batches
 from waveglow_jax.training.parallel import parallel_train_step, replicate
 from waveglow_jax.training.step import init_state
@@ -218,7 +219,7 @@ def _our_training(params: Params, config: Config, clips: np.ndarray, dtype: str)
     config = dataclasses.replace(config, train=train)
     device = jax.local_devices()[:1]
     state = replicate(init_state(config, params), device)
-    batch = {"clips": clips[None], "index": np.arange(len(clips), dtype=np.int32)[None]}
+    batch = Batch(clips=clips[None], index=np.arange(len(clips), dtype=np.int32)[None])
     # On one device `parallel_train_step` gives the jitted function itself.
     jitted = cast(jax.stages.Wrapped, parallel_train_step(config, train.steps, device))
     lowered = jitted.lower(state, batch)

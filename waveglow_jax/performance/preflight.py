@@ -132,6 +132,7 @@ def preflight_training(config: Config, topology: str) -> Preflight:
     import jax
     import numpy as np
 
+    from waveglow_jax.training.batch import Batch
     from waveglow_jax.training.parallel import check_batch, parallel_train_step
     from waveglow_jax.training.step import init_state
 
@@ -140,10 +141,10 @@ def preflight_training(config: Config, topology: str) -> Preflight:
     state = jax.eval_shape(lambda: init_state(config))
     share = config.train.batch_size // len(devices)
     clip = config.data.segment_length + config.data.filter_length
-    batch = {
-        "clips": jax.ShapeDtypeStruct((len(devices), share, clip), np.float32),
-        "index": jax.ShapeDtypeStruct((len(devices), share), np.int32),
-    }
+    batch = Batch(
+        clips=jax.ShapeDtypeStruct((len(devices), share, clip), np.float32),
+        index=jax.ShapeDtypeStruct((len(devices), share), np.int32),
+    )
     step = parallel_train_step(config, config.train.steps, devices)
     samples = config.train.batch_size * config.data.segment_length
     size = "train", config.train.batch_size, samples
@@ -281,15 +282,11 @@ def product_flops(jaxpr: Any, platform: str) -> float:
     Of code that depends on the platform, that platform's. What is split over devices counts for
     one of them. A loop of unknown length counts once: there is none around our own products.
     """
+    from waveglow_jax.jaxprs import equations, programs_inside
+
     flops = 0.0
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        name, params = eqn.primitive.name, eqn.params
-        nested = [
-            part
-            for value in params.values()
-            for part in (value if isinstance(value, tuple) else (value,))
-            if hasattr(part, "eqns") or hasattr(part, "jaxpr")
-        ]
+    for eqn in equations(jaxpr):
+        name, params, nested = eqn.primitive.name, eqn.params, programs_inside(eqn)
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape

@@ -17,15 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.atomic import replacing
 from waveglow_jax.flow.waveglow import Params, inverse_prepared, prepare_inverse
+from waveglow_jax.jaxprs import evaluate, plainly, scan_inputs
 from waveglow_jax.synthesis.export import input_shapes
-
-_INLINED = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 
 def write_onnx(path: Path, config: Config, params: Params) -> None:
@@ -50,7 +49,7 @@ def write_onnx(path: Path, config: Config, params: Params) -> None:
     traced = jax.make_jaxpr(lambda z, mel: inverse_prepared(prepared, config, z, mel)[0])(*shapes)
 
     def reverse(z: jax.Array, mel: jax.Array) -> jax.Array:
-        return _evaluated(traced.jaxpr, traced.consts, [z, mel])[0]
+        return evaluate(traced, [z, mel], _converted_form)[0]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constants in float64, which it then narrows
@@ -65,24 +64,6 @@ def write_onnx(path: Path, config: Config, params: Params) -> None:
         temporary.write_bytes(model.SerializeToString())
 
 
-def _evaluated(jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """What the program computes of the values, without the steps that nothing depends on."""
-    wanted, needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in wanted for v in eqn.outvars):
-            needed.append(eqn)
-            wanted |= {v for v in eqn.invars if not isinstance(v, Literal)}
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values], strict=True))
-
-    def value(v: Any) -> Any:
-        return v.val if isinstance(v, Literal) else known[v]
-
-    for eqn in reversed(needed):
-        results = _converted_form(eqn, [value(v) for v in eqn.invars])
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [value(v) for v in jaxpr.outvars]
-
-
 def _converted_form(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     """One step, in a form that jax2onnx converts for free sizes."""
     name, parameters = eqn.primitive.name, eqn.params
@@ -90,14 +71,8 @@ def _converted_form(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
         case "platform_index":
             platforms = parameters["platforms"]
             return [next(i for i, p in enumerate(platforms) if p is None or "cpu" in p)]
-        case "cond" if isinstance(values[0], int):
-            branch = parameters["branches"][values[0]]
-            return _evaluated(branch.jaxpr, branch.consts, values[1:])
-        case "jit" | "custom_jvp_call" | "custom_vjp_call":
-            inside = parameters[_INLINED[name]]
-            return _evaluated(inside.jaxpr, inside.consts, values)
         case "scan":
-            return _scan(parameters, values)
+            return _scan(eqn, values)
         case "pad":
             return [_padded(values[0], values[1], parameters["padding_config"])]
         case "concatenate":  # ONNX takes a size of 0 for one to copy
@@ -110,30 +85,21 @@ def _converted_form(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
             return values  # of a spectrum without phase, for the step below
         case "fft":
             return [_real_inverse_fft(values[0], parameters)]
-    results = eqn.primitive.bind(*values, **parameters)
-    return results if eqn.primitive.multiple_results else [results]
+    return plainly(eqn, values, _converted_form)
 
 
-def _scan(parameters: dict[str, Any], values: list[Any]) -> list[Any]:
-    inside = parameters["jaxpr"]
-    fixed, carried = _constants_and_carries(parameters)
+def _scan(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    parameters = eqn.params
+    fixed, carried = scan_inputs(eqn)
     consts, start, xs = values[:fixed], values[fixed : fixed + carried], values[fixed + carried :]
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-        results = _evaluated(inside.jaxpr, inside.consts, [*consts, *carry, *x])
+        results = evaluate(parameters["jaxpr"], [*consts, *carry, *x], _converted_form)
         return results[:carried], results[carried:]
 
     length = None if xs else parameters["length"]  # which may be unknown
     end, ys = jax.lax.scan(step, start, xs, length=length, reverse=parameters["reverse"])
     return [*end, *ys]
-
-
-def _constants_and_carries(parameters: dict[str, Any]) -> tuple[int, int]:
-    """How many of a scan's inputs are constants, and how many are carried from step to step."""
-    if "ft_in" in parameters:  # since JAX 0.11
-        constants, carries, _ = parameters["ft_in"].unpack()
-        return len(constants), len(carries)
-    return parameters["num_consts"], parameters["num_carry"]
 
 
 def _padded(x: Any, value: Any, config: Sequence[tuple[int, int, int]]) -> Any:

@@ -20,6 +20,7 @@ from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs, find_unread
 from waveglow_jax.files.sound import audio_frames, decoded_from_start, read_audio, read_clip
+from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.mels import MelFolder, MisalignedError, mel_frames, resemblance
 
 SLOW_SECONDS = 60
@@ -131,13 +132,10 @@ def training_batches(
     config: Config,
     first_position: int = 0,
     rows: range | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Batch]:
     """Endless batches of the clips from `first_position` on in the run's one order of clips.
 
-    Of each batch only the `rows` (all of them, if not given) are read, R of B:
-    {clips `[R, segment + context]` float32, index `[R]` their places in the whole batch, mel
-    `[R, clip_frames, M]` where the recordings come with one,
-    unreadable `[R]` the recording (its number) that could not be read, -1 for none}.
+    Of each batch only the `rows` (all of them, if not given) are read.
 
     Order and places are a function of seed and position alone: who starts in the middle, or reads
     other rows, gets the clips that there would have been. In an unreadable recording's place comes
@@ -183,7 +181,11 @@ def training_batches(
         flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which only absl's main parses
         options = grain.MultiprocessingOptions(num_workers=train.num_workers)
         batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
-    return iter(batches)
+    return map(_as_batch, batches)
+
+
+def _as_batch(arrays: dict[str, np.ndarray]) -> Batch:
+    return Batch(**arrays)
 
 
 def _stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -204,11 +206,10 @@ def _end_with_parent(_worker: int, _workers: int) -> None:
 
 def validation_batches(
     recordings: tuple[Recording, ...], config: Config, batch_size: int, rows: range | None = None
-) -> list[dict[str, np.ndarray]]:
+) -> list[Batch]:
     """Up to `validation_clips` clips, evenly spread over all that fit, in whole batches.
 
-    Of each the `rows` (all, if not given): clips, mel and index as `training_batches`, and weight
-    `[R]`: 0 for the clips that only fill the last batch up.
+    Of each batch only the `rows` (all of them, if not given) are read.
     """
     rows = rows or range(batch_size)
     segment, hop = config.data.segment_length, config.data.hop_length
@@ -224,11 +225,11 @@ def validation_batches(
         here = [start + row for row in rows]
         filled = [places[i] if i < n else places[0] for i in here]
         batches.append(
-            {
+            Batch(
                 **_stack([read_example(*place, config) for place in filled]),
-                "index": np.asarray(here, np.int32),
-                "weight": np.asarray([i < n for i in here], np.float32),
-            }
+                index=np.asarray(here, np.int32),
+                weight=np.asarray([i < n for i in here], np.float32),
+            )
         )
     return batches
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.errors import UserError
+from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.stopping import LOOK_SECONDS, Stop, Stopped
 
 DEPTH = 2
@@ -21,7 +22,7 @@ class Feed:
     An error of the iterator comes out of `next`, as does the death of a process that reads for it.
     """
 
-    def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
+    def __init__(self, batches: Iterator[Batch]):
         self._batches = batches
         self._ready: queue.Queue[tuple[Any, Exception | None]]
         self._ready = queue.Queue(DEPTH)
@@ -39,7 +40,7 @@ class Feed:
         for worker in self._look_for_workers():
             worker.kill()
 
-    def next(self, stop: Stop, patience: float) -> dict[str, np.ndarray]:
+    def next(self, stop: Stop, patience: float) -> Batch:
         """The next batch. Raises Stopped if a signal came `patience` seconds ago and there is
         none yet, UserError if there will be none."""
         deadline = None

@@ -5,9 +5,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
+from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.checkpoints import Checkpoints, NotSavedError, Plateau, Progress
 from waveglow_jax.training.dataset import (
     Corpus,
@@ -35,8 +37,6 @@ from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
 from waveglow_jax.training.lock import LOCK, locked
 from waveglow_jax.training.mels import mel_frames
 from waveglow_jax.training.parallel import (
-    NOTES,
-    Batch,
     Layout,
     check_batch,
     parallel_train_step,
@@ -55,12 +55,20 @@ from waveglow_jax.training.step import TrainState, init_state
 from waveglow_jax.training.stopping import Stop, Stopped, signals
 from waveglow_jax.training.watching.figures import validation_figures
 from waveglow_jax.training.watching.monitor import Monitor, Silence, say
-from waveglow_jax.weights.nvidia import Moments
+from waveglow_jax.weights.moments import Moments
 
 MAX_BAD_IN_A_ROW = 10
 SYNTHESIS_SECONDS = 5.0
 Clip = tuple[str, tuple[np.ndarray, np.ndarray], dict[float, tuple[np.ndarray, np.ndarray]]]
 """What `Monitor.clip` takes: name, audio and mel, and both as each sigma made them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: after so many steps, complete or stopped by a signal."""
+
+    step: int
+    stopped_by: Signals | None = None
 
 
 def train(
@@ -71,15 +79,15 @@ def train(
     moments: Moments | None = None,
     mels: str | None = None,
     allow_changed_data: bool = False,
-) -> int:
+) -> Outcome:
     """Trains until the config's end or a signal, resuming what the folder holds.
 
     `params` are the weights to start from, if not random ones, and `moments` Adam's; a run that is
     already under way keeps its own. `mels` is a folder of mels to train on instead of the
     recordings' own. Every process of a run calls this alike; the first alone reads and writes the
-    folder. Returns 0 when the run is complete, 128 + the signal's number when Ctrl-C or SIGTERM
-    stopped it, everything saved (see `stopping.still_working`). Raises UserError for unusable or
-    changed data, another config's run, a folder that another process trains into, a full disk
+    folder. When Ctrl-C or SIGTERM stops the run, everything is saved, and work may still go on in a
+    thread (`stopping.still_working`). Raises UserError for unusable or changed data, another
+    config's run, a folder that another process trains into, a full disk
     (`train_config.on_save_failure`), or ten non-finite losses in a row.
     """
     layout = Layout.of_all_processes()
@@ -99,7 +107,7 @@ def train(
         except Stopped:
             assert stop.by is not None
             say(f"stopped by {stop.by.name} before a first step; the same command starts it again")
-            return stop.exit_code
+            return Outcome(0, stop.signal)
 
 
 def _run(
@@ -110,7 +118,7 @@ def _run(
     allow_changed_data: bool,
     layout: Layout,
     stop: Stop,
-) -> int:
+) -> Outcome:
     check_agreed("the config", config_to_json(config))
     found = fingerprint(corpus, config)
     check_agreed("the list of recordings", json.dumps(found))
@@ -137,12 +145,12 @@ def _run(
                 monitor.say(
                     f"stopped by {by} at step {step}{saved}; the same command goes on from here"
                 )
-                code = stop.exit_code
+                outcome = Outcome(step, stop.signal)
             else:
                 monitor.say(f"done: {total_steps} steps, in {run}")
-                code = 0
+                outcome = Outcome(step)
         wait_for_all()
-    return code
+    return outcome
 
 
 def _is_complete(
@@ -205,7 +213,7 @@ class _Session:
         self.step = self.saved_step = int(state.step)
         self.rows = layout.rows(config.train.batch_size)
         self.validate_step = parallel_validation_step(config, layout.devices)
-        self.validation: list[dict[str, np.ndarray]] = []
+        self.validation: list[Batch] = []
         self.figures_lost = False
         self.listened: list[tuple[str, np.ndarray, np.ndarray]] = []
         if corpus.validation:
@@ -268,15 +276,15 @@ class _Session:
         that all end after the same step."""
         return 10.0 if self.layout.n_processes > 1 else 0.0
 
-    def _share(self, batch: dict[str, np.ndarray]) -> Batch:
+    def _share(self, batch: Batch) -> Batch:
         """This process's rows over its devices, with what it has to tell the others."""
         n = len(self.layout.local)
         mine = np.arange(n) == 0
         notes = {
             "stop": mine * np.float32(bool(self.stop)),
-            "unreadable": mine * np.float32(self.unreadable.look(batch.pop("unreadable"))),
+            "unreadable": mine * np.float32(self.unreadable.look(batch.unreadable)),
         }
-        return {**split(batch, n), NOTES: notes}
+        return split(batch._replace(unreadable=None), n)._replace(notes=notes)
 
     def _report(self, pending: list[Any]) -> None:
         if not pending:

@@ -13,13 +13,10 @@ import numpy as np
 
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
+from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.step import TrainState, train_step, validation_step
 
 AXIS = "devices"
-NOTES = "notes"
-"""The entry of a batch that no step looks at: {name: `[D]`}, summed over all devices and added to
-the step's metrics. So processes tell one another something at no cost."""
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,14 @@ def parallel_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step` over the devices. The state that goes in is donated: use the one returned.
 
-    With `NOTES` in the batch, their sums over all devices are among the metrics.
+    The sums of the batch's notes over all devices are among the metrics.
     """
     check_batch(config, len(devices))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = dict(batch)
-        notes = jax.lax.psum(batch.pop(NOTES, {}), AXIS)
-        state, metrics = train_step(state, batch, config, total_steps, AXIS)
+        notes = jax.lax.psum(batch.notes or {}, AXIS)
+        clips = batch._replace(notes=None)
+        state, metrics = train_step(state, clips, config, total_steps, AXIS)
         return state, {**metrics, **notes}
 
     parallel = jax.pmap(
@@ -106,7 +103,7 @@ def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
 
 def split(batch: Batch, n_devices: int) -> Batch:
     """Every array `[B, ...] -> [devices, B / devices, ...]`."""
-    return {k: v.reshape(n_devices, -1, *v.shape[1:]) for k, v in batch.items()}
+    return jax.tree.map(lambda v: v.reshape(n_devices, -1, *v.shape[1:]), batch)
 
 
 def check_batch(config: Config, n_devices: int) -> None:

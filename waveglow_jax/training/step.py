@@ -1,12 +1,9 @@
 """One training step on one device's share of the batch: state in, `(state, metrics)` out.
 
-Arrays: clips `[B, segment + context]`, a training clip with half an FFT of its recording on either
-side; index `[B]` its position in the batch of all devices; mel `[B, F, M]`, where the clips' own is
-not to be taken.
+A `Batch` is here one device's rows, B of them. Where it has no mel, the clips' own is computed.
 """
 
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 import flax.struct
@@ -27,7 +24,9 @@ from waveglow_jax.flow.waveglow import (
     parameter_shapes,
     whiten,
 )
-from waveglow_jax.weights.nvidia import Moments
+from waveglow_jax.training.batch import Batch
+from waveglow_jax.trees import named, unravelled
+from waveglow_jax.weights.moments import Moments
 
 LANES = 128
 """Columns of a TPU's tile."""
@@ -94,8 +93,10 @@ def init_state(
 
 
 def _check_shapes(params: Params, config: Config) -> None:
-    wanted = _shapes(parameter_shapes(config))
-    given = _shapes(params)
+    wanted, given = (
+        {name: leaf.shape for name, leaf in named(tree).items()}
+        for tree in (parameter_shapes(config), params)
+    )
     for name in sorted(wanted.keys() | given.keys()):
         if given.get(name) != wanted.get(name):
             raise UserError(
@@ -105,15 +106,8 @@ def _check_shapes(params: Params, config: Config) -> None:
             )
 
 
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree.leaves_with_path(params)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves
-    }
-
-
 def train_step(
-    state: TrainState, batch: dict[str, jax.Array], config: Config, total_steps: int, axis: str
+    state: TrainState, batch: Batch, config: Config, total_steps: int, axis: str
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One Adam step with gradients averaged over the devices of `axis`.
 
@@ -129,7 +123,7 @@ def train_step(
     rate = schedule(train, total_steps, state.step).learning_rate * state.learning_rate_scale
     updates, new_optimizer = optimizer(train).update(gradients, state.optimizer)
     new_params = jax.tree.map(
-        lambda p, u: p - rate * u, state.params, _as_tree(updates, state.params)
+        lambda p, u: p - rate * u, state.params, unravelled(updates, state.params, _shaped)
     )
     decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
     new_ema = state.ema and jax.tree.map(
@@ -160,24 +154,16 @@ def train_step(
     return state, metrics
 
 
-def _as_tree(vector: jax.Array, like: Params) -> Params:
-    """`ravel_pytree`'s way back, to leaves shaped as those of `like`."""
-
-    def shaped(part: jax.Array, leaf: jax.Array) -> jax.Array:
-        if leaf.shape[-1] < LANES:
-            # Otherwise XLA shapes the whole vector before it cuts, `[size / 4, 4]` for a W: padded
-            # to a TPU's tiles that is 32 times the memory.
-            part = jax.lax.optimization_barrier(part)
-        return part.reshape(leaf.shape)
-
-    leaves, structure = jax.tree.flatten(like)
-    ends = list(accumulate(leaf.size for leaf in leaves))
-    parts = jnp.split(vector, ends[:-1])
-    return jax.tree.unflatten(structure, map(shaped, parts, leaves))
+def _shaped(part: jax.Array, leaf: jax.Array) -> jax.Array:
+    if leaf.shape[-1] < LANES:
+        # Otherwise XLA shapes the whole vector before it cuts, `[size / 4, 4]` for a W: padded to a
+        # TPU's tiles that is 32 times the memory.
+        part = jax.lax.optimization_barrier(part)
+    return part.reshape(leaf.shape)
 
 
 def _value_and_gradients(
-    params: Params, batch: dict[str, jax.Array], config: Config, step: jax.Array, noise: jax.Array
+    params: Params, batch: Batch, config: Config, step: jax.Array, noise: jax.Array
 ) -> tuple[jax.Array, Params]:
     """The loss and its gradients, one part of the device's clips after another.
 
@@ -186,7 +172,7 @@ def _value_and_gradients(
     """
     train = config.train
 
-    def of_clips(clips: dict[str, jax.Array]) -> tuple[jax.Array, Params]:
+    def of_clips(clips: Batch) -> tuple[jax.Array, Params]:
         audio, past, mel = _clips(clips, config, step, noise)
         keywords: dict[str, Any] = {
             "dtype": jnp.dtype(train.wn_dtype),
@@ -204,7 +190,7 @@ def _value_and_gradients(
         return of_clips(batch)
     parts = jax.tree.map(lambda leaf: leaf.reshape(n_parts, -1, *leaf.shape[1:]), batch)
 
-    def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(lambda t, p: t + p / n_parts, total, of_clips(part)), None
 
     nothing = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
@@ -212,7 +198,7 @@ def _value_and_gradients(
 
 
 def validation_step(
-    params: Params, batch: dict[str, jax.Array], config: Config, axis: str
+    params: Params, batch: Batch, config: Config, axis: str
 ) -> dict[str, jax.Array]:
     """Sums over the devices' clips, each times its `weight` `[B]`: nats per sample, the mean z
     and z^2 of each channel `[G]`, and the weights; and each flow's largest |log_s|, `[flows]`.
@@ -224,7 +210,7 @@ def validation_step(
     z, log_det, log_s = forward_whitened(params, config, y, mel)
     log_det = whitening_log_det + log_det
     max_log_s = jnp.stack([jnp.abs(of_flow).max() for of_flow in log_s])
-    weight = batch["weight"]
+    weight = batch.weight
     shares = weight[:, None, None] / z.shape[1]
     sums = {
         "nats": jnp.sum(log_likelihood(z, log_det, config.train.sigma) * weight),
@@ -236,21 +222,20 @@ def validation_step(
 
 
 def _clips(
-    batch: dict[str, jax.Array], config: Config, step: jax.Array, noise: jax.Array | float
+    batch: Batch, config: Config, step: jax.Array, noise: jax.Array | float
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """Audio `[B, segment]` with noise, the samples `[B, order]` before it that a predicting
     whitening sees (None without one), and mel `[B, F, M]` without noise."""
     data, train = config.data, config.train
-    clips = batch["clips"]
-    mel = batch["mel"] if "mel" in batch else log_mel_of_padded(clips, config)
+    mel = log_mel_of_padded(batch.clips, config) if batch.mel is None else batch.mel
     half = data.filter_length // 2
     whitening = config.waveglow.mel_whitening
     order = whitening.order if whitening else 0
-    audio = clips[:, half - order : half + data.segment_length]
+    audio = batch.clips[:, half - order : half + data.segment_length]
     if train.noise_std:
         # Keyed by step and place in the whole batch, so that the number of devices changes nothing.
         key = jax.random.fold_in(jax.random.key(train.seed), step)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch.index)
         audio = audio + noise * jax.vmap(lambda k: jax.random.normal(k, audio.shape[1:]))(keys)
     return audio[:, order:], audio[:, :order] if order else None, mel
 

@@ -32,9 +32,9 @@ class Stop:
         return self.by is not None
 
     @property
-    def exit_code(self) -> int:
-        """128 + the signal's number; of SIGTERM where only another process knows which it was."""
-        return 128 + (self.by or signal.SIGTERM)
+    def signal(self) -> signal.Signals:
+        """The signal that came; SIGTERM where only another process knows which it was."""
+        return self.by or signal.SIGTERM
 
     def during(self, what: str, work: Callable[[], T]) -> T:
         """The work's result, its errors too. Raises Stopped if the signal comes first: the work,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from waveglow_jax.errors import escaped
-from waveglow_jax.weights.release import Weights
+from waveglow_jax.weights.weights import Weights
 
 # Trained flows stay within about a decade of the rotations they start from; a float32 inverse
 # loses as many digits as the condition number has.

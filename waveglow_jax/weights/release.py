@@ -6,11 +6,10 @@ Tensor names are the paths in the parameter tree, joined by dots: `flows.3.wn.in
 import json
 import os
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -20,30 +19,19 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.files.atomic import replacing
 from waveglow_jax.flow.waveglow import Params, parameter_shapes
 from waveglow_jax.paths import check_no_device, local_path
+from waveglow_jax.trees import named, nested
 from waveglow_jax.weights.hub import download, is_hub_name
-from waveglow_jax.weights.nvidia import Moments, read_published
+from waveglow_jax.weights.moments import Moments
+from waveglow_jax.weights.nvidia import read_published, read_published_moments
+from waveglow_jax.weights.weights import Weights, with_alternating_halves
+from waveglow_jax.weights.weights import with_moments as moments_added
 
 BUNDLED_VOICE = Path(__file__).parent.parent / "assets" / "voice"
 WEIGHTS = "model.safetensors"
 PUBLISHED_SUFFIXES = (".pt", ".pth", ".ckpt", ".nemo", ".safetensors")
 
-
-@dataclass(frozen=True)
-class Weights:
-    """A config and its float32 parameters, with what was found out about their file.
-
-    params: of NumPy or JAX, not yet on a device. kind: what the file is. generation: of a published
-    checkpoint's layer names. notes: what was assumed or left aside. training: iteration, epoch and
-    the like, where the file tells. moments: Adam's, where they were asked for and are there.
-    """
-
-    config: Config
-    params: Params = field(repr=False)
-    kind: str
-    generation: str = ""
-    notes: tuple[str, ...] = ()
-    training: dict[str, Any] = field(default_factory=dict)
-    moments: Moments | None = field(default=None, repr=False)
+ReadMoments = Callable[[], Moments | str | None]
+"""Reads Adam's moments, or tells why there are none; None goes without a word."""
 
 
 def save(path: str | Path, config: Config, params: Params, dtype: str = "float32") -> None:
@@ -54,7 +42,7 @@ def save(path: str | Path, config: Config, params: Params, dtype: str = "float32
     """
     path = Path(local_path(path))
     tensors = {}
-    for name, leaf in _named(params).items():
+    for name, leaf in named(params).items():
         with np.errstate(over="ignore"):
             tensors[name] = np.ascontiguousarray(np.asarray(leaf).astype(dtype, copy=False))
         if not np.isfinite(tensors[name]).all():
@@ -78,8 +66,7 @@ def load_release(path: Path) -> tuple[Config, Params]:
     """
     config = load_config(path / "config.json")
     weights = path / WEIGHTS
-    shapes = parameter_shapes(config)
-    expected = {name: leaf.shape for name, leaf in _named(shapes).items()}
+    expected = {name: leaf.shape for name, leaf in named(parameter_shapes(config)).items()}
     _check_header(weights, expected)
     try:
         tensors = load_file(weights)
@@ -88,8 +75,7 @@ def load_release(path: Path) -> tuple[Config, Params]:
     for name, tensor in tensors.items():
         if not np.isfinite(tensor.astype(np.float32)).all():
             raise UserError(f"{weights}: {name} holds values that are not finite")
-    filled = [tensors[name].astype(np.float32, copy=False) for name in expected]
-    return config, jax.tree.unflatten(jax.tree.structure(shapes), filled)
+    return config, nested({k: v.astype(np.float32, copy=False) for k, v in tensors.items()})
 
 
 def read_weights(
@@ -106,48 +92,45 @@ def read_weights(
     training run or a published checkpoint that has some; a note says where there is none.
     Raises UserError if it is none of these, damaged, or wants to run something.
     """
+    found, moments = _found(_path_of(source))
+    if alternating_halves and found.generation:
+        found = with_alternating_halves(found)
+    return moments_added(found, moments()) if with_moments else found
+
+
+def _path_of(source: str | Path | None) -> Path:
+    """The folder or file that holds the weights."""
     if source is None:
-        return _of_folder(BUNDLED_VOICE, alternating_halves, with_moments)
+        return BUNDLED_VOICE
     source = local_path(source)
     path = Path(source)
     if not os.path.exists(path) and is_hub_name(source):
-        path = download(source)
-    if os.path.isdir(path):
-        return _of_folder(path, alternating_halves, with_moments)
+        return download(source)
     if not os.path.exists(path):
         raise UserError(f"{source}: no such file or folder; check the path")
     if path.name == WEIGHTS and (path.parent / "config.json").is_file():
-        return _of_folder(path.parent, alternating_halves, with_moments)
-    return _of_file(path, alternating_halves, with_moments)
+        return path.parent
+    return path
 
 
-def _of_folder(path: Path, alternating_halves: bool, with_moments: bool) -> Weights:
+def _found(path: Path) -> tuple[Weights, ReadMoments]:
+    """The weights at a path, and what reads the moments that belong to them."""
+    if not path.is_dir():
+        found = read_published(path)
+        return found, partial(read_published_moments, path, found.config)
     if (path / WEIGHTS).is_file() and (path / "config.json").is_file():
-        notes = ("optimizer state left out: a release has none",) if with_moments else ()
-        return Weights(*load_release(path), kind="release folder", notes=notes)
+        return Weights(*load_release(path), kind="release folder"), lambda: "a release has none"
     from waveglow_jax.weights.run import is_run, load_run_moments, load_run_voice  # slow: orbax
 
     if is_run(path):
-        moments = load_run_moments(path) if with_moments else None
-        return Weights(*load_run_voice(path), kind="training run", moments=moments)
+        return Weights(*load_run_voice(path), kind="training run"), partial(load_run_moments, path)
     published = [p for p in sorted(path.iterdir()) if p.suffix.lower() in PUBLISHED_SUFFIXES]
     if len(published) == 1:
-        return _of_file(published[0], alternating_halves, with_moments)
+        return _found(published[0])
     raise UserError(
         f"{path}: is no release folder ({WEIGHTS} + config.json), no training run (checkpoints/ + "
         f"config.json), and holds {len(published)} published checkpoints; name one"
     )
-
-
-def _of_file(path: Path, alternating_halves: bool, with_moments: bool) -> Weights:
-    return Weights(**vars(read_published(path, alternating_halves, with_moments)))
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
 
 
 def _check_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:

@@ -22,8 +22,9 @@ from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params, parameter_shapes
 from waveglow_jax.text import read_json
+from waveglow_jax.trees import unravelled
 from waveglow_jax.weights.manifest import MANIFEST, DamagedError, verify
-from waveglow_jax.weights.nvidia import Moments
+from waveglow_jax.weights.moments import Moments
 
 VALIDATION_LOSS = "validation_loss"
 
@@ -123,19 +124,12 @@ def load_run_moments(run: Path) -> Moments | None:
         if adam is None:
             return None
         shapes = parameter_shapes(config)
-        return Moments(int(adam["count"]), *(_as_tree(adam[name], shapes) for name in ("mu", "nu")))
+        mean, square = (unravelled(adam[name], shapes) for name in ("mu", "nu"))
+        return Moments(int(adam["count"]), mean, square)
 
 
 def _is_metadata(node: Any) -> bool:
     return not isinstance(node, dict | list | tuple)
-
-
-def _as_tree(flat: np.ndarray, shapes: Any) -> Any:
-    leaves, structure = jax.tree.flatten(shapes)
-    ends = np.cumsum([leaf.size for leaf in leaves])
-    parts = np.split(flat, ends[:-1])
-    parts = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    return jax.tree.unflatten(structure, parts)
 
 
 def restore_voice(folder: Path, config: Config) -> Params:

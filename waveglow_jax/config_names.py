@@ -1,0 +1,52 @@
+"""The original's and older configs in today's names."""
+
+import json
+from typing import Any
+
+from waveglow_jax.config_fields import typed
+from waveglow_jax.errors import UserError
+
+
+def in_our_names(raw: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a config under today's names; `raw` is changed in place.
+
+    To be called before overrides are applied, which win over what the file says under either name.
+    Raises UserError for what has no counterpart, or is there under both names with two values.
+    """
+    return _with_sigma_moved(_from_the_original(raw))
+
+
+def _from_the_original(raw: dict[str, Any]) -> dict[str, Any]:
+    """The original's file in our names, without what is set elsewhere here (--output, pmap)."""
+    train = raw.get("train_config")
+    raw.pop("dist_config", None)
+    if not isinstance(train, dict):
+        return raw
+    if train.pop("checkpoint_path", ""):
+        raise UserError(
+            "train_config.checkpoint_path is not read: a run resumes from its own --output folder; "
+            "take the field out"
+        )
+    train.pop("output_directory", None)
+    train.pop("with_tensorboard", None)
+    if "fp16_run" in train:
+        train["wn_dtype"] = "bfloat16" if train.pop("fp16_run") else "float32"
+    return raw
+
+
+def _with_sigma_moved(raw: dict[str, Any]) -> dict[str, Any]:
+    """The file with train_config.synthesis_sigma as what it is today, synthesis_config.sigma."""
+    train = raw.get("train_config")
+    if not isinstance(train, dict) or "synthesis_sigma" not in train:
+        return raw
+    synthesis = raw.setdefault("synthesis_config", {})
+    if not isinstance(synthesis, dict):
+        raise UserError("synthesis_config must be a JSON object")
+    sigma = typed(float, train.pop("synthesis_sigma"), "train_config.synthesis_sigma")
+    if synthesis.setdefault("sigma", sigma) != sigma:
+        raise UserError(
+            f"train_config.synthesis_sigma {sigma} and synthesis_config.sigma "
+            f"{json.dumps(synthesis['sigma'])} are the same setting and differ: take "
+            "train_config.synthesis_sigma out"
+        )
+    return raw
