@@ -31,12 +31,8 @@ PLACES = {
     for member in members
 }
 LONGER: dict[str, str] = {
-    "evaluation/evaluate.py": "two rooms in one",
-    "evaluation/systems.py": "two rooms in one",
     "files/torch_file.py": "two rooms in one",
-    "performance/benchmark.py": "two rooms in one",
     "synthesis/vocoder.py": "two rooms in one",
-    "training/loop.py": "two rooms in one",
     "config.py": "a table of fields with their bounds",
     "flow/wavenet.py": "WN, its kernels, the upsampler and weight normalisation in one",
     "weights/nvidia.py": "a table of the published checkpoints' names, and both ways through it",
