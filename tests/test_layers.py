@@ -31,8 +31,7 @@ PLACES = {
     for member in members
 }
 LONGER: dict[str, str] = {
-    "files/torch_file.py": "two rooms in one",
-    "synthesis/vocoder.py": "two rooms in one",
+    "synthesis/vocoder.py": "the class that people use, each method with its contract",
     "config.py": "a table of fields with their bounds",
     "flow/wavenet.py": "WN, its kernels, the upsampler and weight normalisation in one",
     "weights/nvidia.py": "a table of the published checkpoints' names, and both ways through it",

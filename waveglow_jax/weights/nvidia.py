@@ -27,15 +27,9 @@ import numpy as np
 
 from waveglow_jax.config import Config, DataConfig, config_from_dict
 from waveglow_jax.errors import UserError
-from waveglow_jax.files.torch_file import (
-    MAX_PIECE,
-    Array,
-    Holder,
-    InPieces,
-    Tensor,
-    TorchFile,
-    write_torch,
-)
+from waveglow_jax.files.torch_containers import MAX_PIECE, InPieces
+from waveglow_jax.files.torch_file import TorchFile, write_torch
+from waveglow_jax.files.torch_values import Array, Holder, Tensor
 from waveglow_jax.paths import check_no_device
 
 HALVES_ALTERNATE = "glow_old"
