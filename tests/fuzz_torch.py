@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from waveglow_jax.errors import UserError
-from waveglow_jax.files.torch_file import _OPERATIONS
+from waveglow_jax.files.torch_machine import _OPERATIONS
 from waveglow_jax.weights.nvidia import read_published
 
 OPCODES = sorted(_OPERATIONS)

@@ -9,14 +9,12 @@ import pytest
 from waveglow_jax.cli import main
 from waveglow_jax.config import config_from_dict, load_config
 from waveglow_jax.flow.waveglow import init, prepare_inverse
-from waveglow_jax.performance.benchmark import (
+from waveglow_jax.performance.benchmark import benchmark_reverse, forward_flops, random_voice
+from waveglow_jax.performance.timing import (
     Contender,
-    _check_same,
-    _rows,
     as_text,
-    benchmark_reverse,
-    forward_flops,
-    random_voice,
+    check_same,
+    rows_of,
     signal_to_noise,
 )
 
@@ -81,15 +79,15 @@ def test_another_model_is_no_comparison():
     def contender(name, output):
         return Contender(name, "float32", lambda: None, output=np.asarray(output))
 
-    _check_same([contender("ours", [1.0, 2.0]), contender("PyTorch", [1.0, 2.001])])
+    check_same([contender("ours", [1.0, 2.0]), contender("PyTorch", [1.0, 2.001])])
     with pytest.raises(UserError, match="not the same model"):
-        _check_same([contender("ours", [1.0, 2.0]), contender("PyTorch", [1.0, 2.1])])
+        check_same([contender("ours", [1.0, 2.0]), contender("PyTorch", [1.0, 2.1])])
 
 
 def test_ratios_are_of_rounds():
     ours = Contender("ours", "float32", None, seconds=[1.0, 5.0, 2.0], cpu_seconds=[1.0] * 3)
     theirs = Contender("PyTorch", "float32", None, seconds=[3.0, 10.0, 8.0], cpu_seconds=[2.0] * 3)
-    row, _ = _rows("x", [ours, theirs], 22050, 4e9, 22050, {"float32": 1e10})
+    row, _ = rows_of("x", [ours, theirs], 22050, 4e9, 22050, {"float32": 1e10})
     assert row.times_torch == {"float32": 3.0} and row.times_torch_cpu == {"float32": 2.0}
     assert row.seconds == 2 and row.times_real_time == 0.5 and row.share_of_peak == 0.2
 

@@ -21,13 +21,15 @@ from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
 from waveglow_jax.errors import UserError
+from waveglow_jax.evaluation import baselines, metrics, systems
 from waveglow_jax.evaluation import evaluate as evaluation
-from waveglow_jax.evaluation import metrics, systems
+from waveglow_jax.evaluation.baselines import NOISE
 from waveglow_jax.evaluation.evaluate import evaluate
 from waveglow_jax.evaluation.metrics import METRICS
 from waveglow_jax.evaluation.report import verdict, write_reports
+from waveglow_jax.evaluation.results import Evaluation
 from waveglow_jax.evaluation.statistics import Estimate
-from waveglow_jax.evaluation.systems import NOISE, System, parse_system
+from waveglow_jax.evaluation.systems import System, parse_system
 from waveglow_jax.synthesis.plan import size_at_least
 
 NAMES = ("a", "c", "sub/b")
@@ -74,7 +76,7 @@ def weights(tmp_path_factory) -> str:
     return str(folder)
 
 
-def values(found: evaluation.Evaluation, system: str, key: str) -> dict[str, float]:
+def values(found: Evaluation, system: str, key: str) -> dict[str, float]:
     return {row.name: row.values[key] for row in found.rows if row.system == system}
 
 
@@ -139,7 +141,7 @@ def test_folders_weights_and_what_is_always_there(reference, tmp_path, clips, we
     check_reports(found, tmp_path / "out")
 
 
-def check_reports(found: evaluation.Evaluation, output: Path) -> None:
+def check_reports(found: Evaluation, output: Path) -> None:
     markdown, html, summary = (p.read_text() for p in write_reports(found, output, players=2))
     rows = [json.loads(line) for line in (output / "files.jsonl").read_text().splitlines()]
     assert len(rows) == len(found.rows) and rows[0]["values"].keys() <= {m.key for m in METRICS}
@@ -171,8 +173,8 @@ def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypat
         write(other / f"{name}.wav", audio)
     arguments = (reference, [System("other", str(other)), System("flow", weights)], tmp_path / "o")
     measured, synthesized, corrected = [], [], []
-    measure_file, griffin_lim = evaluation.measure_file, systems.griffin_lim
-    noise_corrected = systems.noise_corrected
+    measure_file, griffin_lim = evaluation.measure_file, baselines.griffin_lim
+    noise_corrected = baselines.noise_corrected
 
     def stop_after_four(*job):
         if len(measured) == 4:
@@ -181,9 +183,11 @@ def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypat
         return measure_file(*job)
 
     monkeypatch.setattr(evaluation, "measure_file", stop_after_four)
-    monkeypatch.setattr(systems, "griffin_lim", lambda *a: synthesized.append(a) or griffin_lim(*a))
     monkeypatch.setattr(
-        systems, "noise_corrected", lambda *a: corrected.append(a) or noise_corrected(*a)
+        baselines, "griffin_lim", lambda *a: synthesized.append(a) or griffin_lim(*a)
+    )
+    monkeypatch.setattr(
+        baselines, "noise_corrected", lambda *a: corrected.append(a) or noise_corrected(*a)
     )
     iterations = {"griffin_lim_iterations": 1, "noise_corrections": 1}
     with pytest.raises(KeyboardInterrupt):
@@ -370,7 +374,7 @@ def test_noise_is_corrected_as_if_nothing_were_padded(clips):
     mel = metrics.log_mel(clips["a"], rate)
     frames = len(mel)
     assert size_at_least(frames) > frames
-    samples = systems.noise_corrected(mel, rate, 3)
+    samples = baselines.noise_corrected(mel, rate, 3)
     assert samples.shape == (frames * 256,) and samples.dtype == np.float32
     # The same noise, corrected at its own length, with nothing above 8,000 Hz.
     noise = 0.01 * np.random.default_rng(0).standard_normal(frames * 256).astype(np.float32)
@@ -378,13 +382,13 @@ def test_noise_is_corrected_as_if_nothing_were_padded(clips):
     config = Config(WaveGlowConfig(), data, synthesis=synthesis)
     alone = consistent(noise, mel.astype(np.float32), config, 3)
     np.testing.assert_allclose(samples, alone, atol=1e-5)
-    np.testing.assert_allclose(systems.noise_corrected(mel, rate, 0), noise, rtol=1e-6)
-    assert abs(samples - systems.noise_corrected(mel, rate, 3, seed=1)).max() > 0.01
+    np.testing.assert_allclose(baselines.noise_corrected(mel, rate, 0), noise, rtol=1e-6)
+    assert abs(samples - baselines.noise_corrected(mel, rate, 3, seed=1)).max() > 0.01
 
 
 def test_seconds_are_those_of_a_second_run(reference, tmp_path, monkeypatch):
     """Of the first files only, in this process where workers would not help."""
-    monkeypatch.setattr(systems, "TIMED_FILES", 2)
+    monkeypatch.setattr(baselines, "TIMED_FILES", 2)
     lengths, mapped = [], []
 
     def slow_at_first(mel, rate, iterations):
@@ -400,8 +404,8 @@ def test_seconds_are_those_of_a_second_run(reference, tmp_path, monkeypatch):
     references = systems.files_by_name(reference)
     for in_workers in (False, True):
         lengths.clear()
-        baseline = systems.Baseline("slow", "", str(in_workers), 3, slow_at_first, in_workers)
-        made = systems.make_baseline(
+        baseline = baselines.Baseline("slow", "", str(in_workers), 3, slow_at_first, in_workers)
+        made = baselines.make_baseline(
             *(baseline, references, RATE, tmp_path, Workers(), lambda done, total: None)
         )
         assert len(lengths) == 5 and len(mapped) == in_workers
@@ -580,5 +584,5 @@ def test_griffin_lim_starts_from_the_same_phases_with_every_librosa():
     expected = librosa.istft(
         magnitudes * np.exp(1j * phases), hop_length=metrics.MEL_HOP, n_fft=metrics.MEL["n_fft"]
     )
-    ours = systems.griffin_lim(mel, RATE, 0)
+    ours = baselines.griffin_lim(mel, RATE, 0)
     np.testing.assert_allclose(ours, expected, atol=1e-3 * np.abs(expected).max())

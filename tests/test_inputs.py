@@ -10,7 +10,7 @@ from golden import CASES
 from test_training import RATE, speech_like, tiny_config
 
 from waveglow_jax.errors import UserError
-from waveglow_jax.evaluation.systems import read_records
+from waveglow_jax.evaluation.made import read_records
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, find_inputs
 from waveglow_jax.training.dataset import scan_corpus
 

@@ -14,9 +14,9 @@ from test_bijections import covariance_of_block
 from test_vocoder import some_audio
 from test_waveglow import BINS, lively, small
 from test_wavenet import brute_transposed_convolution, brute_wn
-from waveglow_jax.analysis.errors_of import error_of
 
 import waveglow_jax as wg
+from waveglow_jax.analysis.differences import error_of
 from waveglow_jax.analysis.invertibility import analyse, blame
 from waveglow_jax.analysis.invertibility_report import as_json, dominant, markdown, write_reports
 from waveglow_jax.analysis.layers import run_forward, run_inverse

@@ -33,6 +33,7 @@ from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches
 from waveglow_jax.training.parallel import parallel_validation_step, split
+from waveglow_jax.training.samples import sigmas_to_hear, synthesis_program
 from waveglow_jax.training.step import init_state
 from waveglow_jax.training.watching.figures import peak_memory, validation_figures
 from waveglow_jax.training.watching.history import read_history, window_means
@@ -181,9 +182,9 @@ def test_tensorboard_has_the_figures_clips_and_pictures(run):
 
 def test_the_voices_own_sigma_is_heard_first_and_each_once():
     config = tiny_config(synthesis_sigmas=[0.6, 0.8, 1, 0.8])
-    assert loop._sigmas_to_hear(config) == (0.6, 0.8, 1.0)
+    assert sigmas_to_hear(config) == (0.6, 0.8, 1.0)
     own = dataclasses.replace(config, synthesis=SynthesisConfig(sigma=1.0))
-    assert loop._sigmas_to_hear(own) == (1.0, 0.6, 0.8)
+    assert sigmas_to_hear(own) == (1.0, 0.6, 0.8)
 
 
 @pytest.mark.slow
@@ -198,7 +199,7 @@ def test_clips_have_the_voices_own_corrections():
     mels = jnp.stack([mel, mel])
     bare, _ = wg.inverse(params, config, jnp.asarray(z), mels)
     expected = np.asarray(consistent(bare, mels, config, 2))
-    clips = loop._synthesis(params, mel, sigmas, config)
+    clips = synthesis_program(params, mel, sigmas, config)
     np.testing.assert_allclose(clips, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from waveglow_jax.evaluation.evaluate import Evaluation, evaluate
+from waveglow_jax.evaluation.evaluate import evaluate
 from waveglow_jax.evaluation.metrics import METRICS
 from waveglow_jax.evaluation.report import markdown, markdown_table, write_reports
+from waveglow_jax.evaluation.results import Evaluation
 from waveglow_jax.evaluation.systems import parse_system
 from waveglow_jax.files.atomic import replacing, write_text
 

@@ -26,11 +26,13 @@ sys.path.insert(0, str(ROOT))
 
 import waveglow_jax as wg  # noqa: E402
 from waveglow_jax.audio.consistency import consistent  # noqa: E402
-from waveglow_jax.evaluation.evaluate import Evaluation, evaluate, summary_dict  # noqa: E402
+from waveglow_jax.evaluation.baselines import griffin_lim, noise_corrected  # noqa: E402
+from waveglow_jax.evaluation.evaluate import evaluate  # noqa: E402
 from waveglow_jax.evaluation.metrics import METRICS  # noqa: E402
 from waveglow_jax.evaluation.report import markdown_table, verdict  # noqa: E402
+from waveglow_jax.evaluation.results import Evaluation, summary_dict  # noqa: E402
 from waveglow_jax.evaluation.statistics import bootstrap_mean  # noqa: E402
-from waveglow_jax.evaluation.systems import System, griffin_lim, noise_corrected  # noqa: E402
+from waveglow_jax.evaluation.systems import System  # noqa: E402
 from waveglow_jax.files.atomic import write_text  # noqa: E402
 from waveglow_jax.files.sound import read_audio  # noqa: E402
 from waveglow_jax.files.wav import write_wav  # noqa: E402

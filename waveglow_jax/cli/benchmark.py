@@ -74,7 +74,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
         raise UserError("--dtype float16: training is in float32 or bfloat16")
     if arguments.overrides and not arguments.config:
         raise UserError(f"--{min(arguments.overrides)} sets a field of a config: give --config")
-    from waveglow_jax.performance import benchmark
+    from waveglow_jax.performance import benchmark, timing
 
     torch = arguments.against == "torch"
     with stages("measuring this machine's products") as progress:
@@ -96,7 +96,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
             found = benchmark.benchmark_loader(
                 _config(arguments), arguments.data, arguments.repeats, progress
             )
-    print(json.dumps(benchmark.as_json(found)) if arguments.json else benchmark.as_text(found))
+    print(json.dumps(timing.as_json(found)) if arguments.json else timing.as_text(found))
     return 0
 
 

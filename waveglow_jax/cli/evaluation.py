@@ -72,7 +72,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _baselines(text: str) -> tuple[str, ...]:
     # Imported here and not at the top: it imports JAX, which other commands can do without.
-    from waveglow_jax.evaluation.systems import check_baselines
+    from waveglow_jax.evaluation.baselines import check_baselines
 
     try:
         return check_baselines(text.split(","))
@@ -84,8 +84,9 @@ def _baselines(text: str) -> tuple[str, ...]:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from waveglow_jax.evaluation.evaluate import evaluate, summary_dict
+    from waveglow_jax.evaluation.evaluate import evaluate
     from waveglow_jax.evaluation.report import markdown_summary, write_reports
+    from waveglow_jax.evaluation.results import summary_dict
     from waveglow_jax.evaluation.systems import parse_system
 
     systems = [parse_system(text) for text in arguments.system]

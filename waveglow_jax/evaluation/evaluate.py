@@ -12,7 +12,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,17 @@ import numpy as np
 from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.alignment import align
+from waveglow_jax.evaluation.baselines import BASELINES, GRIFFIN_LIM, baselines_of, make_baseline
+from waveglow_jax.evaluation.made import Made, add_record, fingerprint, read_records
 from waveglow_jax.evaluation.metrics import METRICS, OF_SIGNALS, measure, missing_packages
-from waveglow_jax.evaluation.statistics import Estimate, bootstrap_mean
+from waveglow_jax.evaluation.results import Evaluation, Row, Summary
+from waveglow_jax.evaluation.statistics import bootstrap_mean
 from waveglow_jax.evaluation.systems import (
-    BASELINES,
-    GRIFFIN_LIM,
     RECORDINGS,
-    Made,
     System,
-    add_record,
-    baselines_of,
     files_by_name,
-    fingerprint,
     is_audio_folder,
-    make_baseline,
     make_with_weights,
-    read_records,
     with_own_settings,
 )
 from waveglow_jax.files.atomic import write_text
@@ -50,59 +45,6 @@ _EDITION = 1
 AUDIO = "audio"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A file of a system. values: by metric key; reasons: why a metric has none.
-
-    offset (samples, positive: the output was late), length_difference (samples) and gain_db are
-    what alignment and levelling took; resampled_from is the file's own rate in Hz, 0 if it was
-    the references'.
-    """
-
-    system: str
-    name: str
-    values: dict[str, float]
-    reasons: dict[str, str]
-    offset: int
-    length_difference: int
-    gain_db: float
-    resampled_from: int
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A system over its files: means by metric key, and mean differences to the baseline's."""
-
-    system: str
-    source: str
-    files: int
-    means: dict[str, Estimate]
-    differences: dict[str, Estimate]
-    offsets: tuple[int, int]
-    gains_db: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything a report says. left_out: (file or system, why); missing: metric key -> why.
-
-    griffin_lim_iterations and noise_corrections are None where that baseline is no row.
-    """
-
-    reference: str
-    sampling_rate: int
-    names: tuple[str, ...]
-    baseline: str
-    griffin_lim_iterations: int | None
-    noise_corrections: int | None
-    machine: str
-    summaries: tuple[Summary, ...]
-    rows: tuple[Row, ...]
-    left_out: tuple[tuple[str, str], ...]
-    missing: dict[str, str]
-    audio: dict[str, dict[str, Path]]
 
 
 def evaluate(
@@ -208,15 +150,6 @@ def evaluate(
     return evaluation
 
 
-def summary_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The report's figures for another program: everything but the rows and where audio lies."""
-    left = ("rows", "audio")
-    return {key: value for key, value in asdict(evaluation).items() if key not in left}
-
-
-# ------------------------------------------------------------------------------ what there is
-
-
 def _load_voices(systems: Sequence[System]) -> dict[str, Any]:
     """The voice of each system that is weights; each weights once."""
     loaded: dict[str | None, Any] = {}
@@ -312,9 +245,6 @@ def _machine() -> str:
     except OSError:  # not Linux
         pass
     return f"{os.cpu_count()} CPU cores ({model})"
-
-
-# ------------------------------------------------------------------------------ measuring
 
 
 @contextmanager
@@ -433,9 +363,6 @@ def _with_made(row: Row, made: Made, rate: int, references: dict[str, Path]) -> 
         values["nats"] = made.nats[row.name]
     ordered = {metric.key: values[metric.key] for metric in METRICS if metric.key in values}
     return Row(**{**row.__dict__, "values": ordered})
-
-
-# ------------------------------------------------------------------------------ summing up
 
 
 def _summaries(

@@ -11,8 +11,9 @@ import numpy as np
 
 from waveglow_jax.errors import UserError, escaped
 from waveglow_jax.evaluation.alignment import align
-from waveglow_jax.evaluation.evaluate import Evaluation, Row, Summary, read_output, summary_dict
+from waveglow_jax.evaluation.evaluate import read_output
 from waveglow_jax.evaluation.metrics import METRICS, Metric
+from waveglow_jax.evaluation.results import Evaluation, Row, Summary, summary_dict
 from waveglow_jax.evaluation.statistics import Estimate
 from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.sound import read_audio

@@ -18,7 +18,9 @@ import numpy as np
 
 from waveglow_jax.errors import UserError, why
 from waveglow_jax.files.atomic import replacing
-from waveglow_jax.files.torch_file import InPieces, open_torch, said, tensors_in
+from waveglow_jax.files.torch_containers import InPieces
+from waveglow_jax.files.torch_file import open_torch, tensors_in
+from waveglow_jax.files.torch_values import said
 from waveglow_jax.paths import check_no_device, local_path
 
 # Of a compressed mel: silence alone shrinks further.

@@ -1,10 +1,9 @@
 """A training run from its folder: start or resume, step, validate, save, stop cleanly."""
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,16 +11,11 @@ from signal import Signals
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.audio.consistency import consistent
-from waveglow_jax.audio.mel import log_mel
-from waveglow_jax.config import Config, config_to_dict, config_to_json, load_config
+from waveglow_jax.config import Config, config_to_json
 from waveglow_jax.errors import UserError
-from waveglow_jax.files.atomic import write_text
-from waveglow_jax.files.sound import read_audio
-from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
+from waveglow_jax.flow.waveglow import Params
 from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.checkpoints import Checkpoints, NotSavedError, Plateau, Progress
 from waveglow_jax.training.dataset import (
@@ -34,8 +28,8 @@ from waveglow_jax.training.dataset import (
 )
 from waveglow_jax.training.feed import Feed, Unreadable
 from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
-from waveglow_jax.training.lock import LOCK, locked
-from waveglow_jax.training.mels import mel_frames
+from waveglow_jax.training.folder import claim_folder, no_trace_of_a_failure
+from waveglow_jax.training.lock import locked
 from waveglow_jax.training.parallel import (
     Layout,
     check_batch,
@@ -51,6 +45,12 @@ from waveglow_jax.training.processes import (
     text_from_first,
     wait_for_all,
 )
+from waveglow_jax.training.samples import (
+    mel_of,
+    recordings_to_synthesise,
+    sigmas_to_hear,
+    synthesis_program,
+)
 from waveglow_jax.training.step import TrainState, init_state
 from waveglow_jax.training.stopping import Stop, Stopped, signals
 from waveglow_jax.training.watching.figures import validation_figures
@@ -58,7 +58,6 @@ from waveglow_jax.training.watching.monitor import Monitor, Silence, say
 from waveglow_jax.weights.moments import Moments
 
 MAX_BAD_IN_A_ROW = 10
-SYNTHESIS_SECONDS = 5.0
 Clip = tuple[str, tuple[np.ndarray, np.ndarray], dict[float, tuple[np.ndarray, np.ndarray]]]
 """What `Monitor.clip` takes: name, audio and mel, and both as each sigma made them."""
 
@@ -95,10 +94,10 @@ def train(
     with (
         signals() as stop,
         locked(run) if is_first() else nullcontext(),
-        _no_trace_of_a_failure(run) if is_first() else nullcontext(),
+        no_trace_of_a_failure(run) if is_first() else nullcontext(),
     ):
         if is_first():
-            _claim_folder(run, config)
+            claim_folder(run, config)
         try:
             scan = partial(scan_corpus, data, config, mels)
             corpus = stop.during("the look for recordings", scan)
@@ -219,7 +218,7 @@ class _Session:
         if corpus.validation:
             batch = config.train.batch_size
             self.validation = validation_batches(corpus.validation, config, batch, self.rows)
-            self.listened = _recordings_to_synthesise(corpus, config) if is_first() else []
+            self.listened = recordings_to_synthesise(corpus, config) if is_first() else []
         self.unreadable = Unreadable(lambda n: why_unreadable(corpus.training[n], config), say)
 
     def go(self, total_steps: int) -> None:
@@ -367,90 +366,17 @@ class _Session:
 
     def _synthesise(self, params: Params) -> list[Clip]:
         """Held-out clips for the monitor, on one device, all of the same length: compiled once."""
-        sigmas = _sigmas_to_hear(self.config)
+        sigmas = sigmas_to_hear(self.config)
         params = jax.device_put(params, self.layout.local[0])
         clips = []
         for name, audio, mel in self.listened:
-            made = np.asarray(_synthesis(params, mel, np.asarray(sigmas, np.float32), self.config))
-            mels = np.asarray(_mel(made, self.config))
+            made = np.asarray(
+                synthesis_program(params, mel, np.asarray(sigmas, np.float32), self.config)
+            )
+            mels = np.asarray(mel_of(made, self.config))
             syntheses = dict(zip(sigmas, zip(made, mels, strict=True), strict=True))
             clips.append((name, (audio, mel), syntheses))
         return clips
-
-
-def _recordings_to_synthesise(
-    corpus: Corpus, config: Config
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, audio and mel of the first held-out recordings, read before anything can happen to
-    them, if they are to be synthesised."""
-    data, train = config.data, config.train
-    longest = int(SYNTHESIS_SECONDS * data.sampling_rate)
-    found = []
-    for recording in corpus.validation[: train.synthesis_clips]:
-        audio = read_audio(recording.path, data.sampling_rate)[:longest]
-        audio = np.pad(audio, (0, longest - len(audio)))
-        mel = np.asarray(_mel(audio, config))
-        if recording.mel:
-            mel = mel_frames(recording.mel, recording.n_samples, 0, len(mel), config)
-        found.append((recording.path.stem, audio, mel))
-    return found
-
-
-def _sigmas_to_hear(config: Config) -> tuple[float, ...]:
-    """The voice's own sigma first, then the others that are asked for, each once."""
-    return tuple(dict.fromkeys((config.synthesis.sigma, *config.train.synthesis_sigmas)))
-
-
-@jax.jit(static_argnums=1)
-def _mel(audio: jax.Array, config: Config) -> jax.Array:
-    return log_mel(audio, config)
-
-
-@jax.jit(static_argnums=3)
-def _synthesis(params: Params, mel: jax.Array, sigmas: jax.Array, config: Config) -> jax.Array:
-    """The same noise at every sigma, with the voice's own corrections: `[F, M]`, `[S]` ->
-    `[S, F * hop]`."""
-    z = sigmas[:, None, None] * latent_noise(0, config, mel.shape[0])[None]
-    mels = jnp.broadcast_to(mel, (len(sigmas), *mel.shape))
-    audio, _ = inverse(params, config, z, mels)
-    return consistent(audio, mels, config, config.synthesis.consistency)
-
-
-@contextmanager
-def _no_trace_of_a_failure(run: Path) -> Iterator[None]:
-    """Empties the folder if it was empty before and the run failed before its first step.
-
-    The lock, under which this happens, removes a folder that holds nothing else.
-    """
-    new = not _content(run)
-    try:
-        yield
-    except Exception:
-        metrics = run / "metrics.jsonl"
-        if new and not (metrics.exists() and metrics.stat().st_size):
-            for path in _content(run):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-        raise
-
-
-def _content(run: Path) -> list[Path]:
-    return [path for path in run.iterdir() if path.name != LOCK] if run.is_dir() else []
-
-
-def _claim_folder(run: Path, config: Config) -> None:
-    """Makes the run's folder, or checks that it holds a run of this config."""
-    path = run / "config.json"
-    if path.exists():
-        before = config_to_dict(load_config(path))
-        now = config_to_dict(config)
-        for section in ("waveglow_config", "data_config"):
-            for field, value in now[section].items():
-                if before[section][field] != value:
-                    raise UserError(
-                        f"{run}: holds a run with {section}.{field} {before[section][field]}, "
-                        f"not {value}; choose another --output or the same config"
-                    )
-    write_text(path, config_to_json(config))
 
 
 def _total_steps(config: Config, corpus: Corpus) -> int:

@@ -16,7 +16,8 @@ import numpy as np
 
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
-from waveglow_jax.files.torch_file import Array, Tensor, TorchFile
+from waveglow_jax.files.torch_file import TorchFile
+from waveglow_jax.files.torch_values import Array, Tensor
 from waveglow_jax.trees import named, nested
 
 Shape = tuple[int, ...]

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from waveglow_jax.config import Config
-from waveglow_jax.files.torch_file import Array, Tensor, TorchFile
+from waveglow_jax.files.torch_file import TorchFile
+from waveglow_jax.files.torch_values import Array, Tensor
 from waveglow_jax.weights.correspondence import PLAIN, LazyTensor, read_params, recognised
 from waveglow_jax.weights.torch_content import State, dict_or_empty
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from waveglow_jax.errors import UserError
-from waveglow_jax.files.torch_file import MAX_PIECE, InPieces
+from waveglow_jax.files.torch_containers import MAX_PIECE, InPieces
 
 _GZIP = b"\x1f\x8b"
 _MAX_GROWTH = 4  # of a compressed archive: weights hardly shrink at all

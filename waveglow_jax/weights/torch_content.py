@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from waveglow_jax.errors import UserError
-from waveglow_jax.files.torch_file import Array, Holder, Tensor
+from waveglow_jax.files.torch_values import Array, Holder, Tensor
 
 HALVES_ALTERNATE = "glow_old"
 """The Python module of the oldest class, in whose odd flows the two halves change roles."""

@@ -1,0 +1,190 @@
+"""Baselines that need no network: Griffin-Lim, and noise that is corrected towards the mel."""
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from waveglow_jax.audio.consistency import consistent
+from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
+from waveglow_jax.errors import UserError
+from waveglow_jax.evaluation.made import (
+    MADE,
+    TIMED_FILES,
+    Made,
+    add_record,
+    already_made,
+    digest_of,
+    file_name_of,
+    fingerprint,
+    made_from,
+    with_seconds,
+)
+from waveglow_jax.evaluation.metrics import MEL, MEL_HOP, log_mel
+from waveglow_jax.files.sound import read_audio
+from waveglow_jax.files.wav import write_wav
+from waveglow_jax.interrupts import deaf_children
+from waveglow_jax.synthesis.plan import size_at_least
+
+GRIFFIN_LIM = "Griffin-Lim"
+NOISE = "Noise + {} corrections"
+NOISE_NAME = re.compile(r"Noise \+ [0-9]+ corrections")
+BASELINES = ("griffin-lim", "noise")
+NOISE_LEVEL = 0.01
+"""Standard deviation of the noise before its corrections, which set the level themselves."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A row that needs no weights. name: the row's; about: what it is, for the report.
+
+    synthesize: log-mel `[F, 80]`, sampling rate and iterations -> samples `[T]`. in_workers:
+    whether it is faster in several processes; what uses all cores by itself is not.
+    least_rate: the lowest sampling rate, in Hz, that it can be made at.
+    """
+
+    name: str
+    about: str
+    recipe: str
+    iterations: int
+    synthesize: Callable[[np.ndarray, int, int], np.ndarray]
+    in_workers: bool
+    least_rate: int = 0
+
+
+def check_baselines(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once. Raises UserError if there is none, or one that is not in BASELINES."""
+    for name in names or [""]:
+        if name not in BASELINES:
+            raise UserError(
+                f"--baselines {name!r}: write one or more of {', '.join(BASELINES)}, separated by "
+                "commas"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def baselines_of(
+    names: Sequence[str], griffin_lim_iterations: int, noise_corrections: int
+) -> list[Baseline]:
+    """The baselines of these names. Raises UserError as `check_baselines` does."""
+    there = {
+        "griffin-lim": Baseline(
+            GRIFFIN_LIM,
+            f"{griffin_lim_iterations} iterations",
+            "griffin_lim",
+            griffin_lim_iterations,
+            griffin_lim,
+            in_workers=True,
+        ),
+        "noise": Baseline(
+            NOISE.format(noise_corrections),
+            f"white noise up to {MEL['fmax']:g} Hz, corrected towards the mel",
+            "noise_corrections_in_band",
+            noise_corrections,
+            noise_corrected,
+            in_workers=False,
+            least_rate=int(2 * MEL["fmax"]),
+        ),
+    }
+    return [there[name] for name in check_baselines(names)]
+
+
+def make_baseline(
+    baseline: Baseline,
+    references: dict[str, Path],
+    sampling_rate: int,
+    output: Path,
+    executor: Executor | None,
+    progress: Callable[[int, int], None],
+) -> Made:
+    """The baseline from the recordings' own mels, one .wav each under output.
+
+    The seconds are those of the first `TIMED_FILES`.
+    """
+    recipe = {baseline.recipe: baseline.iterations, "sampling_rate": sampling_rate}
+    folder = output / f"{file_name_of(baseline.name)}-{digest_of(recipe)}"
+    done = already_made(folder, references)
+    timed = list(references)[:TIMED_FILES]
+    todo = {name: path for name, path in references.items() if name not in done}
+    jobs = [
+        (baseline, path, folder / f"{name}.wav", sampling_rate, name in timed)
+        for name, path in todo.items()
+    ]
+    apply = executor.map if executor is not None and baseline.in_workers else map
+    with deaf_children():
+        results = apply(_baseline_file, jobs)
+    for count, (name, seconds) in enumerate(zip(todo, results, strict=True), 1):
+        done[name] = {"name": name, "of": fingerprint(todo[name]), "seconds": seconds}
+        add_record(folder / MADE, done[name])
+        progress(count, len(todo))
+    return made_from(folder, done, references)
+
+
+def _baseline_file(job: tuple[Baseline, Path, Path, int, bool]) -> float | None:
+    baseline, path, target, rate, timed = job
+    mel = log_mel(read_audio(path, rate), rate)
+    samples, seconds = with_seconds(
+        lambda: baseline.synthesize(mel, rate, baseline.iterations), again=timed
+    )
+    write_wav(target, np.clip(samples, -1, 1), rate)
+    return seconds
+
+
+def griffin_lim(mel: np.ndarray, sampling_rate: int, iterations: int) -> np.ndarray:
+    """`[F, 80] -> [(F - 1) * 256]`: back from the log-mel by librosa's fast Griffin-Lim.
+
+    The magnitudes behind the mel are those of non-negative least squares; phases start at random
+    (seed 0). Perraudin et al. 2013, doi:10.1109/WASPAA.2013.6701851.
+    """
+    import librosa
+
+    filters = librosa.filters.mel(sr=sampling_rate, **MEL)
+    magnitudes = librosa.util.nnls(filters, np.exp(mel.T).astype(np.float32))
+    # librosa 1.0 renamed the argument. A number would seed another generator there.
+    arguments = inspect.signature(librosa.griffinlim).parameters
+    name = "rng" if "rng" in arguments else "random_state"
+    seed: dict[str, Any] = {name: np.random.RandomState(0)}
+    return librosa.griffinlim(
+        magnitudes, n_iter=iterations, hop_length=MEL_HOP, n_fft=MEL["n_fft"], **seed
+    )
+
+
+def noise_corrected(
+    mel: np.ndarray, sampling_rate: int, iterations: int, seed: int = 0
+) -> np.ndarray:
+    """`[F, 80] -> [F * 256]`: Gaussian noise, corrected until its log-mel is the one asked for.
+
+    The corrections are those of `synthesis/consistency.py`, and silence what is above the mel's
+    8,000 Hz: the row shows what they do without a voice.
+    """
+    frames, samples = len(mel), len(mel) * MEL_HOP
+    noise = NOISE_LEVEL * np.random.default_rng(seed).standard_normal(samples)
+    # JAX compiles a program for each length, so that the lengths are rounded up to a few.
+    size = size_at_least(frames)
+    padded = consistent(
+        np.pad(noise, (0, size * MEL_HOP - samples)).astype(np.float32),
+        np.pad(mel, ((0, size - frames), (0, 0)), mode="edge").astype(np.float32),
+        _mel_config(sampling_rate),
+        iterations,
+        n_frames=np.int32(frames),
+    )
+    return np.asarray(padded)[:samples]
+
+
+def _mel_config(sampling_rate: int) -> Config:
+    """A config whose mel is the one that the metrics and baselines use, with silence above it."""
+    data = DataConfig(
+        sampling_rate=sampling_rate,
+        filter_length=MEL["n_fft"],
+        win_length=MEL["n_fft"],
+        hop_length=MEL_HOP,
+        mel_fmin=MEL["fmin"],
+        mel_fmax=MEL["fmax"],
+    )
+    glow = WaveGlowConfig(n_mel_channels=MEL["n_mels"])
+    return Config(glow, data, synthesis=SynthesisConfig(bandwidth=MEL["fmax"]))
