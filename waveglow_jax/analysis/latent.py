@@ -8,13 +8,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
-from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.config import Config
-from waveglow_jax.flow.waveglow import Params, inverse_prepared, latent_noise, prepare_inverse
-from waveglow_jax.synthesis.plan import size_at_least
+from waveglow_jax.flow.waveglow import latent_noise
 from waveglow_jax.synthesis.vocoder import Voice
 
 
@@ -32,7 +29,7 @@ class Latent:
 
 
 @dataclass(frozen=True)
-class RoundTrip:
+class Exactness:
     """How exactly a recording comes back: largest difference, and signal-to-noise ratio in dB."""
 
     max_error: float
@@ -48,43 +45,12 @@ def encode(voice: Voice, audio: np.ndarray) -> Latent:
     return Latent(z[0], mel, float(nats[0]), n_samples)
 
 
-def decode(
-    voice: Voice,
-    z: np.ndarray,
-    mel: np.ndarray,
-    n_samples: int | None = None,
-    consistency: int = 0,
-) -> np.ndarray:
-    """z `[N, G]`, mel `[F, M]` of N * G / hop frames or one more -> `[N * G]`, or n_samples.
-
-    consistency: corrections of the decoded signal towards the mel.
-    """
-    config = voice.config
-    hop, group, steps = config.data.hop_length, config.waveglow.n_group, len(z)
-    size = size_at_least(len(mel))
-    mask = np.arange(size * hop // group) < steps
-    padded = np.pad(z, ((0, len(mask) - steps), (0, 0)))
-    mel = np.pad(mel, ((0, size - len(mel)), (0, 0)), mode="edge")
-    mask = mask.astype(np.float32)
-    audio = _decode(voice.params, config, padded[None], mel[None], mask[None])
-    own_frames = np.full(1, steps * group // hop)
-    audio = consistent(audio, mel[None], config, consistency, n_frames=own_frames)
-    return np.asarray(audio)[0, : steps * group if n_samples is None else n_samples]
-
-
-@jax.jit(static_argnums=1)
-def _decode(
-    params: Params, config: Config, z: jax.Array, mel: jax.Array, mask: jax.Array
-) -> jax.Array:
-    return inverse_prepared(prepare_inverse(params), config, z, mel, mask=mask)[0]
-
-
-def round_trip(audio: np.ndarray, again: np.ndarray) -> RoundTrip:
-    """Both `[T]`."""
+def round_trip(audio: np.ndarray, again: np.ndarray) -> Exactness:
+    """How exactly audio `[T]` came back as `again` `[T]`."""
     off = again.astype(np.float64) - audio
     power, noise = np.sum(audio.astype(np.float64) ** 2), np.sum(off**2)
     snr = 10 * math.log10(power / noise) if noise else math.inf
-    return RoundTrip(float(np.abs(off).max()), snr)
+    return Exactness(float(np.abs(off).max()), snr)
 
 
 # ------------------------------------------------------------------------------ parts of z

@@ -189,7 +189,7 @@ def run_resynthesize(arguments: argparse.Namespace) -> int:
             z = latent.scaled(z, part, arguments.scale)
             title = f"{part.mean():.0%} of z times {arguments.scale:g}"
         corrected = arguments.consistency or 0
-        again = latent.decode(voice, z, found.mel, found.n_samples, corrected)
+        again = voice.decode(z, found.mel, corrected)[: found.n_samples]
         _write(target, again, found.mel, voice, ("recording", title))
         exact = latent.round_trip(audio, again)
         kept = "z kept" if z is found.z else title
@@ -224,7 +224,7 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
         for step in range(arguments.steps):
             share = step / (arguments.steps - 1)
             z, mel = latent.between(a, b, share, arguments.path)
-            audio = latent.decode(voice, z, mel, consistency=arguments.consistency or 0)
+            audio = voice.decode(z, mel, arguments.consistency or 0)
             target = _not_an_input(
                 Path(arguments.output) / f"{arguments.path}_{share:.2f}.wav", [*first, *second]
             )

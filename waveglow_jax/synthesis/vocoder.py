@@ -13,16 +13,23 @@ from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.audio.mel import log_mel_of_padded
-from waveglow_jax.config import DTYPES, LATENT, MAX_CONSISTENCY, Config
+from waveglow_jax.config import LATENT, Config
 from waveglow_jax.flow.likelihood import log_likelihood
-from waveglow_jax.flow.waveglow import Params, check_shapes, forward
+from waveglow_jax.flow.waveglow import (
+    Params,
+    check_shapes,
+    forward,
+    inverse_prepared,
+    prepare_inverse,
+)
 from waveglow_jax.synthesis.arrays import SupportsArray, frames_first, on_host
 from waveglow_jax.synthesis.consistency import consistent_blocks, delay, piece_frames, piece_program
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
@@ -30,10 +37,16 @@ from waveglow_jax.synthesis.levels import finite, limited, limited_each, samples
 from waveglow_jax.synthesis.plan import MOST_FRAMES, Plan, size_at_least
 from waveglow_jax.synthesis.program_cache import keep_programs_if_possible
 from waveglow_jax.synthesis.reverse_pass import ReversePass
+from waveglow_jax.synthesis.settings import (
+    Consistency,
+    Settings,
+    check_dtype,
+    checked_consistency,
+    settings_of,
+    streamable,
+)
 from waveglow_jax.synthesis.typical import TypicalSample, search_program, typical_sample
 from waveglow_jax.weights.release import read_weights
-
-Consistency = int | Literal["latent"] | None
 
 BIAS_FRAMES = 88
 """Of the all-zero mel whose sound the denoiser takes for the voice's bias: the original's."""
@@ -207,40 +220,36 @@ class Voice:
         not finite, the blocks hold NaN, so that the other mels are done. Raises ValueError
         otherwise as `synthesize` does, for a mel when its turn comes, and warns as it does.
         """
-        sigma, consistency = self._settings(sigma, consistency)
-        blocks = self._unlimited(mels, plan, sigma, seed, denoise, dtype, consistency)
-        return limited_each(blocks, hold=consistency != 0)
+        settings = settings_of(self.config.synthesis, sigma, seed, denoise, dtype, consistency)
+        blocks = self._unlimited(mels, plan, settings)
+        return limited_each(blocks, hold=settings.consistency != 0)
 
     def _unlimited(
-        self,
-        mels: Iterable[np.ndarray],
-        plan: Plan,
-        sigma: float,
-        seed: int,
-        denoise: float,
-        dtype: str,
-        consistency: int | Literal["latent"],
+        self, mels: Iterable[np.ndarray], plan: Plan, settings: Settings
     ) -> Iterator[tuple[int, np.ndarray]]:
         """`blocks`, of whatever size their samples are."""
-        self._check(sigma, seed, denoise, dtype)
+        sigma, seed, dtype = settings.sigma, settings.seed, settings.dtype
         mels = map(self._checked, mels)
         blocks: Iterator[tuple[int, np.ndarray]]
-        if consistency == LATENT:
+        if settings.consistency == LATENT:
             blocks = (
                 (utterance, self.typical_sample(mel, sigma, seed, dtype).audio)
                 for utterance, mel in enumerate(mels)
             )
         else:
-            self.compile(plan, dtype, consistency)
+            corrections = settings.consistency
+            self.compile(plan, dtype, corrections)
             pieces = self._reverse.blocks(mels, plan, sigma, seed, dtype)
-            blocks = consistent_blocks(pieces, self.config, consistency, device=self._device)
-        if not denoise:
+            blocks = consistent_blocks(pieces, self.config, corrections, device=self._device)
+        if not settings.denoise:
             return blocks
         bias_spectrum = self.bias_spectrum
         return (
             (utterance, block)
             for utterance, of_one in groupby(blocks, itemgetter(0))
-            for block in denoised_blocks((block for _, block in of_one), bias_spectrum, denoise)
+            for block in denoised_blocks(
+                (block for _, block in of_one), bias_spectrum, settings.denoise
+            )
         )
 
     def typical_sample(
@@ -251,10 +260,11 @@ class Voice:
         The samples are as they are decoded from z: not clipped, and not finite where the model
         overflows. Raises ValueError otherwise as `synthesize` does.
         """
-        sigma, _ = self._settings(sigma, LATENT)
-        self._check(sigma, seed, 0.0, dtype)
+        chosen = settings_of(self.config.synthesis, sigma, seed, dtype=dtype, consistency=LATENT)
         mel = self._checked(mel)
-        return typical_sample(self.params, self.config, mel, sigma, seed, dtype, self._device)
+        return typical_sample(
+            self.params, self.config, mel, chosen.sigma, seed, dtype, self._device
+        )
 
     def compile_typical(self, frames: int, dtype: str = "float32") -> float:
         """As `compile`, for `typical_sample` of a mel of so many frames. Raises ValueError for too
@@ -283,20 +293,19 @@ class Voice:
         ValueError as `synthesize` does, and for consistency "latent", which needs the whole mel;
         for a block of frames or samples, when its turn comes.
         """
-        sigma, consistency = self._settings(sigma, consistency)
-        self._check(sigma, seed, denoise, dtype)
+        settings = settings_of(self.config.synthesis, sigma, seed, denoise, dtype, consistency)
         chunk = self.chunk_frames(chunk_frames)
         if isinstance(mel, SupportsArray):
             mel = [self._checked(frames_first(mel, self.config.waveglow.n_mel_channels))]
-        self.compile_stream(chunk, dtype, consistency)
+        corrections = streamable(settings.consistency)
+        self.compile_stream(chunk, dtype, corrections)
         checked = (self._checked(block, at_least=0) for block in mel)
-        pieces = self._reverse.stream(checked, chunk, sigma, seed, dtype)
-        corrections = _streamable(consistency)
+        pieces = self._reverse.stream(checked, chunk, settings.sigma, seed, dtype)
         corrected = consistent_blocks(pieces, self.config, corrections, chunk, self._device)
         blocks: Iterator[np.ndarray] = (block for _, block in corrected)
         if denoise:
             blocks = denoised_blocks(blocks, self.bias_spectrum, denoise)
-        return map(finite, limited(blocks, hold=consistency != 0))
+        return map(finite, limited(blocks, hold=corrections != 0))
 
     def chunk_frames(self, chosen: int | None = None) -> int:
         """The frames of a stream's blocks. Raises ValueError if those chosen cannot be."""
@@ -318,9 +327,9 @@ class Voice:
         At most: the chunk, the context, the reach of the corrections and that of the denoiser.
         Raises ValueError for consistency "latent".
         """
-        _, consistency = self._settings(None, consistency)
+        consistency = checked_consistency(self.config.synthesis, consistency)
         frames = self.chunk_frames(chunk_frames) + self._reverse.context.right
-        frames += delay(self.config, _streamable(consistency))
+        frames += delay(self.config, streamable(consistency))
         return frames + (-(-DELAY // self.config.data.hop_length) if denoise else 0)
 
     def plan(
@@ -335,7 +344,7 @@ class Voice:
 
         Raises ValueError for an unknown dtype, or a window or batch that cannot be.
         """
-        _check_dtype(dtype)
+        check_dtype(dtype)
         return self._reverse.plan(lengths, dtype, window, batch)
 
     def compile(self, plan: Plan, dtype: str = "float32", consistency: Consistency = None) -> float:
@@ -343,7 +352,7 @@ class Voice:
 
         For consistency "latent" nothing: its programs depend on the length of each mel.
         """
-        _, consistency = self._settings(None, consistency)
+        consistency = checked_consistency(self.config.synthesis, consistency)
         if consistency == LATENT:
             return 0.0
         return self._compile(plan, dtype, consistency, piece_frames(self._device))
@@ -355,9 +364,9 @@ class Voice:
         consistency: Consistency = None,
     ) -> float:
         """As `compile`, for a stream. Raises ValueError for consistency "latent"."""
-        _, consistency = self._settings(None, consistency)
+        consistency = checked_consistency(self.config.synthesis, consistency)
         chunk = self.chunk_frames(chunk_frames)
-        return self._compile(self.stream_plan(chunk), dtype, _streamable(consistency), chunk)
+        return self._compile(self.stream_plan(chunk), dtype, streamable(consistency), chunk)
 
     def _compile(self, plan: Plan, dtype: str, consistency: int, frames: int) -> float:
         began = time.monotonic()
@@ -385,7 +394,7 @@ class Voice:
         # Once only: in the windows of whatever program there is, rather than compile one.
         window, batch = self._reverse.ready_for(BIAS_FRAMES)
         plan = self.plan([BIAS_FRAMES], window=window, batch=batch)
-        blocks = self._unlimited([mel], plan, 0.0, 0, 0.0, "float32", 0)
+        blocks = self._unlimited([mel], plan, Settings(sigma=0.0, consistency=0))
         return bias_spectrum_of(np.concatenate([block for _, block in blocks]))
 
     def encode(
@@ -409,17 +418,59 @@ class Voice:
             return z[0], nats[0]
         check_shapes(self.config, audio.shape, mel.shape)
         _check_finite(mel)
-        samples, frames, hop = audio.shape[1], mel.shape[1], self.config.data.hop_length
-        size = size_at_least(frames)
-        # Frames and samples keep their order: a mel with one frame more than T / hop keeps that.
-        audio = np.pad(audio, ((0, 0), (0, size * hop - samples)))
-        mel = np.pad(mel, ((0, 0), (0, size - frames), (0, 0)), mode="edge")
-        steps = samples // self.config.waveglow.n_group
-        mask = np.arange(size * hop // self.config.waveglow.n_group) < steps
-        mask = np.tile(mask.astype(np.float32), (len(audio), 1))
+        steps = audio.shape[1] // self.config.waveglow.n_group
+        audio, mel, mask = self._padded(audio, mel, self.config.data.hop_length)
         z, log_det = _encode(self.params, self.config, audio, mel, mask)
         z = z[:, :steps]
         return np.asarray(z), np.asarray(log_likelihood(z, log_det))
+
+    def decode(
+        self,
+        z: np.ndarray | SupportsArray,
+        mel: np.ndarray | SupportsArray,
+        consistency: int = 0,
+    ) -> np.ndarray:
+        """z `[B, N, G]` and its mel `[B, F, M]` -> audio `[B, N * G]`: the inverse of `encode`.
+
+        Of one recording, `[N, G]` with `[F, M]` -> `[N * G]`. F is N * G / hop or one more.
+        consistency is the number of corrections of the decoded signal towards the mel; without any
+        the samples are exactly those that z stands for, of whatever size they are.
+        Raises ValueError for shapes that do not fit, and for a mel that is not finite.
+        """
+        z = np.asarray(on_host(z), np.float32)
+        mel = np.asarray(frames_first(mel, self.config.waveglow.n_mel_channels), np.float32)
+        if z.ndim == 2 and mel.ndim == 2:
+            return self.decode(z[None], mel[None], consistency)[0]
+        hop, group = self.config.data.hop_length, self.config.waveglow.n_group
+        if z.ndim != 3 or z.shape[2] != group:
+            raise ValueError(f"z of shape {z.shape} is not [N, {group}] or [B, N, {group}]")
+        samples = z.shape[1] * group
+        check_shapes(self.config, (len(z), samples), mel.shape)
+        _check_finite(mel)
+        z, mel, mask = self._padded(z, mel, hop // group)
+        audio = _decode(self.params, self.config, z, mel, mask)
+        frames = np.full(len(z), samples // hop)
+        audio = consistent(audio, mel, self.config, consistency, n_frames=frames)
+        return np.asarray(audio)[:, :samples]
+
+    def _padded(
+        self, signal: np.ndarray, mel: np.ndarray, per_frame: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Signal `[B, n, ...]`, mel `[B, F, M]` and mask `[B, N]` of few sizes, so that few
+        programs are compiled.
+
+        The signal, of which `per_frame` belong to a frame, is filled up with zeros, the mel with
+        its last frame, and the mask is 1 for the steps that are the signal's own. Both keep their
+        order: a mel with one frame more than the signal keeps that.
+        """
+        frames, own = mel.shape[1], signal.shape[1]
+        size = size_at_least(frames)
+        steps_per_frame = self.config.data.hop_length // self.config.waveglow.n_group
+        missing = size * per_frame - own
+        signal = np.pad(signal, [(0, 0), (0, missing)] + [(0, 0)] * (signal.ndim - 2))
+        mel = np.pad(mel, ((0, 0), (0, size - frames), (0, 0)), mode="edge")
+        mask = np.arange(size * steps_per_frame) < own * steps_per_frame // per_frame
+        return signal, mel, np.tile(mask.astype(np.float32), (len(signal), 1))
 
     def _in_whole_blocks(self, audio: np.ndarray) -> np.ndarray:
         """`[..., T]` -> with zeros at the end, as many as the flow needs; warns of them."""
@@ -445,31 +496,6 @@ class Voice:
         devices = self.devices or tuple(jax.local_devices())
         return ReversePass(self.config, self.params, devices)
 
-    def _settings(
-        self, sigma: float | None, consistency: Consistency
-    ) -> tuple[float, int | Literal["latent"]]:
-        """Both, the voice's own where they are None. Raises ValueError for what cannot be."""
-        own = self.config.synthesis
-        sigma = own.sigma if sigma is None else sigma
-        consistency = own.consistency if consistency is None else consistency
-        if isinstance(consistency, str) and consistency == LATENT:
-            return sigma, LATENT
-        is_count = isinstance(consistency, int | np.integer) and not isinstance(consistency, bool)
-        if is_count and 0 <= consistency <= MAX_CONSISTENCY:
-            return sigma, int(consistency)
-        raise ValueError(
-            f"consistency {consistency!r} must be a whole number from 0 to {MAX_CONSISTENCY}, or "
-            f"{LATENT!r}"
-        )
-
-    def _check(self, sigma: float, seed: int, denoise: float, dtype: str) -> None:
-        _check_dtype(dtype)
-        for name, value in (("sigma", sigma), ("denoise", denoise)):
-            if not np.isfinite(value) or value < 0:
-                raise ValueError(f"{name} {value} must be a number of at least 0")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed} must be from 0 to {2**32 - 1}")
-
     def _checked(self, mel: np.ndarray, at_least: int = 1) -> np.ndarray:
         mel = np.asarray(mel, np.float32)
         bins = self.config.waveglow.n_mel_channels
@@ -482,20 +508,6 @@ class Voice:
 def _check_finite(mel: np.ndarray) -> None:
     if not np.isfinite(mel).all():
         raise ValueError("the mel holds values that are not finite")
-
-
-def _streamable(consistency: int | Literal["latent"]) -> int:
-    if consistency == LATENT:
-        raise ValueError(
-            f"consistency {LATENT!r} needs the whole mel before the first sample and cannot be "
-            "streamed; take a number, such as 32"
-        )
-    return consistency
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
 
 
 def load(source: str | Path | None = None, *, keep_programs: bool = True) -> Voice:
@@ -522,3 +534,10 @@ def _encode(
     params: Params, config: Config, audio: jax.Array, mel: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     return forward(params, config, audio, mel, mask=mask)
+
+
+@jax.jit(static_argnums=1)
+def _decode(
+    params: Params, config: Config, z: jax.Array, mel: jax.Array, mask: jax.Array
+) -> jax.Array:
+    return inverse_prepared(prepare_inverse(params), config, z, mel, mask=mask)[0]
