@@ -14,9 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from waveglow_jax.config import Config
-from waveglow_jax.flow.bijections import EXACT
-
-Params = Mapping[str, Any]
+from waveglow_jax.flow.bijections import EXACT, Params
 
 SUBLANES = 8
 """Rows of a TPU's tile."""

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 
 from waveglow_jax.audio.files import replacing
 from waveglow_jax.config import Config
-from waveglow_jax.flow.waveglow import inverse_prepared, prepare_inverse
-from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.flow.waveglow import Params, inverse_prepared, prepare_inverse
 from waveglow_jax.synthesis.consistency import consistent
 
 PLATFORMS = ("cpu", "cuda", "tpu")
