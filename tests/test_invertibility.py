@@ -17,7 +17,7 @@ from test_wavenet import brute_transposed_convolution, brute_wn
 
 import waveglow_jax as wg
 from waveglow_jax.cli import main
-from waveglow_jax.flow.wavenet import weight_norm
+from waveglow_jax.flow.weight_norm import weight_norm
 from waveglow_jax.lab.invertibility import (
     Signal,
     analyse,

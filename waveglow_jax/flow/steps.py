@@ -7,13 +7,13 @@ of it; those before them have left the flow early and are part of z.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from waveglow_jax.config import Config
+from waveglow_jax.config import Config, WNConfig
 from waveglow_jax.flow.bijections import (
     Params,
     coupling_forward,
@@ -23,13 +23,10 @@ from waveglow_jax.flow.bijections import (
     squeeze,
     unsqueeze,
 )
-from waveglow_jax.flow.wavenet import (
-    conditioning_channels,
-    split_weight_norm,
-    weight_norm,
-    wn_network,
-)
+from waveglow_jax.flow.conditioner import Conditioner
+from waveglow_jax.flow.weight_norm import weight_norm
 from waveglow_jax.flow.whitening import whitening_of
+from waveglow_jax.flow.wn import WN_CONDITIONER
 
 
 @flax.struct.dataclass
@@ -162,35 +159,43 @@ CONVOLUTION = Bijection(
 # ------------------------------------------------------------------------------ coupling
 
 
-def conditioner(params: Params, half: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
-    """(shift, log_s) of a coupling whose WN has these parameters, its weight norm folded."""
-    glow = context.config.waveglow
-    phases = params["cond_layer_0"]["kernel"].shape[-1] // (2 * glow.WN.n_channels)
-    network = wn_network(context.config, half.shape[-1], context.dtype, phases)
-    out = network.apply({"params": params}, half, context.conditioning, context.mask)
-    shift, log_s = jnp.split(cast(jax.Array, out), 2, axis=-1)
-    return shift, log_s
+CONDITIONERS: dict[type, Conditioner] = {WNConfig: WN_CONDITIONER}
+"""The conditioner of each class of hyper-parameters that a config's `WN_config` may have."""
 
 
-def _new_wn(key: jax.Array, config: Config, channels: int) -> Params:
-    network = wn_network(config, channels // 2, jnp.float32)
-    sizes = channels // 2, conditioning_channels(config)
-    wn = dict(network.init(key, *sizes, method="layers")["params"])
-    # The last layer starts at zero, which a norm cannot represent: it alone has plain weights.
-    end = wn.pop("end")
-    return {**split_weight_norm(wn), "end": end}
+def conditioner_of(config: Config) -> Conditioner:
+    """The conditioner of the config's couplings."""
+    return CONDITIONERS[type(config.waveglow.WN_config)]
+
+
+def shift_and_scale(
+    prepared: Params, half: jax.Array, context: Context
+) -> tuple[jax.Array, jax.Array]:
+    """(shift, log_s) of a coupling, from its conditioner's parameters, weight norm folded."""
+    config = context.config
+    return conditioner_of(config).apply(
+        prepared, half, context.conditioning, context.mask, config, context.dtype
+    )
 
 
 def _couple(params: Params, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
-    network = partial(conditioner, weight_norm(params), context=context)
+    network = partial(shift_and_scale, weight_norm(params), context=context)
     return coupling_forward(network, x, context.swapped)
 
 
 def _uncouple(prepared: Params, y: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
-    return coupling_inverse(partial(conditioner, prepared, context=context), y, context.swapped)
+    network = partial(shift_and_scale, prepared, context=context)
+    return coupling_inverse(network, y, context.swapped)
 
 
-COUPLING = Bijection("coupling", _couple, _uncouple, "wn", _new_wn, weight_norm)
+COUPLING = Bijection(
+    "coupling",
+    _couple,
+    _uncouple,
+    "wn",
+    lambda key, config, channels: conditioner_of(config).init(key, config, channels // 2),
+    weight_norm,
+)
 
 BIJECTIONS = (CONVOLUTION, COUPLING)
 """The bijections of every flow, in the order from audio to z."""

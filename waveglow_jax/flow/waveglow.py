@@ -16,20 +16,16 @@ from waveglow_jax.config import Config
 from waveglow_jax.flow.bijections import Params, squeeze, total_log_det, unsqueeze
 from waveglow_jax.flow.steps import (
     BIJECTIONS,
+    COUPLING,
     WHITENING,
     Context,
     LogDet,
     Step,
+    conditioner_of,
     flow_steps,
     whitening_given,
 )
-from waveglow_jax.flow.wavenet import (
-    conditioning_channels,
-    frames_seen,
-    squeeze_conditioning,
-    upsampler_network,
-    with_upsampler,
-)
+from waveglow_jax.flow.upsampler import frames_seen, squeeze_conditioning, upsampler_network
 
 
 def init(key: jax.Array, config: Config) -> Params:
@@ -44,7 +40,7 @@ def init(key: jax.Array, config: Config) -> Params:
 def parameter_shapes(config: Config) -> Params:
     """`init`'s tree of shapes and dtypes (`jax.ShapeDtypeStruct`), without computing anything.
 
-    Flows of as many channels have the same, and are traced once.
+    Flows with the same number of channels have the same shapes, and are traced once.
     """
     key, glow = jax.random.key(0), config.waveglow
     first = {glow.channels(k): k for k in reversed(range(glow.n_flows))}
@@ -62,10 +58,10 @@ def parameter_shapes(config: Config) -> Params:
 
 def _init_flow(key: jax.Array, config: Config, k: int) -> Params:
     channels = config.waveglow.channels(k)
-    keys = jax.random.split(key, len(BIJECTIONS))
+    trained = [each for each in BIJECTIONS if each.name]
+    keys = jax.random.split(key, len(trained))
     return {
-        each.name: each.init(key, config, channels)
-        for each, key in zip(BIJECTIONS, keys, strict=True)
+        each.name: each.init(key, config, channels) for each, key in zip(trained, keys, strict=True)
     }
 
 
@@ -168,43 +164,33 @@ def sum_over_steps(log_dets: list[LogDet], x: jax.Array, mask: jax.Array | None)
 def prepare_inverse(params: Params) -> Params:
     """Parameters for `inverse_prepared`: weight norm folded, every W inverted, in full precision.
 
-    Done once for many calls; the result may be cast afterwards.
+    Computed once for many calls; the result may be cast afterwards.
     """
     flows = [
-        {each.name: each.prepare(flow[each.name]) for each in BIJECTIONS}
+        {each.name: each.prepare(flow[each.name]) for each in BIJECTIONS if each.name}
         for flow in params["flows"]
     ]
     return {"upsample": params["upsample"], "flows": flows}
 
 
 def fold_upsampler(prepared: Params, config: Config, dtype: Any) -> Params:
-    """`prepare_inverse`'s parameters with the upsampler inside every conditioning layer.
+    """`prepare_inverse`'s parameters with the upsampler inside every conditioner.
 
-    For conditioning at the sample rate where weights may take memory (`folded_size`): a quarter of
-    the reverse pass's products less. The conditioning layers are then of that dtype for good.
+    For conditioning at the sample rate where weights may take memory (`folded_size`): it saves a
+    quarter of the reverse pass's FLOPs. The conditioning layers then keep that dtype.
     """
-    fold = jax.jit(with_upsampler, static_argnums=(2, 3))
-
-    def folded(name: str, layer: Params) -> Params:
-        is_cond = name.startswith("cond_layer")
-        return fold(prepared["upsample"], layer, config, dtype) if is_cond else layer
-
+    fold = conditioner_of(config).fold
+    assert fold is not None, "folded_size is None"
     flows = [
-        {**flow, "wn": {name: folded(name, layer) for name, layer in flow["wn"].items()}}
+        {**flow, COUPLING.name: fold(flow[COUPLING.name], prepared["upsample"], config, dtype)}
         for flow in prepared["flows"]
     ]
     return {"flows": flows}
 
 
 def folded_size(config: Config, dtype: Any) -> int | None:
-    """Bytes of `fold_upsampler`'s conditioning layers; None where folding spares no products."""
-    glow = config.waveglow
-    seen = -(-glow.upsample_kernel // config.data.hop_length) * glow.n_mel_channels
-    if glow.conditioning != "sample" or seen >= conditioning_channels(config):
-        return None
-    phases = config.data.hop_length // glow.n_group
-    a_layer = seen * phases * 2 * glow.WN.n_channels * jnp.dtype(dtype).itemsize
-    return glow.n_flows * glow.WN.n_layers * a_layer
+    """Bytes of `fold_upsampler`'s conditioning layers; None where folding saves no FLOPs."""
+    return conditioner_of(config).folded_size(config, dtype)
 
 
 def inverse(
@@ -307,9 +293,9 @@ def noise_of_frames(seed: int | jax.Array, config: Config, frames: jax.Array) ->
 def conditioning_of(
     params: Params, config: Config, mel: jax.Array, n_steps: int, dtype: Any
 ) -> jax.Array:
-    """mel `[B, F, M]` -> conditioning `[B, n_steps, D]` of every WN.
+    """mel `[B, F, M]` -> conditioning `[B, n_steps, D]` of every conditioner.
 
-    With `fold_upsampler`'s parameters `[B, n_steps / phases, D]`, the frames that each sees.
+    With `fold_upsampler`'s parameters `[B, n_steps / phases, D]`, the frames that overlap at each.
     """
     if "upsample" not in params:
         hop, group = config.data.hop_length, config.waveglow.n_group

@@ -175,7 +175,7 @@ def _coupling_layer(step: Step, precision: Precision) -> Layer:
 def _conditioned(
     params: Params, half: jax.Array, context: Context, precision: Precision
 ) -> tuple[jax.Array, jax.Array]:
-    return emulated(flow.conditioner, precision)(params, half, context)
+    return emulated(flow.shift_and_scale, precision)(params, half, context)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
