@@ -39,7 +39,8 @@ def forward(params, x):
     for each in params:
         x, of_conv = flow.invertible_conv_forward(each["conv"], x)
         x, of_coupling = flow.coupling_forward(conditioner(each), x)
-        log_det += of_conv + of_coupling
+        for local in (of_conv, of_coupling):
+            log_det += flow.total_log_det(local, x.shape[:2])
     return x, log_det
 
 

@@ -105,7 +105,7 @@ def test_flops_are_two_a_weight_and_step():
     kernels = [
         leaf.size
         for path, leaf in jax.tree.leaves_with_path(params["flows"])
-        if jax.tree_util.keystr(path[-1:]) in ("['kernel']", "['conv_inverse']")
+        if jax.tree_util.keystr(path[-1:]) in ("['kernel']", "['inverse']")
     ]
     upsampler = params["upsample"]["kernel"].size / 256
     assert forward_flops(config, 8000) == 2 * 8000 * (sum(kernels) / 8 + upsampler)

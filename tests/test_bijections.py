@@ -13,18 +13,24 @@ from compiling import quick_jit
 
 from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.flow.bijections import (
-    PRE_EMPHASIS,
     coupling_forward,
     coupling_inverse,
     invertible_conv_forward,
     invertible_conv_inverse,
+    log_det_by_frame,
     squeeze,
+    total_log_det,
     unsqueeze,
+)
+from waveglow_jax.flow.whitening import (
+    PRE_EMPHASIS,
+    prediction_forward,
+    prediction_inverse,
+    predictor_of_mel,
     whitening_factors,
     whitening_forward,
     whitening_inverse,
 )
-from waveglow_jax.flow.prediction import prediction_forward, prediction_inverse, predictor_of_mel
 
 BATCH = 2
 
@@ -45,6 +51,13 @@ def whitening_config(block: int) -> Config:
     )
 
 
+def total(result, mask=None):
+    """A direction's `(y, local log_det)` with the log-determinant summed to `[B]`."""
+    y, log_det = result
+    steps = y.shape[1] if log_det.ndim == 0 else log_det.shape[1]
+    return y, total_log_det(log_det, (len(y), steps), mask)
+
+
 # Each constructor gives (params, forward(params, x), inverse(params, y), shape of x, of y); params
 # are float64 NumPy arrays.
 
@@ -57,9 +70,12 @@ def conv(sign):
         assert np.sign(np.linalg.det(weight)) == sign
 
         def inverse(weight, y):
-            return invertible_conv_inverse(jnp.linalg.inv(weight), y)
+            return total(invertible_conv_inverse(jnp.linalg.inv(weight), y))
 
-        return weight, invertible_conv_forward, inverse, (BATCH, 5, 6), (BATCH, 5, 6)
+        def forward(weight, x):
+            return total(invertible_conv_forward(weight, x))
+
+        return weight, forward, inverse, (BATCH, 5, 6), (BATCH, 5, 6)
 
     return construct
 
@@ -78,10 +94,10 @@ def coupling():
     params = {name: 0.5 * rng.normal(size=shape) for name, shape in shapes.items()}
 
     def forward(params, x):
-        return coupling_forward(lambda a: mlp(params, a), x)
+        return total(coupling_forward(lambda a: mlp(params, a), x))
 
     def inverse(params, y):
-        return coupling_inverse(lambda a: mlp(params, a), y)
+        return total(coupling_inverse(lambda a: mlp(params, a), y))
 
     return params, forward, inverse, (BATCH, 5, 6), (BATCH, 5, 6)
 
@@ -92,10 +108,10 @@ def whitening(block):
         mel = -2 + 1.5 * np.random.default_rng(5).normal(size=(BATCH, 3, 10))
 
         def forward(mel, x):
-            return whitening_forward(whitening_factors(mel, config, x.shape[1]), x)
+            return total(whitening_forward(whitening_factors(mel, config, x.shape[1]), x))
 
         def inverse(mel, y):
-            return whitening_inverse(whitening_factors(mel, config, y.shape[1]), y)
+            return total(whitening_inverse(whitening_factors(mel, config, y.shape[1]), y))
 
         return mel, forward, inverse, (BATCH, 128), (BATCH, 128)
 
@@ -124,10 +140,10 @@ def swapped_coupling():
     )
 
     def forward(params, x):
-        return coupling_forward(lambda a: recurrent(params, a), x, swapped=True)
+        return total(coupling_forward(lambda a: recurrent(params, a), x, swapped=True))
 
     def inverse(params, y):
-        return coupling_inverse(lambda a: recurrent(params, a), y, swapped=True)
+        return total(coupling_inverse(lambda a: recurrent(params, a), y, swapped=True))
 
     return params, forward, inverse, (BATCH, 5, 6), (BATCH, 5, 6)
 
@@ -147,10 +163,10 @@ def prediction():
     mel = -2 + 1.5 * np.random.default_rng(20).normal(size=(BATCH, 2, 10))
 
     def forward(mel, x):
-        return prediction_forward(predictor_of_mel(mel, config, x.shape[1]), x)
+        return total(prediction_forward(predictor_of_mel(mel, config, x.shape[1]), x))
 
     def inverse(mel, y):
-        return prediction_inverse(predictor_of_mel(mel, config, y.shape[1]), y)
+        return total(prediction_inverse(predictor_of_mel(mel, config, y.shape[1]), y))
 
     return mel, forward, inverse, (BATCH, 64), (BATCH, 64)
 
@@ -310,7 +326,7 @@ def test_extreme_scales_are_finite_or_honestly_infinite(direction, log_s, dtype)
     largest = float(jnp.finfo(dtype).max)
 
     def value(at):
-        return function(lambda a: (at["shift"], at["log_s"]), at["x"])
+        return total(function(lambda a: (at["shift"], at["log_s"]), at["x"]))
 
     def slopes(at):
         y, back = jax.vjp(value, at)
@@ -392,10 +408,10 @@ def test_a_masked_conv_counts_the_steps_within(dtype):
     of_step = np.linalg.slogdet(weight)[1]
     with jax.enable_x64(True):
         x = jnp.asarray(random((2, 5, 6), 18))
-        y, log_det = invertible_conv_forward(jnp.asarray(weight), x, jnp.asarray(MASK, dtype))
-        _, back = invertible_conv_inverse(
-            jnp.asarray(np.linalg.inv(weight)), y, jnp.asarray(MASK, dtype)
-        )
+        mask = jnp.asarray(MASK, dtype)
+        y, log_det = total(invertible_conv_forward(jnp.asarray(weight), x), mask)
+        inverse = jnp.asarray(np.linalg.inv(weight))
+        _, back = total(invertible_conv_inverse(inverse, y), mask)
         np.testing.assert_allclose(log_det, of_step * np.array([3, 5]), rtol=1e-12)
         np.testing.assert_allclose(back, -of_step * np.array([3, 5]), rtol=1e-12)
 
@@ -412,7 +428,7 @@ def test_a_masked_coupling_counts_the_steps_within():
         x = jnp.asarray(random((2, 5, 6), 10))
         for direction, sign in ((coupling_forward, 1), (coupling_inverse, -1)):
             for mask in (MASK, MASK.astype(bool), MASK.astype(np.int32)):
-                log_det = direction(conditioner, x, jnp.asarray(mask))[1]
+                log_det = total(direction(conditioner, x), jnp.asarray(mask))[1]
                 for i, n in enumerate((3, 5)):
                     log_s = np.tanh(np.asarray(x)[i, :n, :3] @ weight)[:, 3:]
                     assert float(log_det[i]) == pytest.approx(sign * log_s.sum(), abs=1e-12)
@@ -422,7 +438,8 @@ def test_what_is_not_finite_outside_the_mask_is_not_counted():
     x = jnp.ones((2, 5, 6))
     log_s = jnp.where(MASK[:, :, None] > 0, jnp.float32(0.5), jnp.inf) * jnp.ones(3)[None, None]
     for direction, sign in ((coupling_forward, 1), (coupling_inverse, -1)):
-        log_det = direction(lambda a: (0 * a, log_s), x, jnp.asarray(MASK, "float32"))[1]
+        coupled = direction(lambda a: (0 * a, log_s), x)
+        log_det = total(coupled, jnp.asarray(MASK, "float32"))[1]
         np.testing.assert_allclose(log_det, sign * 0.5 * 3 * np.array([3, 5]))
 
 
@@ -433,10 +450,37 @@ def test_a_masked_whitening_counts_the_blocks_within():
         factors = jitted_factors(jnp.asarray(mel), config, 5 * 16)
         x = jnp.asarray(random((2, 5 * 16), 12))
         for direction, sign in ((whitening_forward, -1), (whitening_inverse, 1)):
-            log_det = direction(factors, x, jnp.asarray(MASK))[1]
+            log_det = total(direction(factors, x), jnp.asarray(MASK))[1]
             for i, n in enumerate((3, 5)):
                 alone = [np.linalg.slogdet(np.asarray(factors)[i, k])[1] for k in range(n)]
                 assert float(log_det[i]) == pytest.approx(sign * sum(alone), abs=1e-9)
+
+
+@pytest.mark.parametrize("per_part", [1, 3])
+def test_a_mask_of_steps_selects_the_parts_of_any_length(per_part):
+    """Parts of several steps each, and several parts per step; whatever is outside is not read."""
+    rng = np.random.default_rng(22)
+    ends = np.array([2, 5])
+    for parts, steps in ((5, 5 * 4), (5 * 4, 5)):
+        shape = (2, parts) if per_part == 1 else (2, parts, per_part)
+        local = rng.normal(size=shape)
+        mask = np.arange(steps) < ends[:, None] * steps // 5
+        outside = np.arange(parts) >= ends[:, None] * parts // 5
+        expected = [local[i, : ends[i] * parts // 5].sum() for i in range(2)]
+        local[outside] = np.nan
+        with jax.enable_x64(True):
+            found = total_log_det(jnp.asarray(local), (2, steps), jnp.asarray(mask, "float32"))
+            assert found.dtype == "float64"
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_frames_add_up_to_the_total():
+    rng = np.random.default_rng(23)
+    for shape in ((), (2, 12), (2, 24), (2, 12, 3), (2, 6, 4)):
+        local = jnp.asarray(rng.normal(size=shape), "float32")
+        by_frame = jnp.broadcast_to(log_det_by_frame(local, 12, 3), (2, 3))
+        np.testing.assert_allclose(by_frame.sum(axis=1), total_log_det(local, (2, 12)), rtol=1e-5)
+    np.testing.assert_allclose(log_det_by_frame(local, 12, 3)[1, 2], local[1, 4:].sum(), rtol=1e-5)
 
 
 def covariance_of_block(mel, config, k):
@@ -534,10 +578,12 @@ def test_float32_suffices_for_whitening(block, fall, formants, level, condition,
         exact_factors = jitted_factors(jnp.asarray(mel, "float64"), config, n)
         audio, _ = whitening_inverse(exact_factors, jnp.asarray(random((1, n), 16)))
         audio = np.asarray(audio, np.float32)
-        exact, exact_log_det = whitening_forward(exact_factors, jnp.asarray(audio, "float64"))
+        exact, exact_log_det = total(
+            whitening_forward(exact_factors, jnp.asarray(audio, "float64"))
+        )
         exact, exact_log_det = np.asarray(exact), float(exact_log_det[0])
     factors = jitted_factors(jnp.asarray(mel), config, n)
-    y, log_det = whitening_forward(factors, jnp.asarray(audio))
+    y, log_det = total(whitening_forward(factors, jnp.asarray(audio)))
     back, _ = whitening_inverse(factors, y)
     assert y.dtype == log_det.dtype == back.dtype == "float32"
     assert np.max(np.abs(y - exact)) <= tolerance * np.max(np.abs(exact))

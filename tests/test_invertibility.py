@@ -41,7 +41,7 @@ from waveglow_jax.analysis.signals import (
     with_condition,
 )
 from waveglow_jax.cli import main
-from waveglow_jax.flow.wavenet import weight_norm
+from waveglow_jax.flow.weight_norm import weight_norm
 
 HOP, SAMPLES = 16, 32
 CONFIG = small(n_flows=2, conditioning="group", mel_whitening={"block": 16, "floor": 0.02})

@@ -32,7 +32,6 @@ PLACES = {
 }
 LONGER: dict[str, str] = {
     "synthesis/vocoder.py": "the class that people use, each method with its contract",
-    "flow/wavenet.py": "WN, its kernels, the upsampler and weight normalisation in one",
 }
 """Files of more than `MOST_LINES` lines, each with the reason."""
 

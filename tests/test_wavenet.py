@@ -10,19 +10,21 @@ import pytest
 from compiling import quick_jit
 
 from waveglow_jax.config import config_from_dict
-from waveglow_jax.flow.wavenet import (
-    WN,
+from waveglow_jax.flow.upsampler import (
     Upsampler,
+    conditioning_channels,
+    squeeze_conditioning,
+    upsampler_network,
+)
+from waveglow_jax.flow.weight_norm import split_weight_norm, weight_norm
+from waveglow_jax.flow.wn import WN
+from waveglow_jax.flow.wn_kernels import (
     _low_precision_outputs,
     _outputs,
     _weights,
-    _wn,
-    conditioning_channels,
+    kernels_for,
     matmul,
-    split_weight_norm,
-    squeeze_conditioning,
-    upsampler_network,
-    weight_norm,
+    wn_on,
 )
 
 
@@ -142,9 +144,9 @@ def test_the_accelerators_form_is_the_loops(sizes):
             gradient = jax.grad(total, (0, 1, 2), has_aux=True)
             return quick_jit(gradient)(params, x, conditioning)
 
-        ours, out = both_ways(partial(_wn, backend="tpu"))
-        theirs, _ = both_ways(partial(_wn, backend="cpu"))
-        bare = quick_jit(partial(_wn, mask=None, dtype="float64", backend="tpu"))(
+        ours, out = both_ways(partial(wn_on, backend="tpu"))
+        theirs, _ = both_ways(partial(wn_on, backend="cpu"))
+        bare = quick_jit(partial(wn_on, mask=None, dtype="float64", backend="tpu"))(
             params, x, conditioning
         )
     for i, n in enumerate(lengths):
@@ -172,13 +174,14 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
     mask = np.arange(n_steps) < rng.integers(4, n_steps, size=(batch, 1)) if masked else None
     slope = rng.normal(size=(batch, n_steps, N_OUT))
     with jax.enable_x64(True):
-        network = WN(N_OUT, layers, 4, 5, 3, jnp.float64, phases)
+        network = WN(N_OUT, layers, 4, 5, 3, jnp.float64)
         shapes = shapes_of(network, (1, phases, N_IN), (1, 1, N_COND))
-        weights = _weights(lively(shapes, 17), jnp.float64, backend)
+        how = kernels_for(backend, "float64", "float64")
+        weights = _weights(lively(shapes, 17), how)
 
         def of(form):
             def total(weights, x, conditioning):
-                out = form(weights, x, conditioning, mask, jnp.dtype("float64"), backend)
+                out = form(weights, x, conditioning, mask, how)
                 return jnp.sum(out * slope)
 
             return quick_jit(jax.grad(total, (0, 1, 2)))(weights, x, conditioning)
@@ -205,7 +208,7 @@ def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
 
         def total(params, x, conditioning):
             return jnp.sum(
-                _wn(params, x, conditioning, None, dtype, backend) * jnp.asarray(slope, kind)
+                wn_on(params, x, conditioning, None, dtype, backend) * jnp.asarray(slope, kind)
             )
 
         return quick_jit(jax.grad(total, (0, 1, 2)))(*inputs)
@@ -228,11 +231,11 @@ def test_the_accelerators_form_rounds_no_more_than_its_dtype(dtype):
     with jax.enable_x64(True):
         _, params = network_and_params(*sizes)
         params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
-        form = partial(_wn, mask=None, dtype=jnp.float64, backend="tpu")
+        form = partial(wn_on, mask=None, dtype=jnp.float64, backend="tpu")
         exact = np.asarray(quick_jit(form)(params, x, conditioning))
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, x, conditioning))
     for backend in ("tpu", "cpu", "gpu"):
-        form = partial(_wn, mask=None, dtype=jnp.dtype(dtype), backend=backend)
+        form = partial(wn_on, mask=None, dtype=jnp.dtype(dtype), backend=backend)
         out = quick_jit(form)(*narrow)
         assert out.dtype == np.float32
         error = np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2) / np.mean(exact**2))

@@ -76,7 +76,7 @@ class MelWhitening:
     """Whitening of the audio by the spectrum its mel tells, renewed every `block` samples.
 
     order 0 whitens each block by itself; above 0, a linear predictor of that order goes across the
-    blocks' borders (`flow/prediction.py`). `floor` is the standard deviation of assumed noise.
+    blocks' borders (`flow/whitening.py`). `floor` is the standard deviation of assumed noise.
     """
 
     block: Annotated[int, Bounds(2, 2**16)] = 64
@@ -118,6 +118,11 @@ class WaveGlowConfig:
         """`mel_whitening`, where it is known that there is one."""
         assert self.mel_whitening is not None
         return self.mel_whitening
+
+    @property
+    def whitening_order(self) -> int:
+        """The order of the whitening's predictor; 0 without one, and without whitening."""
+        return self.mel_whitening.order if self.mel_whitening else 0
 
     def leaves_before(self, flow: int) -> bool:
         """Whether `n_early_size` channels leave before this flow."""

@@ -626,7 +626,7 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
 
     import waveglow_jax as wg
     from waveglow_jax.files.sound import read_audio
-    from waveglow_jax.flow import bijections, wavenet
+    from waveglow_jax.flow import bijections, whitening, wn_kernels
     from waveglow_jax.weights.release import BUNDLED_VOICE
 
     hop = voice.config.data.hop_length
@@ -636,7 +636,8 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
     audio = audio.astype(np.float32)
     mel = voice.mel(audio)[:, :-1]  # one frame a hop, for both directions
     # The flow asks for `highest` itself: here it is to take what the device would.
-    bijections.EXACT = wavenet.EXACT = jax.lax.Precision[precision.upper()]
+    for module in (bijections, whitening, wn_kernels):
+        module.EXACT = jax.lax.Precision[precision.upper()]
     with jax.default_matmul_precision(precision):
         z, log_det = jax.jit(lambda p, x, mel: wg.forward(p, voice.config, x, mel))(
             voice.params, audio, mel

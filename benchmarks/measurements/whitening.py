@@ -26,14 +26,8 @@ from waveglow_jax.evaluation.metrics import stoi
 from waveglow_jax.files.atomic import replacing, write_text
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
 from waveglow_jax.files.sound import read_audio
-from waveglow_jax.flow.bijections import (
-    power_at_blocks,
-    whitening_factors,
-    whitening_forward,
-    whitening_inverse,
-)
-from waveglow_jax.flow.prediction import prediction_forward, prediction_inverse, predictor_of_mel
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
+from waveglow_jax.flow.whitening import power_at_blocks, whitening_of
 from waveglow_jax.training.checkpoints import Checkpoints, Plateau
 from waveglow_jax.training.dataset import scan_corpus, training_batches, validation_batches
 from waveglow_jax.training.parallel import (
@@ -271,13 +265,10 @@ def whitened(
 
     @jax.jit
     def there_and_back(audio: jax.Array, mel: jax.Array) -> tuple[jax.Array, ...]:
-        if config.waveglow.mel_whitening.order:
-            predictor = predictor_of_mel(mel, config, audio.shape[1])
-            y, log_det = prediction_forward(predictor, audio)
-            return y, log_det, prediction_inverse(predictor, y)[0]
-        factors = whitening_factors(mel, config, audio.shape[1])
-        y, log_det = whitening_forward(factors, audio)
-        return y, log_det, whitening_inverse(factors, y)[0]
+        form = whitening_of(config)
+        spectrum = form.of_mel(mel, config, audio.shape[1])
+        y, log_det = form.forward(spectrum, audio, None)
+        return y, log_det.sum(axis=1), form.inverse(spectrum, y, None)[0]
 
     y, log_det, back = there_and_back(audio, mel)
     return np.asarray(y), np.asarray(log_det), np.asarray(back)

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax
 import jax.numpy as jnp
 
-from waveglow_jax.flow.wavenet import WN, _wn
+from waveglow_jax.flow.wn import WN
+from waveglow_jax.flow.wn_kernels import wn_on
 
 N_HALF, N_CONDITIONING = 4, 640
 SIZES = {"full": ((8, 27648), (24, 2000)), "tiny": ((1, 64), (1, 32))}
@@ -67,7 +68,7 @@ def forms(layers: int) -> dict[str, Form]:
     """Every form by what is special about it."""
 
     def own(backend: str) -> Form:
-        return lambda params, x, c: _wn(params, x, c, None, jnp.bfloat16, backend)
+        return lambda params, x, c: wn_on(params, x, c, None, jnp.bfloat16, backend)
 
     def written_out(taps: str, between: Any, together: bool = False) -> Form:
         return lambda params, x, c: plain_wn(params, x, c, layers, taps, between, together)

@@ -32,7 +32,7 @@ from waveglow_jax.analysis.signals import (
     with_condition,
 )
 from waveglow_jax.config import Config
-from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.flow.waveglow import Params
 
 BLAMED = ("float32", "bfloat16 in WN")
 STRESSED = ("float64", "float32", "bfloat16 in WN")

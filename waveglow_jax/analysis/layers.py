@@ -13,23 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from waveglow_jax.analysis.precisions import Precision, emulated
+from waveglow_jax.analysis.precisions import FLOAT32, Precision, emulated
 from waveglow_jax.config import Config
-from waveglow_jax.flow.bijections import (
-    coupling_forward,
-    coupling_inverse,
-    invertible_conv_forward,
-    invertible_conv_inverse,
-    whitening_factors,
-    whitening_forward,
-    whitening_inverse,
-)
-from waveglow_jax.flow.prediction import prediction_forward, prediction_inverse, predictor_of_mel
-from waveglow_jax.flow.waveglow import check_shapes, conditioner_of, conditioning_of
-from waveglow_jax.flow.wavenet import Params, weight_norm
+from waveglow_jax.flow import steps as flow
+from waveglow_jax.flow.bijections import coupling_forward, coupling_inverse, total_log_det
+from waveglow_jax.flow.steps import Context, Direction, Step, flow_steps
+from waveglow_jax.flow.waveglow import Params, check_shapes, conditioning_of, prepare_inverse
 
-WHITENING, CONVOLUTION, COUPLING = "whitening", "1x1 convolution", "coupling"
-KINDS = (WHITENING, CONVOLUTION, COUPLING)
+KINDS = (flow.WHITENING.kind, flow.CONVOLUTION.kind, flow.COUPLING.kind)
+WHITENING, CONVOLUTION, COUPLING = KINDS
 
 
 @dataclass(frozen=True)
@@ -67,20 +59,19 @@ def layers_of(
     whitening is never emulated: FFT and recursion have no form with fewer bits.
     Float64 needs `jax_enable_x64`. Raises ValueError for shapes that do not fit.
     """
-    glow, stream = config.waveglow, precision.stream
+    stream = precision.stream
     check_shapes(config, (1, n_samples), (1, *mel.shape))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, stream), params)
+    prepared = jax.jit(prepare_inverse)(params)
     frames = jnp.asarray(mel, stream)[None]
-    steps = n_samples // glow.n_group
+    before = None if past is None else jnp.asarray(past, stream)[None]
+    whitening = _whitening_given(frames, config, n_samples, before)
+    steps = n_samples // config.waveglow.n_group
     upsample = {"upsample": params["upsample"]}
     conditioning = _conditioning(upsample, frames, config, steps, precision)
-    layers = []
-    if glow.mel_whitening:
-        layers.append(_whitening_layer(frames, config, n_samples, past))
-    for k, flow in enumerate(params["flows"]):
-        layers.append(_convolution_layer(flow["conv"], config, k, precision))
-        layers.append(_coupling_layer(weight_norm(flow["wn"]), conditioning, config, k, precision))
-    return layers
+    context = Context(config, conditioning, None, precision.products)
+    both = (flow_steps(each["flows"], context, whitening) for each in (params, prepared))
+    return [_layer(ahead, back, precision) for ahead, back in zip(*both, strict=True)]
 
 
 def run_forward(layers: Sequence[Layer], x: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -113,72 +104,53 @@ def _conditioning(
     return emulated(run, precision)(upsample, mel)
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def _whitening_given(mel: jax.Array, config: Config, n_samples: int, past: jax.Array | None) -> Any:
+    return flow.whitening_given(mel, config, n_samples, past)
+
+
 # ------------------------------------------------------------------------------ the layers
 
 
-def _whitening_layer(
-    mel: jax.Array, config: Config, n_samples: int, past: np.ndarray | None
-) -> Layer:
-    spectrum = _spectrum(mel, config, n_samples)
-    before = None if past is None else jnp.asarray(past, mel.dtype)[None]
+def _layer(ahead: Step, back: Step, precision: Precision) -> Layer:
+    """The layer of a step; `ahead` has the parameters as they are, `back` the prepared ones."""
+    if ahead.bijection == flow.COUPLING:
+        return _coupling_layer(back, precision)
+    if ahead.bijection == flow.WHITENING:
+        precision = FLOAT32
 
-    def layer(inverse: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y, log_det = _whitened(spectrum, before, x.reshape(1, -1), config, inverse)
-        return y.reshape(x.shape), log_det
+    def layer(step: Step, direction: Direction, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def applied(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return _applied(direction, step.params, x, step.context, precision)
 
-    group = config.waveglow.n_group
-    return Layer(WHITENING, -1, group, partial(layer, False), partial(layer, True))
+        return _on_last(step.channels, x, applied)
+
+    return Layer(
+        ahead.bijection.kind,
+        ahead.flow,
+        ahead.channels,
+        partial(layer, ahead, ahead.bijection.forward),
+        partial(layer, back, back.bijection.inverse),
+    )
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _spectrum(mel: jax.Array, config: Config, n_samples: int) -> Any:
-    """What the mel tells the whitening: a predictor, or the blocks' factors."""
-    of_mel = predictor_of_mel if config.waveglow.whitening.order else whitening_factors
-    return of_mel(mel, config, n_samples)
-
-
-@partial(jax.jit, static_argnums=(3, 4))
-def _whitened(
-    spectrum: Any, past: jax.Array | None, audio: jax.Array, config: Config, inverse: bool
+@partial(jax.jit, static_argnums=(0, 4))
+def _applied(
+    direction: Direction, params: Any, x: jax.Array, context: Context, precision: Precision
 ) -> tuple[jax.Array, jax.Array]:
-    if config.waveglow.whitening.order:
-        direction = prediction_inverse if inverse else prediction_forward
-        return direction(spectrum, audio, past)
-    return (whitening_inverse if inverse else whitening_forward)(spectrum, audio)
+    def run(params: Any, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
+        y, log_det = direction(params, x, context)
+        return y, total_log_det(log_det, (x.shape[0], x.shape[1]))
+
+    return emulated(run, precision)(params, x, context)
 
 
-def _convolution_layer(weight: jax.Array, config: Config, k: int, precision: Precision) -> Layer:
-    channels = config.waveglow.channels(k)
-    weights = {False: weight, True: jax.jit(jnp.linalg.inv)(weight)}
-
-    def layer(inverse: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _on_last(channels, x, partial(_convolved, weights[inverse], precision, inverse))
-
-    return Layer(CONVOLUTION, k, channels, partial(layer, False), partial(layer, True))
-
-
-def _convolved(
-    weight: jax.Array, precision: Precision, inverse: bool, x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return _convolved_jit(weight, x, precision, inverse)
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _convolved_jit(
-    weight: jax.Array, x: jax.Array, precision: Precision, inverse: bool
-) -> tuple[jax.Array, jax.Array]:
-    direction = invertible_conv_inverse if inverse else invertible_conv_forward
-    return emulated(direction, precision)(weight, x)
-
-
-def _coupling_layer(
-    wn: Params, conditioning: jax.Array, config: Config, k: int, precision: Precision
-) -> Layer:
-    channels, swapped = config.waveglow.channels(k), config.waveglow.halves_swapped(k)
+def _coupling_layer(step: Step, precision: Precision) -> Layer:
+    channels, swapped = step.channels, step.context.swapped
 
     def conditioned(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         half = jnp.split(x[..., -channels:], 2, axis=-1)[int(swapped)]
-        return _conditioned(wn, conditioning, half, config, precision)
+        return _conditioned(step.params, half, step.context, precision)
 
     def layer(inverse: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         # The conditioner is compiled once for both directions: they differ in three operations.
@@ -191,7 +163,7 @@ def _coupling_layer(
 
     return Layer(
         COUPLING,
-        k,
+        step.flow,
         channels,
         partial(layer, False),
         partial(layer, True),
@@ -199,14 +171,11 @@ def _coupling_layer(
     )
 
 
-@partial(jax.jit, static_argnums=(3, 4))
+@partial(jax.jit, static_argnums=3)
 def _conditioned(
-    wn: Params, conditioning: jax.Array, half: jax.Array, config: Config, precision: Precision
+    params: Params, half: jax.Array, context: Context, precision: Precision
 ) -> tuple[jax.Array, jax.Array]:
-    def run(wn: Params, conditioning: jax.Array, half: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return conditioner_of(wn, config, conditioning, None, precision.products)(half)
-
-    return emulated(run, precision)(wn, conditioning, half)
+    return emulated(flow.shift_and_scale, precision)(params, half, context)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
@@ -221,7 +190,8 @@ def _coupled(
     direction = coupling_inverse if inverse else coupling_forward
 
     def run(shift: jax.Array, log_s: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return direction(lambda half: (shift, log_s), x, swapped=swapped)
+        y, log_det = direction(lambda half: (shift, log_s), x, swapped)
+        return y, total_log_det(log_det, (x.shape[0], x.shape[1]))
 
     return emulated(run, precision)(shift, log_s, x)
 

@@ -17,11 +17,9 @@ import numpy as np
 
 from waveglow_jax.audio.picture import literal
 from waveglow_jax.config import Config, DataConfig
-from waveglow_jax.flow.bijections import squeeze, whitening_factors, whitening_forward
+from waveglow_jax.flow.bijections import log_det_by_frame
 from waveglow_jax.flow.likelihood import loss_constant
-from waveglow_jax.flow.prediction import prediction_forward, predictor_of_mel
-from waveglow_jax.flow.waveglow import forward_whitened
-from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.flow.waveglow import Params, encode
 from waveglow_jax.synthesis.plan import context_of, size_at_least
 
 if TYPE_CHECKING:
@@ -82,11 +80,15 @@ def likelihood_of(params: Params, config: Config, audio: np.ndarray, mel: np.nda
         raise ValueError(f"{len(audio)} samples are less than a frame")
     energies, log_dets, powers = [], [], np.zeros((4, glow.n_group))
     for window in _windows(config, audio, mel):
-        z, of_steps = _encode_locally(params, config, *window.inputs)
-        z, of_steps = (np.asarray(each, np.float64)[0, window.kept] for each in (z, of_steps))
+        z, of_frames = (
+            np.asarray(each[0], np.float64)
+            for each in _encode_by_frame(params, config, *window.inputs)
+        )
+        steps = hop // glow.n_group
+        z = z[window.kept.start * steps : window.kept.stop * steps]
         powers += [np.sum(z**k, axis=0) for k in (1, 2, 3, 4)]
         energies.append(_by_frame(-0.5 * np.sum(z**2, axis=1), config))
-        log_dets.append(_by_frame(of_steps, config))
+        log_dets.append(of_frames[window.kept] / hop)
     energy, log_det = np.concatenate(energies), np.concatenate(log_dets)
     of_frame = energy + log_det - loss_constant()
     nats = float(of_frame.mean())
@@ -142,7 +144,7 @@ def _moments(powers: np.ndarray, steps: int) -> Moments:
 
 @dataclass(frozen=True)
 class _Window:
-    """What `_encode_locally` takes, and the steps of its result that are kept."""
+    """What `_encode_by_frame` takes, and the frames of its result that are kept."""
 
     inputs: tuple[np.ndarray, ...]
     kept: slice
@@ -154,7 +156,7 @@ def _windows(config: Config, audio: np.ndarray, mel: np.ndarray) -> Iterator[_Wi
     frames, steps = len(audio) // hop, hop // glow.n_group
     context = context_of(config)
     size = min(size_at_least(frames), context.left + KEPT_FRAMES + context.right)
-    order = glow.mel_whitening.order if glow.mel_whitening else 0
+    order = glow.whitening_order
     silence = np.zeros(order, np.float32)
     audio = np.concatenate([silence, np.asarray(audio[: frames * hop], np.float32)])
     begin = 0
@@ -170,12 +172,12 @@ def _windows(config: Config, audio: np.ndarray, mel: np.ndarray) -> Iterator[_Wi
         under = np.pad(under, ((0, size + 1 - len(under)), (0, 0)), mode="edge")
         mask = (np.arange(size * steps) < (stop - first) * steps).astype(np.float32)
         inputs = (piece[None], np.asarray(under, np.float32)[None], past[None], mask[None])
-        yield _Window(inputs, slice((begin - first) * steps, (end - first) * steps))
+        yield _Window(inputs, slice(begin - first, end - first))
         begin = end
 
 
 @partial(jax.jit, static_argnums=1)
-def _encode_locally(
+def _encode_by_frame(
     params: Params,
     config: Config,
     audio: jax.Array,
@@ -183,28 +185,15 @@ def _encode_locally(
     past: jax.Array,
     mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `waveglow_jax.forward`, but each step's share of log_det: z `[1, N, G]`, `[1, N]`."""
-    of_steps = jnp.zeros(mask.shape, audio.dtype)
-    if config.waveglow.mel_whitening:
-        audio, of_samples = _whiten_locally(audio, mel, past, config)
-        of_steps = squeeze(of_samples, config.waveglow.n_group).sum(axis=-1)
-    z, _, log_s = forward_whitened(params, config, audio, mel, mask=mask)
-    for flow, of_flow in zip(params["flows"], log_s, strict=True):
-        of_steps = of_steps + of_flow.sum(axis=-1) + jnp.linalg.slogdet(flow["conv"])[1]
-    return z, of_steps
+    """As `waveglow_jax.forward`, but with each frame's share of log_det: z `[1, N, G]`, `[1, F]`.
 
-
-def _whiten_locally(
-    audio: jax.Array, mel: jax.Array, past: jax.Array, config: Config
-) -> tuple[jax.Array, jax.Array]:
-    """Whitened audio `[1, T]`, and each sample's share of the log-determinant, `[1, T]`."""
-    if config.waveglow.whitening.order:
-        predictor = predictor_of_mel(mel, config, audio.shape[1])
-        of_samples = jnp.repeat(-jnp.log(predictor.gain), config.waveglow.whitening.block, 1)
-        return prediction_forward(predictor, audio, past)[0], of_samples
-    factors = whitening_factors(mel, config, audio.shape[1])
-    of_samples = -jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)).reshape(audio.shape)
-    return whitening_forward(factors, audio)[0], of_samples
+    Frames outside the mask mean nothing.
+    """
+    z, log_dets = encode(params, config, audio, mel, past=past, mask=mask)
+    of_frames = jnp.zeros((1, audio.shape[1] // config.data.hop_length), audio.dtype)
+    for each in log_dets:
+        of_frames = of_frames + log_det_by_frame(each.local, z.shape[1], of_frames.shape[1])
+    return z, of_frames
 
 
 # ------------------------------------------------------------------------------ the figure

@@ -15,8 +15,7 @@ from waveglow_jax.analysis.layers import CONVOLUTION, Layer, run_forward, run_in
 from waveglow_jax.analysis.precisions import FLOAT32
 from waveglow_jax.analysis.signals import Signal, layers_at, state_of
 from waveglow_jax.config import Config
-from waveglow_jax.flow.waveglow import forward
-from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.flow.waveglow import Params, forward
 
 POWER_ITERATIONS = 12
 

@@ -14,8 +14,7 @@ import numpy as np
 from waveglow_jax.analysis.layers import Layer, layers_of
 from waveglow_jax.analysis.precisions import Precision
 from waveglow_jax.config import Config
-from waveglow_jax.flow.waveglow import init
-from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.flow.waveglow import Params, init
 
 SIGMAS = (0.1, 0.3, 0.6, 1.0, 1.5, 2.0)
 
@@ -40,7 +39,7 @@ def signal_of(
     energy = np.add.reduceat(np.square(audio, dtype=np.float64), np.arange(0, len(audio), hop))
     total = np.convolve(energy[: len(audio) // hop], np.ones(frames), mode="valid")
     first = int(np.argmax(total))
-    order = config.waveglow.mel_whitening.order if config.waveglow.mel_whitening else 0
+    order = config.waveglow.whitening_order
     before = np.concatenate([np.zeros(order, np.float32), audio[: first * hop]])
     return Signal(
         name,

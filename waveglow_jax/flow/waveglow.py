@@ -6,40 +6,26 @@ leave; log_det `[B]`; mask `[B, T / G]`, 1 for a signal's own steps and 0 for pa
 Parameters: {"upsample": {kernel, bias}, "flows": [{"conv": W `[C, C]`, "wn": {layer: ...}}, ...]}.
 """
 
+from itertools import groupby
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from waveglow_jax.config import Config
-from waveglow_jax.flow.bijections import (
-    Conditioner,
-    coupling_forward,
-    coupling_inverse,
-    invertible_conv_forward,
-    invertible_conv_inverse,
-    squeeze,
-    unsqueeze,
-    whitening_factors,
-    whitening_forward,
-    whitening_inverse,
+from waveglow_jax.flow.bijections import Params, squeeze, total_log_det, unsqueeze
+from waveglow_jax.flow.steps import (
+    BIJECTIONS,
+    COUPLING,
+    WHITENING,
+    Context,
+    LogDet,
+    Step,
+    conditioner_of,
+    flow_steps,
+    whitening_given,
 )
-from waveglow_jax.flow.prediction import (
-    prediction_forward,
-    prediction_inverse,
-    predictor_of_mel,
-)
-from waveglow_jax.flow.wavenet import (
-    Params,
-    conditioning_channels,
-    frames_seen,
-    split_weight_norm,
-    squeeze_conditioning,
-    upsampler_network,
-    weight_norm,
-    with_upsampler,
-    wn_network,
-)
+from waveglow_jax.flow.upsampler import frames_seen, squeeze_conditioning, upsampler_network
 
 
 def init(key: jax.Array, config: Config) -> Params:
@@ -54,7 +40,7 @@ def init(key: jax.Array, config: Config) -> Params:
 def parameter_shapes(config: Config) -> Params:
     """`init`'s tree of shapes and dtypes (`jax.ShapeDtypeStruct`), without computing anything.
 
-    Flows of as many channels have the same, and are traced once.
+    Flows with the same number of channels have the same shapes, and are traced once.
     """
     key, glow = jax.random.key(0), config.waveglow
     first = {glow.channels(k): k for k in reversed(range(glow.n_flows))}
@@ -71,16 +57,12 @@ def parameter_shapes(config: Config) -> Params:
 
 
 def _init_flow(key: jax.Array, config: Config, k: int) -> Params:
-    rotation_key, wn_key = jax.random.split(key)
     channels = config.waveglow.channels(k)
-    rotation = jnp.linalg.qr(jax.random.normal(rotation_key, (channels, channels)))[0]
-    rotation = rotation.at[:, 0].multiply(jnp.sign(jnp.linalg.det(rotation)))
-    network = wn_network(config, channels // 2, jnp.float32)
-    sizes = channels // 2, conditioning_channels(config)
-    wn = dict(network.init(wn_key, *sizes, method="layers")["params"])
-    # The last layer starts at zero, which a norm cannot: it alone has plain weights.
-    end = wn.pop("end")
-    return {"conv": rotation, "wn": {**split_weight_norm(wn), "end": end}}
+    trained = [each for each in BIJECTIONS if each.name]
+    keys = jax.random.split(key, len(trained))
+    return {
+        each.name: each.init(key, config, channels) for each, key in zip(trained, keys, strict=True)
+    }
 
 
 def forward(
@@ -94,120 +76,121 @@ def forward(
     dtype: Any = jnp.float32,
     checkpoint_flows: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Audio to latent: `(z, log_det)`, log_det = ln|det dz/daudio| for each of the batch.
+    """Audio to latent: `(z, log_det)`, log_det `[B]` = ln|det dz/daudio| of each signal.
 
     mel has F frames with F * hop >= T (T / hop of them, or one more as `log_mel` gives). T must be
     a multiple of the group, and of the whitening's block where there is one. With a mask, z inside
     it and log_det are those of the unpadded signal, if the padding repeats its mel's last frame;
     z outside means nothing. A whitening that predicts sees the samples `past` `[B, order]` before
-    the audio: a training clip's own; without them, silence, as `inverse` has it. `dtype` is that of
-    the products inside WN; the flow itself keeps the parameters' dtype. `checkpoint_flows` computes
-    each WN anew in the backward pass, so that memory does not grow with depth.
-    Raises ValueError for shapes that do not fit.
+    the audio: a training clip's own; without them, silence, as `inverse` assumes. `dtype` is the
+    compute dtype of the conditioners; the flow itself keeps the parameters' dtype.
+    `checkpoint_flows` recomputes each flow in the backward pass, so that memory does not grow with
+    depth. Raises ValueError for shapes that do not fit.
     """
-    y, whitening_log_det = whiten(audio, mel, config, past=past, mask=mask)
-    z, log_det, _ = forward_whitened(
-        params, config, y, mel, mask=mask, dtype=dtype, checkpoint_flows=checkpoint_flows
+    z, log_dets = encode(
+        params,
+        config,
+        audio,
+        mel,
+        past=past,
+        mask=mask,
+        dtype=dtype,
+        checkpoint_flows=checkpoint_flows,
     )
-    return z, whitening_log_det + log_det
+    return z, sum_over_steps(log_dets, z, mask)
 
 
-def forward_whitened(
+def encode(
     params: Params,
     config: Config,
-    y: jax.Array,
+    audio: jax.Array,
     mel: jax.Array,
     *,
+    past: jax.Array | None = None,
     mask: jax.Array | None = None,
     dtype: Any = jnp.float32,
     checkpoint_flows: bool = False,
-) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """`forward` from `whiten`'s audio on: `(z, log_det, log_s of each flow [B, N, C / 2])`."""
-    check_shapes(config, y.shape, mel.shape)
-    x = squeeze(y, config.waveglow.n_group)
-    conditioning = conditioning_of(params, config, mel, x.shape[1], dtype)
-    step = flow_forward
-    if checkpoint_flows:
-        step = jax.checkpoint(flow_forward, static_argnums=(1, 4, 6))
-    log_det = jnp.zeros(y.shape[:1], y.dtype)
-    left, scales = [], []
-    for k, flow_params in enumerate(params["flows"]):
-        if config.waveglow.leaves_before(k):
-            early = config.waveglow.n_early_size
-            left.append(x[:, :, :early])
-            x = x[:, :, early:]
-        x, conv_log_det, coupling_log_det, log_s = step(
-            flow_params, config, x, conditioning, dtype, mask, config.waveglow.halves_swapped(k)
-        )
-        log_det = log_det + conv_log_det + coupling_log_det
-        scales.append(log_s)
-    return jnp.concatenate([*left, x], axis=-1), log_det, tuple(scales)
+) -> tuple[jax.Array, list[LogDet]]:
+    """As `forward`, but with the local log-determinant of every step instead of their sum."""
+    check_shapes(config, audio.shape, mel.shape)
+    x = squeeze(audio, config.waveglow.n_group)
+    context = _context(params, config, mel, x.shape[1], mask, dtype)
+    steps = flow_steps(params["flows"], context, whitening_given(mel, config, audio.shape[1], past))
+    left: list[jax.Array] = []
+    log_dets: list[LogDet] = []
+    for flow, steps_of_flow in groupby(steps, key=lambda step: step.flow):
+        of_flow = list(steps_of_flow)
+        early = x.shape[-1] - of_flow[0].channels
+        left, x = [*left, x[:, :, :early]], x[:, :, early:]
+        run = jax.checkpoint(_run_forward) if checkpoint_flows and flow >= 0 else _run_forward
+        x, found = run(of_flow, x)
+        log_dets += [
+            LogDet(step.bijection.kind, flow, log_det)
+            for step, log_det in zip(of_flow, found, strict=True)
+        ]
+    return jnp.concatenate([*left, x], axis=-1), log_dets
 
 
-def flow_forward(
-    flow_params: Params,
-    config: Config,
-    x: jax.Array,
-    conditioning: jax.Array,
-    dtype: Any,
-    mask: jax.Array | None = None,
-    swapped: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """One flow, `[B, N, C]` to the same: `(y, log_det of the 1x1 convolution, of the coupling, the
-    coupling's log_s [B, N, C / 2])`."""
-    x, conv_log_det = invertible_conv_forward(flow_params["conv"], x, mask)
-    wn_params = weight_norm(flow_params["wn"])
-    conditioner = conditioner_of(wn_params, config, conditioning, mask, dtype)
-    told = []
+def _run_forward(steps: list[Step], x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    log_dets = []
+    for step in steps:
+        x, log_det = step.forward(x)
+        log_dets.append(log_det)
+    return x, log_dets
 
-    def telling(half: jax.Array) -> tuple[jax.Array, jax.Array]:
-        told.append(conditioner(half))
-        return told[0]
 
-    x, coupling_log_det = coupling_forward(telling, x, mask, swapped)
-    return x, conv_log_det, coupling_log_det, told[0][1]
+def _run_inverse(steps: list[Step], z: jax.Array) -> tuple[jax.Array, list[LogDet]]:
+    """z `[B, N, G]` through the inverse of the steps, last one first, to `[B, N, channels]`."""
+    at = z.shape[-1] - steps[-1].channels
+    x, log_dets = z[:, :, at:], []
+    for step in reversed(steps):
+        if step.channels > x.shape[-1]:
+            # Channels that left before the later step come back.
+            before, at = at, z.shape[-1] - step.channels
+            x = jnp.concatenate([z[:, :, at:before], x], axis=-1)
+        x, log_det = step.inverse(x)
+        log_dets.append(LogDet(step.bijection.kind, step.flow, log_det))
+    return x, log_dets
+
+
+def sum_over_steps(log_dets: list[LogDet], x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`[B]`: the log-determinant of all these steps, of a state x `[B, N, C]`, inside the mask."""
+    total = jnp.zeros(x.shape[:1], x.dtype)
+    for each in log_dets:
+        total = total + total_log_det(each.local, (x.shape[0], x.shape[1]), mask)
+    return total
 
 
 def prepare_inverse(params: Params) -> Params:
     """Parameters for `inverse_prepared`: weight norm folded, every W inverted, in full precision.
 
-    Done once for many calls; the result may be cast afterwards.
+    Computed once for many calls; the result may be cast afterwards.
     """
     flows = [
-        {"conv_inverse": jnp.linalg.inv(flow["conv"]), "wn": weight_norm(flow["wn"])}
+        {each.name: each.prepare(flow[each.name]) for each in BIJECTIONS if each.name}
         for flow in params["flows"]
     ]
     return {"upsample": params["upsample"], "flows": flows}
 
 
 def fold_upsampler(prepared: Params, config: Config, dtype: Any) -> Params:
-    """`prepare_inverse`'s parameters with the upsampler inside every conditioning layer.
+    """`prepare_inverse`'s parameters with the upsampler inside every conditioner.
 
-    For conditioning at the sample rate where weights may take memory (`folded_size`): a quarter of
-    the reverse pass's products less. The conditioning layers are then of that dtype for good.
+    For conditioning at the sample rate where weights may take memory (`folded_size`): it saves a
+    quarter of the reverse pass's FLOPs. The conditioning layers then keep that dtype.
     """
-    fold = jax.jit(with_upsampler, static_argnums=(2, 3))
-
-    def folded(name: str, layer: Params) -> Params:
-        is_cond = name.startswith("cond_layer")
-        return fold(prepared["upsample"], layer, config, dtype) if is_cond else layer
-
+    fold = conditioner_of(config).fold
+    assert fold is not None, "folded_size is None"
     flows = [
-        {**flow, "wn": {name: folded(name, layer) for name, layer in flow["wn"].items()}}
+        {**flow, COUPLING.name: fold(flow[COUPLING.name], prepared["upsample"], config, dtype)}
         for flow in prepared["flows"]
     ]
     return {"flows": flows}
 
 
 def folded_size(config: Config, dtype: Any) -> int | None:
-    """Bytes of `fold_upsampler`'s conditioning layers; None where folding spares no products."""
-    glow = config.waveglow
-    seen = -(-glow.upsample_kernel // config.data.hop_length) * glow.n_mel_channels
-    if glow.conditioning != "sample" or seen >= conditioning_channels(config):
-        return None
-    phases = config.data.hop_length // glow.n_group
-    a_layer = seen * phases * 2 * glow.WN.n_channels * jnp.dtype(dtype).itemsize
-    return glow.n_flows * glow.WN.n_layers * a_layer
+    """Bytes of `fold_upsampler`'s conditioning layers; None where folding saves no FLOPs."""
+    return conditioner_of(config).folded_size(config, dtype)
 
 
 def inverse(
@@ -235,8 +218,8 @@ def inverse_prepared(
     repeats the mel's last frame; samples outside mean nothing.
     """
     y, log_det = inverse_whitened(prepared, config, z, mel, mask=mask, dtype=dtype)
-    audio, whitening_log_det = colour(y, mel, config, mask=mask)
-    return audio, log_det + whitening_log_det
+    audio, of_whitening = colour(y, mel, config, mask=mask)
+    return audio, log_det + of_whitening
 
 
 def inverse_whitened(
@@ -250,48 +233,14 @@ def inverse_whitened(
 ) -> tuple[jax.Array, jax.Array]:
     """`inverse_prepared` up to the whitened audio, which `colour` turns into audio.
 
-    Up to here the flow has a finite reach. The mask may have signals anywhere: those with a gap
-    between them that no convolution spans do not hear each other.
+    Up to here the flow has a finite receptive field. The mask may have signals anywhere: those with
+    a gap between them that no convolution spans do not influence each other.
     """
-    glow = config.waveglow
-    n_steps, n_samples = z.shape[1], z.shape[1] * glow.n_group
-    check_shapes(config, (z.shape[0], n_samples), mel.shape)
-    conditioning = conditioning_of(prepared, config, mel, n_steps, dtype)
-    log_det = jnp.zeros(z.shape[:1], z.dtype)
-    early = glow.n_early_size
-    entered = glow.n_group - glow.channels(glow.n_flows - 1)
-    x = z[:, :, entered:]
-    for k, flow in reversed(list(enumerate(prepared["flows"]))):
-        conditioner = conditioner_of(flow["wn"], config, conditioning, mask, dtype)
-        x, coupling_log_det = coupling_inverse(conditioner, x, mask, glow.halves_swapped(k))
-        x, conv_log_det = invertible_conv_inverse(flow["conv_inverse"], x, mask)
-        log_det = log_det + coupling_log_det + conv_log_det
-        if glow.leaves_before(k):
-            entered -= early
-            x = jnp.concatenate([z[:, :, entered : entered + early], x], axis=-1)
-    return unsqueeze(x), log_det
-
-
-def whiten(
-    audio: jax.Array,
-    mel: jax.Array,
-    config: Config,
-    *,
-    past: jax.Array | None = None,
-    mask: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Audio `[B, T]` to whitened audio, and log_det; a config without whitening leaves it as it is.
-
-    past and mask as for `forward`. Raises ValueError for shapes that do not fit.
-    """
-    check_shapes(config, audio.shape, mel.shape)
-    if not config.waveglow.mel_whitening:
-        return audio, jnp.zeros(audio.shape[:1], audio.dtype)
-    blocks = _block_mask(mask, config)
-    if config.waveglow.mel_whitening.order:
-        predictor = predictor_of_mel(mel, config, audio.shape[1])
-        return prediction_forward(predictor, audio, past, blocks)
-    return whitening_forward(whitening_factors(mel, config, audio.shape[1]), audio, blocks)
+    n_steps = z.shape[1]
+    check_shapes(config, (z.shape[0], n_steps * config.waveglow.n_group), mel.shape)
+    context = _context(prepared, config, mel, n_steps, mask, dtype)
+    x, log_dets = _run_inverse(list(flow_steps(prepared["flows"], context)), z)
+    return unsqueeze(x), sum_over_steps(log_dets, z, mask)
 
 
 def colour(
@@ -302,25 +251,24 @@ def colour(
     past: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`whiten`'s inverse, `[B, T]` to the same, and its log_det.
+    """Whitened audio `[B, T]` to audio, and log_det `[B]`; without whitening it stays as it is.
 
-    A signal may be coloured piece after piece, each with the mel frame that follows it: a whitening
-    that predicts then wants the `order` samples of audio before the piece as `past` `[B, order]`.
+    A signal may be coloured piece by piece, each with the mel frame that follows it: a whitening
+    that predicts then needs the `order` samples of audio before the piece as `past` `[B, order]`.
     """
-    if not config.waveglow.mel_whitening:
+    given = whitening_given(mel, config, y.shape[1], past)
+    if given is None:
         return y, jnp.zeros(y.shape[:1], y.dtype)
-    blocks = _block_mask(mask, config)
-    if config.waveglow.mel_whitening.order:
-        return prediction_inverse(predictor_of_mel(mel, config, y.shape[1]), y, past, blocks)
-    return whitening_inverse(whitening_factors(mel, config, y.shape[1]), y, blocks)
+    x = squeeze(y, config.waveglow.n_group)
+    audio, log_det = WHITENING.inverse(given, x, Context(config))
+    return unsqueeze(audio), total_log_det(log_det, (x.shape[0], x.shape[1]), mask)
 
 
-def _block_mask(mask: jax.Array | None, config: Config) -> jax.Array | None:
-    """`[B, T / G] -> [B, T / block]`, for the whitening."""
-    if mask is None:
-        return None
-    samples = jnp.repeat(mask, config.waveglow.n_group, axis=1)
-    return samples[:, :: config.waveglow.whitening.block]
+def _context(
+    params: Params, config: Config, mel: jax.Array, n_steps: int, mask: jax.Array | None, dtype: Any
+) -> Context:
+    conditioning = conditioning_of(params, config, mel, n_steps, dtype)
+    return Context(config, conditioning, mask, dtype)
 
 
 def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
@@ -345,9 +293,9 @@ def noise_of_frames(seed: int | jax.Array, config: Config, frames: jax.Array) ->
 def conditioning_of(
     params: Params, config: Config, mel: jax.Array, n_steps: int, dtype: Any
 ) -> jax.Array:
-    """mel `[B, F, M]` -> conditioning `[B, n_steps, D]` of every WN.
+    """mel `[B, F, M]` -> conditioning `[B, n_steps, D]` of every conditioner.
 
-    With `fold_upsampler`'s parameters `[B, n_steps / phases, D]`, the frames that each sees.
+    With `fold_upsampler`'s parameters `[B, n_steps / phases, D]`, the frames that overlap at each.
     """
     if "upsample" not in params:
         hop, group = config.data.hop_length, config.waveglow.n_group
@@ -355,22 +303,6 @@ def conditioning_of(
         return seen[:, : n_steps * group // hop]
     upsampled = upsampler_network(config, dtype).apply({"params": params["upsample"]}, mel)
     return squeeze_conditioning(cast(jax.Array, upsampled), config, n_steps)
-
-
-def conditioner_of(
-    wn_params: Params, config: Config, conditioning: jax.Array, mask: jax.Array | None, dtype: Any
-) -> Conditioner:
-    """A flow's WN, its weight norm folded, as the function that a coupling asks for."""
-    features = wn_params["cond_layer_0"]["kernel"].shape[-1]
-    phases = features // (2 * config.waveglow.WN.n_channels)
-
-    def conditioner(half: jax.Array) -> tuple[jax.Array, jax.Array]:
-        network = wn_network(config, half.shape[-1], dtype, phases)
-        out = network.apply({"params": wn_params}, half, conditioning, mask)
-        shift, log_s = jnp.split(cast(jax.Array, out), 2, axis=-1)
-        return shift, log_s
-
-    return conditioner
 
 
 def check_shapes(config: Config, audio_shape: tuple[int, ...], mel_shape: tuple[int, ...]) -> None:

@@ -20,8 +20,8 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.likelihood import loss
-from waveglow_jax.flow.waveglow import forward, init, latent_noise
-from waveglow_jax.flow.wavenet import Params, conditioning_channels
+from waveglow_jax.flow.steps import COUPLING, conditioner_of
+from waveglow_jax.flow.waveglow import Params, forward, init, latent_noise
 from waveglow_jax.performance.timing import (
     SAME,
     Benchmark,
@@ -117,18 +117,16 @@ def _speech_mel(voice: Voice, frames: int) -> np.ndarray:
 def random_voice(config: Config) -> Voice:
     """Of the config's shape, with lively last layers: zero ones would compare nothing."""
     params = init(jax.random.key(config.train.seed), config)
-    return Voice(config, _lively(params))
+    return Voice(config, _lively(params, config))
 
 
-def _lively(params: Params) -> Params:
+def _lively(params: Params, config: Config) -> Params:
     rng = np.random.default_rng(0)
-
-    def of_flow(flow: Params) -> Params:
-        kernel = flow["wn"]["end"]["kernel"]
-        kernel = jnp.asarray(0.02 * rng.normal(size=kernel.shape), kernel.dtype)
-        return {**flow, "wn": {**flow["wn"], "end": {**flow["wn"]["end"], "kernel": kernel}}}
-
-    return {**params, "flows": [of_flow(flow) for flow in params["flows"]]}
+    lively = conditioner_of(config).lively
+    flows = [
+        {**flow, COUPLING.name: lively(flow[COUPLING.name], rng, 0.02)} for flow in params["flows"]
+    ]
+    return {**params, "flows": flows}
 
 
 def benchmark_training(
@@ -146,7 +144,7 @@ def benchmark_training(
     torch = _torch(config) if against_torch else None
     train = dataclasses.replace(config.train, batch_size=batch, gradient_accumulation=1)
     config = dataclasses.replace(config, train=train)
-    params = _lively(init(jax.random.key(train.seed), config))
+    params = _lively(init(jax.random.key(train.seed), config), config)
     size = batch, config.data.segment_length + config.data.filter_length
     clips = 0.1 * np.random.default_rng(0).normal(size=size).astype(np.float32)
     torch_step = _torch_training(params, config, clips, *torch) if torch else None
@@ -251,18 +249,15 @@ def measured_peaks(size: int = 2048) -> dict[str, float]:
 
 
 def forward_flops(config: Config, n_samples: int) -> float:
-    """Of one direction as published, layer by layer; two for a product and its sum."""
-    glow, wn = config.waveglow, config.waveglow.WN
-    channels, skips = wn.n_channels, wn.skip_channels
-    a_layer = 2 * channels * (wn.kernel_size * channels + conditioning_channels(config))
-    a_layer += channels * (channels + skips)
-    wns = glow.n_flows * (wn.n_layers * a_layer - channels * channels)
-    for k in range(glow.n_flows):
-        half = glow.channels(k) // 2
-        wns += half * channels + skips * 2 * half + (2 * half) ** 2
+    """FLOPs of one direction as published, two per multiplication and its sum."""
+    glow, conditioner = config.waveglow, conditioner_of(config)
+    flows = sum(
+        conditioner.flops(config, channels // 2) + 2 * channels**2
+        for channels in map(glow.channels, range(glow.n_flows))
+    )
     per = 1 if glow.conditioning == "sample" else glow.n_group
     upsampler = glow.upsample_kernel / config.data.hop_length * glow.n_mel_channels**2 / per
-    return 2 * n_samples * (wns / glow.n_group + upsampler)
+    return n_samples * (flows / glow.n_group + 2 * upsampler)
 
 
 def bytes_of(compiled: jax.stages.Compiled) -> int | None:

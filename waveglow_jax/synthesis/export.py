@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.config import Config
 from waveglow_jax.files.atomic import replacing
-from waveglow_jax.flow.waveglow import inverse_prepared, prepare_inverse
-from waveglow_jax.flow.wavenet import Params
+from waveglow_jax.flow.waveglow import Params, inverse_prepared, prepare_inverse
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

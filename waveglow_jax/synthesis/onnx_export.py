@@ -32,8 +32,7 @@ def write_onnx(path: Path, config: Config, params: Params) -> None:
 
     Raises UserError if the converter is missing, or cannot convert the config's whitening.
     """
-    whitening = config.waveglow.mel_whitening
-    if whitening and not whitening.order:
+    if config.waveglow.mel_whitening and not config.waveglow.whitening_order:
         raise UserError(
             "waveglow_config.mel_whitening has no order: its blocks are factored one by one, and "
             "jax2onnx factors a known number alone; export without .onnx for jax.export"

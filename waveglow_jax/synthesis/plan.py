@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from waveglow_jax.config import Config
+from waveglow_jax.flow.steps import conditioner_of
 
 SIZES_AN_OCTAVE = 4
 SMALLEST_SIZE = 64
@@ -37,19 +38,19 @@ class Context:
 
 
 def context_of(config: Config) -> Context:
-    """What the config's convolutions reach, in frames rounded up.
+    """The config's receptive field in frames, rounded up.
 
-    A flow's WN reaches sum_i 2^i * (kernel // 2) groups to either side, and the flows' add up. To
-    the left there are the frames whose upsampling overlaps; to the right the one that a whitening
-    interpolates towards. In a gap the convolutions see zeros in every layer, so the longest single
-    step of one must not span it, nor the upsampling.
+    The receptive fields of the flows' conditioners add up. To the left there are also the frames
+    whose upsampling overlaps; to the right the one that a whitening interpolates towards. In a gap
+    the conditioners see zeros in every layer, so their widest layer must not span it, nor the
+    upsampling.
     """
     glow, hop = config.waveglow, config.data.hop_length
     groups = hop // glow.n_group
-    half = glow.WN.kernel_size // 2
-    reach = -(-glow.n_flows * (2**glow.WN.n_layers - 1) * half // groups)
+    field = conditioner_of(config).receptive_field(config)
+    reach = -(-glow.n_flows * field.total // groups)
     overlap = -(-glow.upsample_kernel // hop) - 1
-    step = -(-(2 ** (glow.WN.n_layers - 1)) * half // groups)
+    step = -(-field.widest_layer // groups)
     right = max(reach, 1) if glow.mel_whitening else reach
     return Context(reach + overlap, right, max(step, overlap, 1))
 

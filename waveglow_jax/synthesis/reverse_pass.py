@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from waveglow_jax.config import Config
 from waveglow_jax.flow.waveglow import (
+    Params,
     colour,
     fold_upsampler,
     folded_size,
@@ -26,7 +27,6 @@ from waveglow_jax.flow.waveglow import (
     noise_of_frames,
     prepare_inverse,
 )
-from waveglow_jax.flow.wavenet import Params
 from waveglow_jax.synthesis.kept_traces import compile_once
 from waveglow_jax.synthesis.plan import Context, Part, Plan, choose, context_of, pack, spread
 
@@ -249,8 +249,7 @@ class ReversePass:
 
     @cached_property
     def _silence(self) -> np.ndarray:
-        whitening = self.config.waveglow.mel_whitening
-        return np.zeros(whitening.order if whitening else 0, np.float32)
+        return np.zeros(self.config.waveglow.whitening_order, np.float32)
 
     @cached_property
     def _programs(self) -> dict[tuple[int, int, str], jax.stages.Compiled]:

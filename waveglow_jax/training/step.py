@@ -16,13 +16,14 @@ from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import Config, TrainConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.likelihood import log_likelihood, loss
+from waveglow_jax.flow.steps import COUPLING
 from waveglow_jax.flow.waveglow import (
     Params,
+    encode,
     forward,
-    forward_whitened,
     init,
     parameter_shapes,
-    whiten,
+    sum_over_steps,
 )
 from waveglow_jax.training.batch import Batch
 from waveglow_jax.trees import named, unravelled
@@ -206,9 +207,9 @@ def validation_step(
     The clips get the noise of training's start, the same at every call, so that figures compare.
     """
     audio, past, mel = _clips(batch, config, jnp.zeros((), jnp.int32), config.train.noise_std)
-    y, whitening_log_det = whiten(audio, mel, config, past=past)
-    z, log_det, log_s = forward_whitened(params, config, y, mel)
-    log_det = whitening_log_det + log_det
+    z, log_dets = encode(params, config, audio, mel, past=past)
+    log_det = sum_over_steps(log_dets, z, None)
+    log_s = [each.local for each in log_dets if each.kind == COUPLING.kind]
     max_log_s = jnp.stack([jnp.abs(of_flow).max() for of_flow in log_s])
     weight = batch.weight
     shares = weight[:, None, None] / z.shape[1]
@@ -229,8 +230,7 @@ def _clips(
     data, train = config.data, config.train
     mel = log_mel_of_padded(batch.clips, config) if batch.mel is None else batch.mel
     half = data.filter_length // 2
-    whitening = config.waveglow.mel_whitening
-    order = whitening.order if whitening else 0
+    order = config.waveglow.whitening_order
     audio = batch.clips[:, half - order : half + data.segment_length]
     if train.noise_std:
         # Keyed by step and place in the whole batch, so that the number of devices changes nothing.

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from waveglow_jax.config import Config
 from waveglow_jax.errors import escaped
+from waveglow_jax.flow.steps import COUPLING, conditioner_of
 from waveglow_jax.weights.weights import Weights
 
 # Trained flows stay within about a decade of the rotations they start from; a float32 inverse
@@ -33,7 +35,8 @@ def report(weights: Weights) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights.params)),
         "determinants": determinants,
         "condition_numbers": conditions,
-        "suspicious": suspicious_matrices(determinants, conditions) + _suspicious_layers(flows),
+        "suspicious": suspicious_matrices(determinants, conditions)
+        + _suspicious_layers(flows, weights.config),
     }
 
 
@@ -57,15 +60,10 @@ def suspicious_matrices(determinants: Sequence[float], conditions: Sequence[floa
     return found
 
 
-def _suspicious_layers(flows: list[dict[str, Any]]) -> list[str]:
-    found = []
-    for k, flow in enumerate(flows):
-        if not np.any(np.asarray(flow["wn"]["end"]["kernel"])):
-            found.append(f"flow {k}: WN's last layer is all zeros: the coupling is untrained")
-        for name, layer in flow["wn"].items():
-            if "v" in layer and not np.all(np.any(np.asarray(layer["v"]), axis=(0, 1))):
-                found.append(f"flow {k}: {name} has a channel whose weight_v is all zeros")
-    return found
+def _suspicious_layers(flows: list[dict[str, Any]], config: Config) -> list[str]:
+    faults = conditioner_of(config).faults
+    of_flows = [faults(flow[COUPLING.name]) for flow in flows]
+    return [f"flow {k}: {fault}" for k, found in enumerate(of_flows) for fault in found]
 
 
 def as_text(found: dict[str, Any]) -> str:
