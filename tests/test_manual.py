@@ -1,5 +1,5 @@
-"""The manual: the blocks of its tutorials and how-tos run, its commands have only known options, and
-its links lead somewhere.
+"""The manual: the blocks of its tutorials and how-tos run, its commands have no unknown options,
+and its links lead somewhere.
 
 A block that cannot run here stands below a comment `<!-- not run: REASON -->`. A page's blocks run
 one after the other in one folder, which has the files that the pages assume to be there.

@@ -18,7 +18,7 @@ from waveglow_jax.config import FieldFacts, field_facts
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 SUBCOMMANDS = {"listening-test": ("make", "score")}
-WIDTH = "90"
+WIDTH = "80"
 CORES = 2
 """A help text names the machine's number of cores as a default; the manual's is that of a fixed
 machine, so that every build gives the same pages."""
