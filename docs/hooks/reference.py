@@ -7,14 +7,13 @@ environment in which the package is installed.
 
 import io
 import os
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from waveglow_jax.cli import COMMANDS, main
-from waveglow_jax.config import FieldFacts, field_facts
+from waveglow_jax.config import field_facts
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 SUBCOMMANDS = {"listening-test": ("make", "score")}
@@ -35,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages and the picture of the bundled voice to the manual's files."""
     pages = {
         "reference/commands.md": commands_page(),
-        "reference/config.md": config_page(field_facts()),
+        "reference/config.md": config_page(),
         "reference/voice-card.md": voice_card(),
     }
     for name, text in pages.items():
@@ -86,7 +85,7 @@ def _help(*words: str) -> str:
     return printed.getvalue().replace(cores, f"as many as there are cores, {CORES})")
 
 
-def config_page(fields: list[FieldFacts]) -> str:
+def config_page() -> str:
     """A table per section: each field with its type, its default and the values it may have."""
     lines = [
         "# Config fields",
@@ -99,16 +98,14 @@ def config_page(fields: list[FieldFacts]) -> str:
         "",
     ]
     for section, about in SECTIONS.items():
-        of_section = [field for field in fields if field.name.startswith(f"{section}.")]
-        lines += [f"## {section}", "", about, "", *_table(of_section), ""]
+        lines += [f"## {section}", "", about, ""]
+        lines += ["| field | type | default | values |", "| --- | --- | --- | --- |"]
+        for field in field_facts():
+            if field.name.startswith(f"{section}."):
+                values = field.values or "any"
+                lines.append(f"| `{field.name}` | {field.kind} | `{field.default}` | {values} |")
+        lines.append("")
     return "\n".join(lines)
-
-
-def _table(fields: list[FieldFacts]) -> Iterator[str]:
-    yield "| field | type | default | values |"
-    yield "| --- | --- | --- | --- |"
-    for field in fields:
-        yield f"| `{field.name}` | {field.kind} | `{field.default}` | {field.values or 'any'} |"
 
 
 def voice_card() -> str:
