@@ -129,6 +129,15 @@ def test_every_link_leads_somewhere(page):
             assert (page.parent / link).exists(), link
 
 
+def test_every_page_that_the_code_names_is_there():
+    sources = [*ROOT.glob("*.md"), *ROOT.glob("configs/*.json")]
+    for folder in ("waveglow_jax", "tests", "benchmarks", "docs"):
+        sources += (ROOT / folder).rglob("*.py")
+    for source in sources:
+        for page in re.findall(r"\bdocs/[\w/-]+\.\w+", source.read_text(encoding="utf-8")):
+            assert (ROOT / page).exists(), (name(source), page)
+
+
 # --- running the blocks
 
 
