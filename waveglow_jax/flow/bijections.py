@@ -4,7 +4,8 @@ Each is a pair of pure functions; both directions give `(result, log_det)` with 
 of that very direction, `[B]`, so that the two add up to zero. Arrays: audio `[B, T]`; squeezed
 `[B, N, C]` with N = T / group time steps and C channels; mask `[B, N]`, 1 where there is signal.
 All work in the dtype they are given (float32 and float64 stay what they are, with x64 on or off)
-under jit, grad and vmap. docs/bijections.md derives every log-determinant.
+under jit, grad and vmap. docs/explanation/bijections.md derives every
+log-determinant.
 """
 
 from collections.abc import Callable

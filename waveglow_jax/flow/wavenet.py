@@ -126,7 +126,7 @@ def _wn(
     TPUs have a product each for filter and gate, so that tanh and sigmoid end a product; the others
     have one for both. Between products, CPUs keep x's dtype, TPUs `dtype` for h, and GPUs `dtype`
     for whatever a product gives: it goes through memory there. TPUs have convolutions of their own
-    in the backward pass from `SUBLANES` clips on (docs/tpu.md).
+    in the backward pass from `SUBLANES` clips on (docs/measurements/tpu.md).
     """
     wide = x.dtype
     narrow = min(jnp.dtype(dtype), wide, key=lambda d: d.itemsize)
