@@ -1,4 +1,4 @@
-"""docs/ljspeech.md does what it says: its own commands, on a small corpus of LJSpeech's layout."""
+"""The LJSpeech tutorial and the how-to on fine-tuning, on a small corpus of LJSpeech's layout."""
 
 import io
 import json
@@ -17,10 +17,13 @@ from waveglow_jax.cli import main, run_single
 from waveglow_jax.evaluation import evaluate as evaluation
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "ljspeech.md"
+PAGES = (
+    ROOT / "docs" / "tutorials" / "ljspeech.md",
+    ROOT / "docs" / "how-to" / "fine-tuning.md",
+)
 RECORDINGS = ROOT / "waveglow_jax" / "assets" / "voice" / "recordings"
 
-# All that differs from the page's own run: configs/paper.json shrunk to SMALL, two steps of
+# All that differs from the pages' own run: configs/paper.json shrunk to SMALL, two steps of
 # fine-tuning, the metrics that are quick to compute, and commands in this process instead of new
 # ones.
 SMALL = {
@@ -44,7 +47,8 @@ def write_small_config() -> None:
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -81,7 +85,7 @@ def run(command: str) -> int:
 
 
 @pytest.mark.stress
-def test_the_page(tmp_path, monkeypatch, capsys):
+def test_the_pages(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "OF_SIGNALS", METRICS)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # what `evaluate` measures with: no processes

@@ -2,8 +2,8 @@
 
 python benchmarks/assets/report_invertibility.py [voice|nvidia256]
 
-Runs the command that docs/invertibility.md names, rewrites docs/invertibility/MODEL/ and, between
-the model's two marks, the page's own tables. The voice takes two to three minutes on two cores.
+Rewrites docs/measurements/invertibility/MODEL/ and, between the model's two marks, the tables of
+docs/measurements/invertibility.md. The voice takes two to three minutes on two cores.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from waveglow_jax.files.atomic import write_text
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "measurements"
 MODELS = {
     "voice": [],
     "nvidia256": [

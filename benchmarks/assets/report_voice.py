@@ -1,10 +1,10 @@
-"""The bundled voice's own report, for the README and docs/voice/: tables, pictures, no sound.
+"""The bundled voice's own report in docs/measurements/voice/ and the table of voice.md beside it.
 
 python benchmarks/assets/report_voice.py CORPUS/heldout [--work out/voice_report] [--files N]
 
 Needs `pip install -e '.[dev,eval]'` and a Chromium, which takes the picture of the page. What is
-measured already lies under --work, and is not measured again. The same report with sound:
-`python -m waveglow_jax evaluate` with the arguments that docs/voice/report.md begins with.
+measured already lies under --work, and is not measured again. The report has pictures and no sound;
+with sound: `python -m waveglow_jax evaluate` with the arguments that voice/report.md begins with.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from waveglow_jax.evaluation.systems import parse_system
 from waveglow_jax.files.atomic import replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs" / "voice"
+DOCS = ROOT / "docs" / "measurements" / "voice"
 SYSTEMS = (
     "ours=:",
     "ours, bare=:consistency=0",
     "ours, 96 corrections=:consistency=96",
     "ours, latent=:consistency=latent",
 )
-README_COLUMNS = (
+PAGE_COLUMNS = (
     "pesq_wb",
     "stoi",
     "visqol",
@@ -48,8 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("heldout", type=Path)
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "voice_report")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="(default: docs/voice)")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument(
+        "--docs", type=Path, default=DOCS, help="(default: docs/measurements/voice)"
+    )
+    parser.add_argument("--page", type=Path, default=DOCS.with_suffix(".md"))
     parser.add_argument("--weights", default="", help="(default: the bundled voice)")
     parser.add_argument("--files", type=int, help="only the first so many")
     arguments = parser.parse_args()
@@ -77,9 +79,9 @@ def main() -> None:
             shutil.copyfile(arguments.work / name, temporary)
     write_text(arguments.docs / "report.md", with_command(markdown(found)))
     take_picture(arguments.docs / "report.html", arguments.docs / "report.png")
-    readme = arguments.readme.read_text(encoding="utf-8")
-    relative = Path(os.path.relpath(arguments.docs, arguments.readme.parent)).as_posix()
-    write_text(arguments.readme, with_section(readme, found, relative))
+    page = arguments.page.read_text(encoding="utf-8")
+    relative = Path(os.path.relpath(arguments.docs, arguments.page.parent)).as_posix()
+    write_text(arguments.page, with_section(page, found, relative))
 
 
 def with_command(text: str) -> str:
@@ -91,9 +93,9 @@ def with_command(text: str) -> str:
     return f"{title}: the bundled voice\n\n{block}\n{rest}"
 
 
-def with_section(readme: str, found: Evaluation, docs: str) -> str:
-    """The README with the table and the picture between its two marks."""
-    metrics = [metric for metric in METRICS if metric.key in README_COLUMNS]
+def with_section(page: str, found: Evaluation, docs: str) -> str:
+    """The page with the table and the picture between its two marks."""
+    metrics = [metric for metric in METRICS if metric.key in PAGE_COLUMNS]
     lines = [
         *markdown_table(found, metrics),
         "",
@@ -103,9 +105,9 @@ def with_section(readme: str, found: Evaluation, docs: str) -> str:
         f"![The report as a page: tables and spectrograms]({docs}/report.png)",
     ]
     section = f"{BEGIN}\n" + "\n".join(lines) + f"\n{END}"
-    changed, count = re.subn(f"{BEGIN}.*{END}", lambda _: section, readme, flags=re.DOTALL)
+    changed, count = re.subn(f"{BEGIN}.*{END}", lambda _: section, page, flags=re.DOTALL)
     if count != 1:
-        raise SystemExit(f"the README has {count} places for the report, 1 expected")
+        raise SystemExit(f"the page has {count} places for the report, 1 expected")
     return changed
 
 

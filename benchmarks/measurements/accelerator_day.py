@@ -12,7 +12,7 @@ Stages: machine (device, driver, measured peaks), tests (the suite's accelerator
 to samples, beside PyTorch), training (one step, beside PyTorch), invertibility (round trips at each
 matmul precision), voice (a training run on CORPUS, for all the time that is left).
 
-docs/accelerator.md explains the tables.
+docs/how-to/accelerator.md explains the tables.
 """
 
 import argparse

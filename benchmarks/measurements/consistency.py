@@ -1,11 +1,11 @@
-"""What corrections towards the mel do to the bundled voice: the study behind docs/consistency.md.
+"""What corrections towards the mel do to the bundled voice (docs/measurements/consistency.md).
 
     python benchmarks/measurements/consistency.py CORPUS/heldout -o WORK
 
 Cuts the first seconds of each held-out recording, takes their mels as they are and altered in four
 ways, synthesises them by each of `ways()`, measures all against the recordings with `evaluate`, and
-writes the tables and pictures of docs/consistency.md. Goes on where it stopped. It takes about an
-hour on two cores.
+writes the tables and pictures of that page. Goes on where it stopped. It takes about an hour on two
+cores.
 """
 
 import argparse
@@ -264,7 +264,7 @@ BASELINES = ("Griffin-Lim", "Noise + 32 corrections")
 
 
 def tables(found: Evaluation) -> dict[str, list[str]]:
-    """Markdown of the parts of docs/consistency.md, by their names."""
+    """Markdown of the parts of docs/measurements/consistency.md, by their names."""
     of_recordings = [way.name for way in ways() if way.mel == "true"]
     latent = [name for name in of_recordings if name.startswith("latent")]
     plain = [name for name in of_recordings if name not in latent]
@@ -392,14 +392,14 @@ def draw_spectrograms(clips: Clips, path: Path) -> None:
 
 
 def write_docs(found: Evaluation, clips: Clips, docs: Path) -> None:
-    """The tables and pictures of docs/consistency.md, between its marks."""
+    """The tables and pictures of docs/measurements/consistency.md, between its marks."""
     page = (docs / "consistency.md").read_text(encoding="utf-8")
     for part, lines in {**tables(found), "differences": differences(found)}.items():
         begin, end = BEGIN.format(part), END.format(part)
         before, _, rest = page.partition(begin)
         _, mark, after = rest.partition(end)
         if not mark:
-            raise SystemExit(f"docs/consistency.md has no place for {part}")
+            raise SystemExit(f"docs/measurements/consistency.md has no place for {part}")
         page = "\n".join([before + begin, "", *lines, "", end]).replace("\n\n\n", "\n\n") + after
     write_text(docs / "consistency.md", page)
     draw_corrections(found, docs / "consistency.png")
@@ -411,7 +411,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("heldout", type=Path)
     parser.add_argument("-o", "--work", type=Path, required=True)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "measurements")
     arguments = parser.parse_args()
     clips = clips_of(arguments.heldout, arguments.work)
     print(len(clips.names), "recordings", flush=True)

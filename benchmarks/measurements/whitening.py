@@ -1,6 +1,6 @@
-"""What mel whitening buys, and what it costs in digits: the figures of docs/whitening.md.
+"""What mel whitening buys, and what it costs in digits (docs/measurements/whitening.md).
 
-python benchmarks/measurements/whitening.py CORPUS [--work out/whitening] [--steps N] [--docs docs]
+python benchmarks/measurements/whitening.py CORPUS [--work out/whitening] [--steps N] [--docs DIR]
 
 CORPUS: of build_corpus.py, `train` and `heldout`. The same small flow is trained with each
 whitening and without one, from the same seed on the same clips; what is trained or measured already
@@ -68,7 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--work", type=Path, default=Path("out/whitening"))
-    parser.add_argument("--docs", type=Path, default=Path(__file__).resolve().parents[2] / "docs")
+    docs = Path(__file__).resolve().parents[2] / "docs" / "measurements"
+    parser.add_argument("--docs", type=Path, default=docs)
     parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
     curves = {

@@ -4,7 +4,7 @@ python benchmarks/measurements/wrong_mels.py CORPUS/heldout [--files 12] [--seco
 
 Each recording's mel is computed with librosa in the voice's own convention and in wrong ones; the
 recording stays the same, so all figures of a row are of the same samples. Rewrites the table of
-docs/likelihood.md between its two marks.
+docs/measurements/wrong-mels.md between its two marks.
 """
 
 import argparse
@@ -112,7 +112,9 @@ def main() -> None:
     parser.add_argument("heldout", type=Path)
     parser.add_argument("--files", type=int, default=12, help="spread over the folder")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each, from its start")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "likelihood.md")
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs" / "measurements" / "wrong-mels.md"
+    )
     parser.add_argument("--weights", help="(default: the bundled voice)")
     arguments = parser.parse_args()
     voice = wg.load(arguments.weights)

@@ -4,8 +4,8 @@
         [--work FOLDER]
 
 Every part is `train.py` in a process of its own, stopped by SIGTERM when it has done its share of
-the steps. Writes docs/moved_run.png and prints one JSON line: where it moved, the largest
-difference of the losses.
+the steps. Writes docs/measurements/moved_run.png and prints one JSON line: where it moved, the
+largest difference of the losses.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="on each number of devices")
     parser.add_argument("--clip", type=int, default=2048, help="samples of a clip")
     parser.add_argument("--work", type=Path, help="folder for the two runs (default: a new one)")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "moved_run.png")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs" / "measurements" / "moved_run.png"
+    )
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="moved-"))
     work.mkdir(parents=True, exist_ok=True)

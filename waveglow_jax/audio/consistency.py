@@ -31,7 +31,7 @@ from waveglow_jax.config import Config
 
 MOMENTUM = 0.9
 """More (the fast algorithm's 0.99) is no better after 32 corrections and less stable: see
-docs/consistency.md."""
+docs/measurements/consistency.md."""
 MOST_RATIO = 100.0
 """The most by which one correction raises or lowers a band."""
 LOUDEST = 20.0

@@ -2,7 +2,7 @@
 
 Arrays: x `[B, N, C]`, conditioning `[B, N, D]`, mask `[B, N]`. `Kernels` says how a backend
 computes; the results differ only in rounding (tests/test_wavenet.py runs all forms on the CPU).
-docs/tpu.md has the measurements that led to them.
+docs/measurements/tpu.md has the measurements that led to them.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ outliers. One round is
 so what comes out is decoded from a typical z, with nothing corrected after it, and its
 likelihood is exact. The search sees the whole signal at once: it is not for streams.
 
-Arrays: audio `[T]`, log-mel `[F, M]`, z `[T / G, G]`, T = F * hop. docs/consistency.md.
+Arrays: audio `[T]`, log-mel `[F, M]`, z `[T / G, G]`, T = F * hop. docs/explanation/consistency.md.
 """
 
 import dataclasses

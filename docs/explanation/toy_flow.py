@@ -1,9 +1,9 @@
 """A flow of our bijections on a toy density: train it, invert it, check its log-determinant.
 
-python docs/toy_flow.py
+python docs/explanation/toy_flow.py
 
 The density is a banana: x = (a, a^2 + b / 2), a and b normal. Start from here: a conditioner may be
-any function, its parameters any pytree. (docs/latent.md says what to expect.)
+any function, its parameters any pytree. (docs/explanation/latent.md says what to expect.)
 """
 
 import jax
@@ -70,7 +70,7 @@ def main(steps=3000):
     jacobian = jax.vmap(jax.jacobian(lambda x: forward(params, x.reshape(1, 1, 2))[0].ravel()))
     exact = jnp.linalg.slogdet(jacobian(x.reshape(-1, 2)))[1]
     found = {
-        "nats a point": 2 * log_likelihood(z, log_det).mean(),
+        "nats per point": 2 * log_likelihood(z, log_det).mean(),
         "the density's own": density.mean(),
         "largest round-trip error": jnp.abs(inverse(params, z) - x).max(),
         "largest log-determinant error": jnp.abs(log_det - exact).max(),
