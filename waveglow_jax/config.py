@@ -130,6 +130,25 @@ class WNConfig:
     def skip_channels(self) -> int:
         return self.n_skip_channels or self.n_channels
 
+    @property
+    def receptive_field(self) -> int:
+        """Steps to either side that all layers span together: layer i spans 2^i (kernel // 2)."""
+        return (2**self.n_layers - 1) * (self.kernel_size // 2)
+
+    def n_parameters(self, half: int, conditioning: int) -> int:
+        """The numbers in one WN, the norms of weight norm included; both arguments in channels."""
+
+        def layer(seen: int, features: int) -> int:
+            return (seen + 2) * features  # weights, bias and norm
+
+        channels, skip = self.n_channels, self.skip_channels
+        layers = self.n_layers * (
+            layer(self.kernel_size * channels, 2 * channels)
+            + layer(conditioning, 2 * channels)
+            + layer(channels, channels + skip)
+        ) - layer(channels, channels)  # the last layer has no residual
+        return layer(half, channels) + layers + (skip + 1) * 2 * half
+
     def check(self) -> None:
         _check_bounds(self, "waveglow_config.WN_config")
         if self.kernel_size % 2 == 0:
@@ -211,29 +230,19 @@ class WaveGlowConfig:
     @property
     def n_parameters(self) -> int:
         """How many numbers `flow.waveglow.init` makes, the norms of weight norm among them."""
-        wn, mels = self.WN, self.n_mel_channels
-        conditioning, taps = mels * self.n_group, self.upsample_kernel
+        mels, taps, conditioning = self.n_mel_channels, self.upsample_kernel, self.n_mel_channels
         if self.conditioning == "group":
-            conditioning, taps = mels, self.upsample_kernel // self.n_group
-
-        def layer(seen: int, features: int) -> int:
-            return (seen + 2) * features  # weights, bias and norm
-
-        gates, skip = 2 * wn.n_channels, wn.skip_channels
-        layers = wn.n_layers * (
-            layer(wn.kernel_size * wn.n_channels, gates)
-            + layer(conditioning, gates)
-            + layer(wn.n_channels, wn.n_channels + skip)
-        ) - layer(wn.n_channels, wn.n_channels)  # the last layer's residual goes nowhere
+            taps //= self.n_group
+        else:
+            conditioning *= self.n_group
         widths = [self.channels(k) for k in range(self.n_flows)]
-        flows = sum(c * c + layer(c // 2, wn.n_channels) + layers + (skip + 1) * c for c in widths)
+        flows = sum(c * c + self.WN.n_parameters(c // 2, conditioning) for c in widths)
         return mels + taps * mels * mels + flows
 
     @property
     def reach(self) -> int:
-        """Samples to either side that WN's convolutions span in all flows together."""
-        wn = self.WN
-        return self.n_flows * (wn.kernel_size // 2) * (2**wn.n_layers - 1) * self.n_group
+        """Samples to either side that the conditioners of all flows span together."""
+        return self.n_flows * self.WN.receptive_field * self.n_group
 
     def halves_swapped(self, flow: int) -> bool:
         """Whether the second half conditions the first in this flow."""
