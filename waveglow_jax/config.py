@@ -24,7 +24,7 @@ from waveglow_jax.config_fields import (
     read_section,
     unknown_field,
 )
-from waveglow_jax.config_names import in_our_names
+from waveglow_jax.config_names import in_our_names, override
 from waveglow_jax.errors import UserError
 from waveglow_jax.presets import config_path
 from waveglow_jax.text import read_json
@@ -62,6 +62,25 @@ class WNConfig:
     @property
     def skip_channels(self) -> int:
         return self.n_skip_channels or self.n_channels
+
+    @property
+    def receptive_field(self) -> int:
+        """Steps to either side that all layers span together: layer i spans 2^i (kernel // 2)."""
+        return (2**self.n_layers - 1) * (self.kernel_size // 2)
+
+    def n_parameters(self, half: int, conditioning: int) -> int:
+        """The numbers in one WN, the norms of weight norm included; both arguments in channels."""
+
+        def layer(seen: int, features: int) -> int:
+            return (seen + 2) * features  # weights, bias and norm
+
+        channels, skip = self.n_channels, self.skip_channels
+        layers = self.n_layers * (
+            layer(self.kernel_size * channels, 2 * channels)
+            + layer(conditioning, 2 * channels)
+            + layer(channels, channels + skip)
+        ) - layer(channels, channels)  # the last layer has no residual
+        return layer(half, channels) + layers + (skip + 1) * 2 * half
 
     def check(self) -> None:
         if self.kernel_size % 2 == 0:
@@ -142,29 +161,19 @@ class WaveGlowConfig:
     @property
     def n_parameters(self) -> int:
         """How many numbers `flow.waveglow.init` makes, the norms of weight norm among them."""
-        wn, mels = self.WN, self.n_mel_channels
-        conditioning, taps = mels * self.n_group, self.upsample_kernel
+        mels, taps, conditioning = self.n_mel_channels, self.upsample_kernel, self.n_mel_channels
         if self.conditioning == "group":
-            conditioning, taps = mels, self.upsample_kernel // self.n_group
-
-        def layer(seen: int, features: int) -> int:
-            return (seen + 2) * features  # weights, bias and norm
-
-        gates, skip = 2 * wn.n_channels, wn.skip_channels
-        layers = wn.n_layers * (
-            layer(wn.kernel_size * wn.n_channels, gates)
-            + layer(conditioning, gates)
-            + layer(wn.n_channels, wn.n_channels + skip)
-        ) - layer(wn.n_channels, wn.n_channels)  # the last layer's residual goes nowhere
+            taps //= self.n_group
+        else:
+            conditioning *= self.n_group
         widths = [self.channels(k) for k in range(self.n_flows)]
-        flows = sum(c * c + layer(c // 2, wn.n_channels) + layers + (skip + 1) * c for c in widths)
+        flows = sum(c * c + self.WN.n_parameters(c // 2, conditioning) for c in widths)
         return mels + taps * mels * mels + flows
 
     @property
     def reach(self) -> int:
-        """Samples to either side that WN's convolutions span in all flows together."""
-        wn = self.WN
-        return self.n_flows * (wn.kernel_size // 2) * (2**wn.n_layers - 1) * self.n_group
+        """Samples to either side that the conditioners of all flows span together."""
+        return self.n_flows * self.WN.receptive_field * self.n_group
 
     def halves_swapped(self, flow: int) -> bool:
         """Whether the second half conditions the first in this flow."""
@@ -401,7 +410,7 @@ def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None
     """The Config that JSON sections describe. Raises UserError as `load_config` does."""
     raw = in_our_names(json.loads(json.dumps(raw)))
     for name, value in (overrides or {}).items():
-        _override(raw, name, value)
+        override(raw, name, value)
     unknown = set(raw) - set(_SECTIONS) - {"description"}
     if unknown:
         raise UserError(unknown_field(min(unknown), [*_SECTIONS, "description"], _SECTIONS))
@@ -430,23 +439,6 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def config_to_json(config: Config) -> str:
     return json.dumps(config_to_dict(config), indent=2) + "\n"
-
-
-def _override(raw: dict[str, Any], name: str, value: Any) -> None:
-    section, *rest = name.split(".")
-    section = section if section.endswith("_config") else f"{section}_config"
-    if not rest:
-        raise UserError(f"--{name}: name the section too, such as --train.{name}")
-    if (section, rest) == ("train_config", ["synthesis_sigma"]):
-        section, rest = "synthesis_config", ["sigma"]  # as it was called in older commands
-    node = raw
-    for key in (section, *rest[:-1]):
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
-            raise UserError(f"--{name}: {key} has no fields")
-    node[rest[-1]] = value
 
 
 def _divides(name: str, divisor: int, of_name: str, number: int) -> None:

@@ -50,3 +50,21 @@ def _with_sigma_moved(raw: dict[str, Any]) -> dict[str, Any]:
             "train_config.synthesis_sigma out"
         )
     return raw
+
+
+def override(raw: dict[str, Any], name: str, value: Any) -> None:
+    """Sets one field of a config's JSON, named as on the command line, in place."""
+    section, *rest = name.split(".")
+    section = section if section.endswith("_config") else f"{section}_config"
+    if not rest:
+        raise UserError(f"--{name}: name the section too, such as --train.{name}")
+    if (section, rest) == ("train_config", ["synthesis_sigma"]):
+        section, rest = "synthesis_config", ["sigma"]  # as it was called in older commands
+    node = raw
+    for key in (section, *rest[:-1]):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise UserError(f"--{name}: {key} has no fields")
+    node[rest[-1]] = value

@@ -3,8 +3,8 @@
 The mel gives a power spectrum for every block of samples, which whitening removes from the audio.
 There are two forms, and `whitening_of` alone chooses between them: linear prediction filters across
 the blocks' borders; the block form multiplies each block by its own Cholesky factor. Both return
-local log-determinants `[B, blocks]` (docs/explanation/bijections.md derives them). Arrays: audio `[B, T]`; mel
-`[B, F, M]`; past `[B, order]`, the samples before the audio (None: silence).
+local log-determinants `[B, blocks]`, which docs/explanation/bijections.md derives. Arrays: audio
+`[B, T]`; mel `[B, F, M]`; past `[B, order]`, the samples before the audio (None: silence).
 """
 
 from collections.abc import Callable

@@ -137,10 +137,8 @@ def _apply(
 
 
 def _receptive_field(config: Config) -> ReceptiveField:
-    """Layer i spans 2^i * (kernel // 2) steps to either side, and the layers' spans add up."""
     wn = config.waveglow.WN
-    half = wn.kernel_size // 2
-    return ReceptiveField((2**wn.n_layers - 1) * half, 2 ** (wn.n_layers - 1) * half)
+    return ReceptiveField(wn.receptive_field, 2 ** (wn.n_layers - 1) * (wn.kernel_size // 2))
 
 
 def _flops(config: Config, half: int) -> float:
