@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 from test_waveglow import BINS, HOP, inputs, lively, small, to
-from waveglow_jax.lab.benchmark import forward_flops, random_voice
-from waveglow_jax.synthesis.windows import context_of
 
 from waveglow_jax.flow import steps, waveglow
 from waveglow_jax.flow.likelihood import loss
 from waveglow_jax.flow.waveglow import encode, forward, init, inverse, parameter_shapes
+from waveglow_jax.performance.benchmark import forward_flops, random_voice
+from waveglow_jax.synthesis.plan import context_of
 
 DOCS = Path(__file__).parent.parent / "docs/explanation"
 

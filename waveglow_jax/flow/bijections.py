@@ -6,7 +6,7 @@ local log-determinant of that direction: the contribution of each step or elemen
 negatives of each other. Arrays: audio `[B, T]`; squeezed `[B, N, C]` with N = T / group time steps
 and C channels; mask `[B, N]`, 1 where there is signal. Every function works in the dtype of its
 arguments (float32 and float64 stay what they are, with x64 on or off) under jit, grad and vmap.
-docs/explanation/bijections.md derives every log-determinant. `whitening` has the bijections of the mel.
+docs/explanation/bijections.md derives every log-determinant. The mel whitening is in `whitening`.
 """
 
 from collections.abc import Callable, Mapping
