@@ -131,7 +131,7 @@ def _predictors(of_block: jax.Array, config: Config, at_once: int) -> Predictor:
     # predictor would depend on the batch or on the signal's length, and the recursion amplifies
     # rounding more than any other step.
     n, bins = of_block.shape
-    groups = -(-n // at_once)
+    groups = (n + at_once - 1) // at_once  # of positive numbers: ONNX rounds towards zero
     # The last block again fills the last group.
     of_block = of_block[jnp.minimum(jnp.arange(groups * at_once), n - 1)]
     grouped = of_block.reshape(groups, 1, at_once, bins)
