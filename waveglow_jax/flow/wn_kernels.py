@@ -275,7 +275,7 @@ def _not_before(
     layer at the start and holds all results at once. It also drops an optimization barrier. So
     each value is selected by a condition on h that never holds, and that XLA cannot evaluate. It is
     applied to the smaller of the two: the kernels, where an export leaves the lengths symbolic.
-    Seen with jaxlib 0.10.2 @SEEN@. It can go when a compiled WN takes no more temporary memory
+    Seen with jaxlib 0.10.2 and 0.12.0.1. It can go when a compiled WN takes no more temporary memory
     (`memory_analysis()`) with `conditioning_when_due` False, whatever its number of layers.
     """
     never = (h[0, 0, 0] > 0) & (h[0, 0, 0] < 0)
@@ -311,7 +311,8 @@ def _side_by_side(parts: list[jax.Array], how: Kernels) -> jax.Array:
 
 def _stacked(parts: list[jax.Array]) -> jax.Array:
     # Before a reshape the same as a concatenation, but with XLA:CPU ten times as fast (jaxlib
-    # 0.10.2). It can go when WN is no slower with `stacks` False.
+    # 0.10.2; with 0.12.0.1 WN of 64 channels is as fast without). It can go with JAX 0.10, if WN is
+    # no slower with `stacks` False.
     return jnp.stack(parts, axis=-2)
 
 
