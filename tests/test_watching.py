@@ -22,13 +22,8 @@ from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, SynthesisConfig, config_from_dict, config_to_json
 from waveglow_jax.errors import UserError
-from waveglow_jax.flow.waveglow import (
-    conditioning_of,
-    flow_forward,
-    forward_whitened,
-    latent_noise,
-    whiten,
-)
+from waveglow_jax.flow.steps import COUPLING, Context, flow_steps
+from waveglow_jax.flow.waveglow import conditioning_of, encode, latent_noise
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints
 from waveglow_jax.training.dataset import scan_corpus, validation_batches
@@ -59,6 +54,11 @@ def three_exits() -> Config:
 # ------------------------------------------------------------------------------ figures
 
 
+def log_s_of_flows(params, config, audio, mel):
+    _, log_dets = encode(params, config, audio, mel)
+    return [each.local for each in log_dets if each.kind == COUPLING.kind]
+
+
 @pytest.mark.slow
 def test_log_s_is_what_a_coupling_does_to_its_second_half():
     """Against autodiff, along the direction that the 1x1 convolution turns into that half."""
@@ -67,20 +67,21 @@ def test_log_s_is_what_a_coupling_does_to_its_second_half():
     keys = jax.random.split(jax.random.key(3))
     audio = 0.3 * jax.random.normal(keys[0], (2, 1024))
     mel = jax.random.normal(keys[1], (2, 5, 8)) - 4
-    _, _, told = forward_whitened(params, config, audio, mel)
+    log_s = log_s_of_flows(params, config, audio, mel)
     x = audio.reshape(2, 128, 8)
     conditioning = conditioning_of(params, config, mel, 128, jnp.float32)
+    steps = list(flow_steps(params["flows"], Context(config, conditioning)))
     for k, flow in enumerate(params["flows"]):
         x = x[:, :, 2 * (k > 0) :]
         half = x.shape[-1] // 2
         second = jnp.concatenate([jnp.zeros(half), jnp.ones(half)])
         direction = jnp.linalg.solve(flow["conv"], second)
         x, scaled = jax.jvp(
-            lambda x, flow=flow: flow_forward(flow, config, x, conditioning, jnp.float32)[0],
+            lambda x, k=k: steps[2 * k + 1].forward(steps[2 * k].forward(x)[0])[0],
             (x,),
             (jnp.broadcast_to(direction, x.shape),),
         )
-        np.testing.assert_allclose(told[k], jnp.log(scaled[:, :, half:]), atol=1e-5)
+        np.testing.assert_allclose(log_s[k], jnp.log(scaled[:, :, half:]), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -104,8 +105,8 @@ def test_validation_figures_are_those_of_the_clips_one_by_one(recordings):  # no
     loss = (0.5 * np.sum(z**2) - np.sum(np.asarray(log_det, np.float64))) / z.size
     assert found["validation_loss"] == pytest.approx(loss, rel=1e-5)
     assert found["nats_per_sample"] == pytest.approx(-loss - 0.5 * np.log(2 * np.pi), rel=1e-5)
-    y, _ = whiten(clips[:, 512:2560], log_mel_of_padded(clips, config), config)
-    log_s = forward_whitened(params, config, y, log_mel_of_padded(clips, config))[2]
+    mel = log_mel_of_padded(clips, config)
+    log_s = log_s_of_flows(params, config, clips[:, 512:2560], mel)
     assert found["max_log_s"] == pytest.approx([np.abs(s).max() for s in log_s], rel=1e-5)
     for k, flow in enumerate(params["flows"]):
         singular = np.linalg.svd(np.asarray(flow["conv"], np.float64), compute_uv=False)

@@ -137,7 +137,7 @@ def _gate(
     if not how.halves_apart:
         filtered, gate = jnp.split(sums[0], 2, axis=-1)
         return jnp.tanh(filtered), jax.nn.sigmoid(gate)
-    # The barrier makes XLA:TPU write the first result in its small dtype (jaxlib 0.10.2). It can go
+    # The barrier makes XLA:TPU write the first result in its small dtype (jaxlib 0.10). It can go
     # when `preflight` estimates the same time and memory without it.
     filtered = jax.lax.optimization_barrier(jnp.tanh(sums[0]).astype(how.compute))
     return filtered, jax.nn.sigmoid(sums[1]).astype(how.compute)
@@ -275,8 +275,8 @@ def _not_before(
     layer at the start and holds all results at once. It also drops an optimization barrier. So
     each value is selected by a condition on h that never holds, and that XLA cannot evaluate. It is
     applied to the smaller of the two: the kernels, where an export leaves the lengths symbolic.
-    Seen with jaxlib 0.10.2 @SEEN@. It can go when a compiled WN takes no more temporary memory
-    (`memory_analysis()`) with `conditioning_when_due` False, whatever its number of layers.
+    Seen with jaxlib 0.10 and 0.12.0.1. It can go when a compiled WN takes no more temporary
+    memory (`memory_analysis()`) with `conditioning_when_due` False, however many layers it has.
     """
     never = (h[0, 0, 0] > 0) & (h[0, 0, 0] < 0)
     size = conditioning.size
@@ -311,14 +311,15 @@ def _side_by_side(parts: list[jax.Array], how: Kernels) -> jax.Array:
 
 def _stacked(parts: list[jax.Array]) -> jax.Array:
     # Before a reshape the same as a concatenation, but with XLA:CPU ten times as fast (jaxlib
-    # 0.10.2). It can go when WN is no slower with `stacks` False.
+    # 0.10; with 0.12.0.1 WN of 64 channels is as fast without). It can go with JAX 0.10, if WN is
+    # no slower with `stacks` False.
     return jnp.stack(parts, axis=-2)
 
 
 @jax.custom_jvp
 def _stacked_as_bits(parts: list[jax.Array]) -> jax.Array:
     # XLA:CPU would convert 16-bit floats to float32 and back, at twenty times the cost (jaxlib
-    # 0.10.2). It can go when `_stacked` of bfloat16 is as fast.
+    # 0.10). It can go when `_stacked` of bfloat16 is as fast.
     bits = _stacked([jax.lax.bitcast_convert_type(part, jnp.uint16) for part in parts])
     return jax.lax.bitcast_convert_type(bits, parts[0].dtype)
 
@@ -420,7 +421,7 @@ def _low_precision_matmul_bwd(
 def _transposed(w: jax.Array) -> jax.Array:
     def copied(w: jax.Array) -> jax.Array:
         # A transpose alone is only a relabelling, with which XLA:CPU does not choose its fast
-        # matmul (jaxlib 0.10.2). It can go when a training step in bfloat16 is as fast with `w.T`.
+        # matmul (jaxlib 0.10). It can go when a training step in bfloat16 is as fast with `w.T`.
         return jax.lax.optimization_barrier(w.T.reshape(-1)).reshape(w.shape[::-1])
 
     return jax.lax.platform_dependent(w, cpu=copied, default=jnp.transpose)
