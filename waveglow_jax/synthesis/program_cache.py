@@ -22,7 +22,7 @@ _ENTRY, _LAST_USE = "-cache", "-atime"
 
 def cache_folder() -> Path | None:
     """`$XDG_CACHE_HOME/waveglow_jax/programs`, by default under `~/.cache`; None where neither
-    is available, in which case `cache_base` has already warned."""
+    is available, which a warning has already reported."""
     base = cache_base()
     return base / "waveglow_jax" / "programs" if base is not None else None
 
