@@ -30,7 +30,7 @@ def size_at_least(n_frames: int) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """Frames that a kept one depends on to its left and right, and the gap between two mels."""
+    """Frames of context left and right of a kept frame, and the gap between two mels."""
 
     left: int
     right: int

@@ -1,4 +1,4 @@
-"""Search for a typical z whose decoded signal has the given mel: a sample of the flow itself.
+"""Search for a typical z whose decoded signal follows the mel: a sample of the flow itself.
 
 A random z gives a signal whose mel is only near the requested one. The search finds another z by
 alternating projections between two sets: the signals that have the mel, which

@@ -152,7 +152,7 @@ class Voice:
         `[M, F]` and `[B, M, F]`, as mel files and other vocoders have them, are recognised unless
         F equals M.
         sigma is the temperature. consistency is the number of corrections towards the mel
-        (`synthesis/consistency.py`), or "latent" for a typical z whose decoded signal has the mel
+        (`synthesis/consistency.py`), or "latent" for a typical z whose signal follows the mel
         (`synthesis/typical.py`). None for either means the voice's own value in
         `config.synthesis`. denoise is the strength of the denoiser, which comes last (0: none);
         dtype is the compute dtype of the matmuls inside WN. The noise is a function of seed and
