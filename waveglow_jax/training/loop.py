@@ -79,14 +79,14 @@ def train(
     mels: str | None = None,
     allow_changed_data: bool = False,
 ) -> Outcome:
-    """Trains until the config's end or a signal, resuming what the folder holds.
+    """Trains to the config's end or until a signal; resumes a run that the folder holds.
 
-    `params` are the weights to start from, if not random ones, and `moments` Adam's; a run that is
-    already under way keeps its own. `mels` is a folder of mels to train on instead of the
-    recordings' own. Every process of a run calls this alike; the first alone reads and writes the
-    folder. When Ctrl-C or SIGTERM stops the run, everything is saved, and work may still go on in a
-    thread (`stopping.still_working`). Raises UserError for unusable or changed data, another
-    config's run, a folder that another process trains into, a full disk
+    `params` are the initial weights, if not random ones, and `moments` Adam's; a resumed run
+    keeps its own. `mels` is a folder of mels to train on instead of the recordings' own. Every
+    process of a run calls this with the same arguments; only the first reads and writes the folder.
+    When Ctrl-C or SIGTERM stops the run, everything is saved, but a thread may still be working
+    (`stopping.still_working`). Raises UserError for unusable or changed data, a folder with the run
+    of another config, a folder that another process trains into, a full disk
     (`train_config.on_save_failure`), or ten non-finite losses in a row.
     """
     layout = Layout.of_all_processes()
