@@ -30,7 +30,7 @@ Figures = dict[str, Any]
 
 
 class Monitor:
-    """Writes the figures of a run after `first_step`; deletes those of later steps first.
+    """Writes the figures of a run from `first_step` on; deletes those of later steps first.
 
     A run killed after its last checkpoint has recorded steps that will now be repeated.
     """
@@ -156,7 +156,7 @@ class Monitor:
         self._metrics.flush()
 
     def without_boards(self) -> None:
-        """Stops writing to TensorBoard and the like, because the disk does not take it."""
+        """Stops writing to TensorBoard and Weights & Biases, after a failed write to disk."""
         self._boards = []
 
 

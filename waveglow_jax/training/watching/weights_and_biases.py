@@ -12,8 +12,7 @@ from waveglow_jax.files.atomic import write_text
 
 
 class WeightsAndBiases:
-    """The methods of TensorBoard's writer that `Monitor` calls, for
-    `train_config.wandb_project`.
+    """Stands in for TensorBoard's writer in `Monitor`, for `train_config.wandb_project`.
 
     A resumed run continues under the id in RUN/wandb_id.txt; steps repeated after a kill are not
     recorded twice. WANDB_MODE=offline and the library's other variables work as usual. Raises
