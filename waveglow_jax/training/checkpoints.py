@@ -159,7 +159,7 @@ class Checkpoints:
 
 
 def _manager(run: Path, keep: int) -> ocp.CheckpointManager:
-    """A manager that keeps the last `keep` checkpoints and the one with the lowest loss."""
+    """A manager that keeps the last `keep` checkpoints and that of the lowest validation loss."""
 
     def loss(metrics: dict[str, float]) -> float:
         return metrics[VALIDATION_LOSS]
@@ -188,8 +188,9 @@ def _manager(run: Path, keep: int) -> ocp.CheckpointManager:
 def _set_damaged_aside(run: Path) -> list[str]:
     """Moves damaged checkpoints to RUN/damaged/, so that the run resumes from the one before.
 
-    Returns a sentence about each. From the latest checkpoint back to the first undamaged one, all
-    files are verified; of those older than that, only the parts that orbax reads at once.
+    Returns a sentence about each, and about an undamaged one without a manifest. From the latest
+    checkpoint back to the first undamaged one, all files are verified; of those older than that,
+    only the parts that orbax reads at once. Raises UserError if none is undamaged.
     """
     for remains in partly_deleted(run):
         shutil.rmtree(remains, ignore_errors=True)

@@ -42,10 +42,10 @@ _SAME_LEVEL = 1.5
 class MelFolder:
     """The mels below a folder, one per recording.
 
-    A mel lies at its recording's relative path or at the end of it: `a/b/c.wav` takes `a/b/c.npy`,
-    or else `b/c.npy`, or else `c.npy`. Instead of `c`, the name may be the recording's full name
-    (`c.wav.pt`, as the original writes it) or, if neither exists, a name in the style of another
-    program (`mel_c.npy`, `c-feats.npy` ...). Only one file may match.
+    A mel lies at its recording's relative path or a trailing part of it: `a/b/c.wav` takes
+    `a/b/c.npy`, or else `b/c.npy`, or else `c.npy`. Instead of `c`, the name may be
+    the recording's full name (`c.wav.pt`, as the original writes it) or, if neither exists, a name
+    in the style of another program (`mel_c.npy`, `c-feats.npy` ...). Only one file may match.
     """
 
     def __init__(self, folder: str):

@@ -70,7 +70,7 @@ def load_run_voice(run: Path) -> tuple[Config, Params]:
 
 
 def _best_whole(run: Path) -> tuple[Path, list[str]]:
-    """The best checkpoint with an undamaged voice, and the damages found before it."""
+    """The best checkpoint with an undamaged voice, and the damage found on the way to it."""
     damages: list[str] = []
     for folder in _best_first(checkpoint_folders(run), damages):
         try:
