@@ -1,21 +1,21 @@
 """Corrections that bring a signal to the mel it was made from.
 
-One correction scales the signal's spectra until they have the mel, and takes the signal whose
-spectra are nearest to those. A fast Griffin-Lim algorithm (Perraudin, Balazs, Sondergaard 2013,
-doi:10.1109/WASPAA.2013.6701851) with the mel's constraint in place of known magnitudes:
+One correction scales the signal's spectra towards the mel, and takes the signal whose spectra are
+nearest to the scaled ones. This is a fast Griffin-Lim algorithm (Perraudin, Balazs, Sondergaard
+2013, doi:10.1109/WASPAA.2013.6701851) with the mel's constraint in place of known magnitudes:
 
     g    = B' (m / max(B |X|, 1e-5)) / B' 1         for each frame, m = exp(log-mel), B the filters
     X'   = STFT(iSTFT(g X))
     X   <- X' + momentum * (X' - the X' before)     and iSTFT(g X) at the end
 
-The ratio is held to [1/100, 100]. On bins that no filter covers g is 1, but 0 above the bandwidth
-of the voice's recordings (`config.synthesis.bandwidth`), where there is nothing to say. At first
-the signal is mirrored at its ends, as for its mel; afterwards the frames that reach beyond an end
-are free there.
+The ratio is clipped to [1/100, 100]. On bins that no filter covers g is 1, but 0 above the
+bandwidth of the voice's recordings (`config.synthesis.bandwidth`), where they hold no signal. At
+first the signal is mirrored at its ends, as for its mel; afterwards the frames that extend beyond
+an end are unconstrained there.
 
-Arrays: audio `[T]`, log-mel `[F, M]`, T = F * hop; hops `[n, hop]` are the signal cut up; spectra
-`[F, bins]` are complex; segments `[F, span * hop]` are windowed frames in time, each over the
-`span` hops that it touches, which begin span / 2 hops before the frame's centre.
+Arrays: audio `[T]`, log-mel `[F, M]`, T = F * hop; hops `[n, hop]` are the signal in blocks;
+spectra `[F, bins]` are complex; segments `[F, span * hop]` are windowed frames in time, each over
+the `span` hops that it overlaps, which begin span / 2 hops before the frame's centre.
 """
 
 from functools import cache, partial
@@ -30,12 +30,12 @@ from waveglow_jax.audio.mel import LOG_FLOOR, mel_filters, mirrored, stft_window
 from waveglow_jax.config import Config
 
 MOMENTUM = 0.9
-"""More (the fast algorithm's 0.99) is no better after 32 corrections and less stable: see
+"""A larger value (the fast algorithm's 0.99) is no better after 32 corrections and less stable: see
 docs/measurements/consistency.md."""
 MOST_RATIO = 100.0
-"""The most by which one correction raises or lowers a band."""
+"""Maximum factor by which one correction raises or lowers a band."""
 LOUDEST = 20.0
-"""The log-mel that louder ones are taken for: far beyond full scale, and every sample is finite."""
+"""Limit of the log-mel: far beyond full scale, but every sample stays finite."""
 
 
 @partial(jax.jit, static_argnames=("config", "iterations", "momentum"))
@@ -49,10 +49,10 @@ def consistent(
 ) -> jax.Array:
     """Audio `[..., F * hop]`, log-mel `[..., F, M]` or one frame more -> audio of the same shape.
 
-    iterations: how many corrections; 0 leaves the audio as it is. n_frames `[...]`: the signal's
-    own frames where the others are padding, whose samples mean nothing afterwards. float32, or
-    float64 in gives float64 out. Cost: two FFTs and two products with the filters per frame and
-    correction. Raises ValueError for shapes that do not fit.
+    iterations: the number of corrections; 0 leaves the audio as it is. n_frames `[...]`: the number
+    of the signal's own frames where the others are padding, whose samples are undefined afterwards.
+    The result is float32, or float64 for float64 input. Cost: two FFTs and two matmuls with the
+    filters per frame and correction. Raises ValueError for shapes that do not fit.
     """
     hop, span = config.data.hop_length, span_of(config)
     frames = audio.shape[-1] // hop
@@ -89,24 +89,24 @@ def consistent(
 
 
 def reach(config: Config) -> int:
-    """Frames to either side on which a corrected sample depends."""
+    """Number of frames on either side that a sample depends on in one correction."""
     return span_of(config) - 1
 
 
 def span_of(config: Config) -> int:
-    """The hops that a frame touches when its centre lies between two of them: an even number."""
+    """The number of hops that a frame overlaps when centred between two of them: always even."""
     return 2 * -(-config.data.filter_length // (2 * config.data.hop_length))
 
 
 def _margin(config: Config) -> int:
-    """Samples of a segment before and after its frame."""
+    """Number of samples of a segment before its frame, and as many after it."""
     return (span_of(config) * config.data.hop_length - config.data.filter_length) // 2
 
 
 @cache
 def _gains(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mel filters B `[M, bins]`; B over its sum in each bin, so that a ratio per band becomes a
-    gain per bin; and the gain `[bins]` where no filter is, 0 elsewhere."""
+    gain per bin; and the gain `[bins]` of bins that no filter covers, 0 for the others."""
     filters, data = mel_filters(config.data, config.waveglow.n_mel_channels), config.data
     total = filters.sum(axis=0)
     by_bin = filters / np.where(total > 0, total, 1)
@@ -125,11 +125,11 @@ def with_mel(spectra: jax.Array, target: jax.Array, config: Config) -> jax.Array
 
 
 def segments_of(spectra: jax.Array, exists: jax.Array, config: Config) -> jax.Array:
-    """Spectra `[..., F, bins]` -> windowed frames in time `[..., F, span * hop]`, 0 where there
-    are none."""
+    """Spectra `[..., F, bins]` -> windowed frames in time `[..., F, span * hop]`, 0 for frames
+    that do not exist."""
     frames = irfft(spectra, config.data.filter_length)
     window = jnp.asarray(stft_window(config.data), frames.dtype)
-    # Chosen, not multiplied: a neighbour that is not finite would come through a product.
+    # where, not a multiplication by 0, which would let neighbours that are not finite through.
     there = jnp.broadcast_to(exists[..., None] > 0, frames.shape)
     frames = jnp.where(there, frames * jnp.broadcast_to(window, frames.shape), 0)
     margin = _margin(config)
@@ -138,11 +138,11 @@ def segments_of(spectra: jax.Array, exists: jax.Array, config: Config) -> jax.Ar
 
 def signal_of(segments: jax.Array, exists: jax.Array, config: Config) -> jax.Array:
     """Segments `[..., n, span * hop]` -> `[..., n - span + 1, hop]`: overlap-added and divided by
-    the sum of squared windows, as far as all frames that touch a hop are there."""
+    the sum of squared windows, for the hops whose overlapping frames are all among these."""
     margin = _margin(config)
     squared = jnp.asarray(np.pad(stft_window(config.data), margin) ** 2, segments.dtype)
     weight = jnp.broadcast_to(squared, segments.shape) * exists[..., None]
-    least = 1e-6  # of the largest, 1: where no window is, there is no signal
+    least = 1e-6  # relative to the largest, 1: without a window there is no signal
     return _overlapped(segments, config) / jnp.maximum(_overlapped(weight, config), least)
 
 
@@ -153,7 +153,7 @@ def _overlapped(segments: jax.Array, config: Config) -> jax.Array:
 
 
 def spectra_of(hops: jax.Array, config: Config) -> jax.Array:
-    """Hops `[..., F + span - 1, hop]` -> spectra `[..., F, bins]` of the frames they hold."""
+    """Hops `[..., F + span - 1, hop]` -> spectra `[..., F, bins]` of the frames in them."""
     span, n = span_of(config), hops.shape[-2]
     segments = jnp.concatenate([hops[..., p : n - span + 1 + p, :] for p in range(span)], axis=-1)
     margin = _margin(config)

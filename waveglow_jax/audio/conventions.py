@@ -1,7 +1,7 @@
-"""How other software writes mel-spectrograms: a table, and the mel of any of its rows.
+"""The mel-spectrogram conventions of other software: a table, and the mel of any of its rows.
 
-Arrays: audio `[T]` samples in [-1, 1]; mel `[F, M]`, frames and bands. NumPy and librosa alone, so
-that it is independent of `audio/mel.py`, whose convention is one of the rows.
+Arrays: audio `[T]` samples in [-1, 1]; mel `[F, M]`, frames and bands. The module computes mels
+with NumPy and librosa alone, independently of `audio/mel.py`, whose convention is one of the rows.
 """
 
 import math
@@ -15,17 +15,18 @@ from waveglow_jax.config import Config
 
 HALF_HOP = "half a hop late"
 DB = 20 / math.log(10)
-"""Of one unit of the natural logarithm of a magnitude."""
+"""Decibels per unit of the natural logarithm of a magnitude."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Which mel: all but how its values are written.
+    """The parameters of a mel, except how its values are written.
 
-    rate: of the samples, Hz. scale, norm: of the filters, as librosa and torchaudio call them.
+    rate: sampling rate in Hz. scale, norm: of the filters, as librosa and torchaudio call them.
     power: 1 magnitude, 2 power, before the filters. frames: "centred" on multiples of the hop, or
     "half a hop late" (reflected by (n_fft - hop) / 2 and not centred). filter_rate: the rate that
-    the filters were made for, 0 for that of the samples. emphasis: of y_t = x_t - emphasis x_(t-1).
+    the filters were made for, 0 for that of the samples. emphasis: the coefficient of the
+    pre-emphasis y_t = x_t - emphasis x_(t-1).
     """
 
     rate: int = 22050
@@ -43,7 +44,7 @@ class Spectrum:
     emphasis: float = 0.0
 
     def differences(self, other: "Spectrum") -> tuple[str, ...]:
-        """The fields in which the other differs."""
+        """The names of the fields in which the other spectrum differs."""
         names = (each.name for each in fields(self))
         return tuple(name for name in names if getattr(self, name) != getattr(other, name))
 
@@ -52,7 +53,7 @@ class Spectrum:
 class Values:
     """How a mel m is written: x = slope ln(max(m, floor)) + offset; slope 0 is m itself.
 
-    floor None: none that shows, or one that depends on the recording.
+    floor None: the mel has no visible floor, or one that depends on the recording.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Convention:
 
 LN = Values("natural logarithm", 1.0)
 LINEAR = Values("no logarithm", 0.0)
-# Of a magnitude; of a power the same with half the decibels, see `values_of`.
+# For magnitudes; for powers the decibels per unit are halved, see `values_of`.
 KNOWN_VALUES = (
     LN,
     LINEAR,
@@ -86,8 +87,11 @@ KNOWN_VALUES = (
 
 
 def values_of(power: int) -> tuple[Values, ...]:
-    """The ways to write a mel of this power: 10 log10 of a power is what 20 log10 of a magnitude
-    is, the logarithms themselves are not halved."""
+    """The ways to write a mel of this power.
+
+    Decibels are 10 log10 of a power but 20 log10 of a magnitude, so their slope is halved for
+    powers; the slopes of plain logarithms are not.
+    """
     plain = {LN.name, LINEAR.name, "log10", "log2"}
     return tuple(
         v if power == 1 or v.name in plain else replace(v, slope=v.slope / 2) for v in KNOWN_VALUES
@@ -167,11 +171,11 @@ CONVENTIONS = (
         replace(_DIFFWAVE, offset=_DIFFWAVE.offset - _DIFFWAVE.slope * _NORMALIZED),
     ),
 )
-"""Of the software's own sources; where it has several settings, those of its published voices."""
+"""Taken from the software's sources; of several settings, those of its published voices."""
 
 
 def own_convention(config: Config) -> Convention:
-    """What a voice of this config takes: the row of that name if there is one."""
+    """The convention of a voice of this config: the matching row of the table if there is one."""
     data = config.data
     spectrum = Spectrum(
         data.sampling_rate,
@@ -189,7 +193,7 @@ def own_convention(config: Config) -> Convention:
 
 
 def magnitudes(audio: np.ndarray, spectrum: Spectrum) -> np.ndarray:
-    """`[T]`, of the spectrum's rate -> `[F, n_fft / 2 + 1]`. Empty if the audio is too short."""
+    """Audio `[T]` at the spectrum's rate -> `[F, n_fft / 2 + 1]`; F is 0 if it is too short."""
     import librosa
 
     if spectrum.emphasis:
@@ -211,20 +215,20 @@ def magnitudes(audio: np.ndarray, spectrum: Spectrum) -> np.ndarray:
 
 
 def mel_of_magnitudes(magnitude: np.ndarray, spectrum: Spectrum) -> np.ndarray:
-    """`[F, bins] -> [F, M]`, no logarithm."""
+    """The mel `[F, M]` of magnitudes `[F, bins]`, without a logarithm."""
     return magnitude**spectrum.power @ filters(spectrum).T
 
 
 @cache
 def filters(spectrum: Spectrum) -> np.ndarray:
-    """`[M, n_fft / 2 + 1]` float32."""
+    """The mel filters `[M, n_fft / 2 + 1]`, float32."""
     import warnings
 
     import librosa
 
     rate = spectrum.filter_rate or spectrum.rate
     with warnings.catch_warnings():
-        # Bands that no bin falls into are what such a convention has.
+        # librosa warns of bands that contain no bin, but some conventions have such bands.
         warnings.simplefilter("ignore", UserWarning)
         return librosa.filters.mel(
             sr=rate,

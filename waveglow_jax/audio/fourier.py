@@ -1,8 +1,8 @@
 """Real Fourier transforms along the last axis, as `jnp.fft` gives them, that cannot deadlock.
 
-On a CPU, XLA before JAX 0.12 splits a large batch of transforms over the thread pool that it is
-itself running on, and waits for the parts. Where as many transforms run at once as there are
-threads, all of them wait for ever. Batches too small to be split are safe; they give the same bits.
+On a CPU, XLA before JAX 0.12 splits a large batch of transforms over the thread pool that it runs
+on itself, and waits for the parts. If as many transforms run at once as there are threads, all of
+them wait for ever. Batches too small to be split are safe, and give bit-identical results.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 SPLITS_BATCHES = jax.__version_info__ < (0, 12)
 NARROWEST_VECTOR = 128
-"""Bits (SSE). The library (ducc) uses at most one thread for each vector of rows."""
+"""In bits (SSE). The FFT library (ducc) uses at most one thread per vector of rows."""
 
 
 def rfft(rows: jax.Array, n: int | None = None) -> jax.Array:

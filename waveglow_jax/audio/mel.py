@@ -1,4 +1,4 @@
-"""The log-mel spectrogram of Tacotron 2 and WaveGlow, in JAX: its exact convention, in one place.
+"""The log-mel spectrogram of Tacotron 2 and WaveGlow in JAX, with their exact convention.
 
 Arrays: audio `[..., T]` samples in [-1, 1]; mel `[..., F, M]`, natural logarithm of magnitudes.
 """
@@ -15,15 +15,16 @@ from waveglow_jax.config import Config, DataConfig
 
 LOG_FLOOR = 1e-5
 FAR = 1 << 62
-"""The length, in samples, of a signal whose end is not in sight: see `mirrored`."""
+"""The length, in samples, that stands for a signal whose end is not yet known: see `mirrored`."""
 
 
 def log_mel(audio: jax.Array, config: Config) -> jax.Array:
     """`[..., T] -> [..., 1 + T // hop, M]`: ln(max(filters . |STFT|, 1e-5)), centred frames.
 
-    Frame f is centred on sample f * hop; the ends are reflected by half an FFT. Magnitude, not
-    power; periodic Hann window; librosa's default (Slaney) filters. Float32, or float64 in gives
-    float64 out. Raises ValueError if T is at most half an FFT, which cannot be reflected.
+    Frame f is centred on sample f * hop; the ends are reflected by half an FFT. The STFT has a
+    periodic Hann window, the filters are librosa's default (Slaney) ones, and they apply to
+    magnitudes, not powers. The result is float32, or float64 for float64 input. Raises ValueError
+    if T is at most half an FFT, which is too short to reflect.
     """
     half = config.data.filter_length // 2
     if audio.shape[-1] <= half:
@@ -35,10 +36,10 @@ def log_mel(audio: jax.Array, config: Config) -> jax.Array:
 
 
 def log_mel_of_padded(padded: jax.Array, config: Config) -> jax.Array:
-    """`[..., (F - 1) * hop + filter_length] -> [..., F, M]`: as `log_mel`, nothing reflected.
+    """`[..., (F - 1) * hop + filter_length] -> [..., F, M]`: as `log_mel`, without reflection.
 
-    For a clip that carries half an FFT of its recording on either side, so that its frames are
-    those of the whole recording.
+    It is for a clip that includes half an FFT of its recording on either side, so that its frames
+    equal those of the whole recording.
     """
     data = config.data
     frames = (padded.shape[-1] - data.filter_length) // data.hop_length + 1
@@ -52,9 +53,9 @@ def log_mel_of_padded(padded: jax.Array, config: Config) -> jax.Array:
 
 
 def mirrored(place: Any, length: Any) -> Any:
-    """Sample numbers, those before 0 and from `length` on mirrored at the ends, however often.
+    """Mirrors sample numbers before 0 or from `length` on at the ends, as often as necessary.
 
-    As NumPy's "reflect" has it; for integers and arrays of NumPy or JAX.
+    It follows NumPy's "reflect", and takes integers and arrays of NumPy or JAX.
     """
     last = length - 1
     return last - abs(place % (2 * last + (last == 0)) - last)
@@ -62,7 +63,7 @@ def mirrored(place: Any, length: Any) -> Any:
 
 @cache
 def stft_window(data: DataConfig) -> np.ndarray:
-    """`[filter_length]` periodic Hann of `win_length`, centred in the FFT, float64."""
+    """The periodic Hann window of `win_length`, centred in `[filter_length]`, float64."""
     n = np.arange(data.win_length)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / data.win_length)
     left = (data.filter_length - data.win_length) // 2
@@ -71,10 +72,11 @@ def stft_window(data: DataConfig) -> np.ndarray:
 
 @cache
 def mel_filters(data: DataConfig, n_mel_channels: int) -> np.ndarray:
-    """`[M, filter_length / 2 + 1]` librosa's default mel filters, float32 as the original's.
+    """librosa's default mel filters `[M, filter_length / 2 + 1]`, float32 as in the original.
 
     They are triangles of unit area over bands that are even on Slaney's mel scale (Auditory
-    Toolbox, 1998). Importing librosa for them takes longer than everything else that `mel` does.
+    Toolbox, 1998). They are computed here because importing librosa takes longer than everything
+    else that `mel` does.
     """
     nyquist = data.sampling_rate / 2
     lowest, highest = _mel_of_hertz(np.array([data.mel_fmin, data.mel_fmax], np.float64))
@@ -87,7 +89,7 @@ def mel_filters(data: DataConfig, n_mel_channels: int) -> np.ndarray:
 
 
 HERTZ_PER_MEL = 200 / 3
-"""Of Slaney's scale up to 1,000 Hz; from there on, 27 mels are a factor of 6.4."""
+"""Hz per mel on Slaney's scale up to 1,000 Hz; above it, 27 mels are a factor of 6.4."""
 
 
 def _mel_of_hertz(hertz: np.ndarray) -> np.ndarray:

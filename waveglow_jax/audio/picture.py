@@ -1,4 +1,4 @@
-"""Mel-spectrograms as a picture, one above the other."""
+"""Pictures of mel-spectrograms, one above the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def literal(text: str) -> str:
-    """A name as a label of a figure, where dollars would be mathematics otherwise."""
+    """Escapes a name for use in a figure, where dollar signs would start mathematics."""
     return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
@@ -47,7 +47,7 @@ def mel_figure(mels: Sequence[tuple[str, np.ndarray]], data: DataConfig) -> Figu
 
 
 def figure_pixels(figure: Figure) -> np.ndarray:
-    """`[height, width, 3]` uint8."""
+    """The figure's pixels `[height, width, 3]`, uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

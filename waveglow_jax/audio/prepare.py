@@ -1,6 +1,6 @@
-"""From recordings of any kind to a training corpus: mono, one rate, 16-bit WAV, sub-folders kept.
+"""Conversion of recordings of any kind to a training corpus: mono 16-bit WAV files of one rate.
 
-What cannot be used is left out with its reason, never repaired; see `prepare`.
+Sub-folders stay. Unusable recordings are left out with their reason, never repaired: see `prepare`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from waveglow_jax.text import read_json
 MANIFEST = "prepare.json"
 LEFT_OUT = "left_out.txt"
 
-# Clipped: more than this share of a channel's samples lies at full scale, in runs of at least
-# three. Single samples at full scale are what a peak normaliser leaves; a flat top is damage.
+# A recording is clipped if more than this share of a channel's samples lies at full scale, in runs
+# of at least three. A peak normaliser leaves single samples at full scale; a flat top is damage.
 _CLIPPED_SHARE = 0.001
 _FULL_SCALE = 32766 / 32768
-# Silent: never above -60 dB of full scale, where 16 bits have 33 steps left for a whole voice. Far
-# stricter than `read_audio`, because a level asked for would make a recording of such noise.
+# A recording is silent if it never exceeds -60 dB of full scale, where 16 bits leave 33 steps for a
+# whole voice. This is far stricter than `read_audio`, because a requested level would amplify such
+# noise to a recording.
 _SILENT_PEAK = 0.001
 _PEAK = 0.95
-# Hz; the converter takes a thousandfold change and memory with it.
+# Limits in Hz: the converter would accept a thousandfold change, and use memory accordingly.
 _RATES = (1000, 768_000)
-# Below it 16 bits hold next to nothing.
+# In dB of full scale. Below it 16 bits resolve almost nothing.
 _LOWEST_LEVEL = -60.0
-# Frames quieter than this below the loudest are pauses, which say nothing about the level.
+# Frames more than this many dB below the loudest are pauses, which do not affect the level.
 _ACTIVE_DB = 40.0
 _FRAME_SECONDS = 0.02
 # A killed run repeats at most this many files.
@@ -46,13 +47,13 @@ _MANIFEST_EVERY = 500
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` did.
+    """The result of `prepare`.
 
-    written: number of files converted now.
+    written: number of files converted by this run.
     kept: number of files that an earlier run had already converted.
-    left_out: (input path, reason) of each file not used, those of formats that are not read among
-        them.
-    seconds: audio in the files written and kept.
+    left_out: (input path, reason) of each file not used, including files of formats that are not
+        read.
+    seconds: duration of the audio in the files written and kept.
     """
 
     written: int
@@ -72,21 +73,22 @@ def prepare(
 ) -> PrepareReport:
     """Converts recordings to mono 16-bit WAV files of one rate under `output`.
 
-    inputs: as for `find_inputs`. Channels are averaged, the rate is changed by soxr (VHQ).
+    inputs: as for `find_inputs`. Channels are averaged, and soxr (VHQ) changes the rate.
     sampling_rate: of the output, in Hz.
     level_dbfs: RMS level for the active parts (20 ms frames less than 40 dB below the loudest), in
-        dB relative to full scale; lowered where the peak would exceed 0.95. None: levels are kept.
+        dB relative to full scale; it is lowered where the peak would exceed 0.95. None: levels do
+        not change.
     min_seconds: shorter recordings are left out.
     workers: threads; decoding and resampling run in parallel.
     progress: called with (files done, files in all) after each file.
 
-    Left out, with the reason in the report and in `output/left_out.txt`: of a format that is not
-    read (.m4a and such, in the folders and globs given), unreadable, cut short, not finite, too
-    short, silent (never above -60 dB of full scale), or clipped (more than 0.1% of a channel's
-    samples at full scale in runs of three or more).
+    A recording is left out, with the reason in the report and in `output/left_out.txt`, if it is of
+    a format that is not read (.m4a and such, in the folders and globs given), unreadable, cut
+    short, not finite, too short, silent (never above -60 dB of full scale), or clipped (more than
+    0.1% of a channel's samples at full scale in runs of three or more).
 
-    A second run converts only what is new or changed: `output/prepare.json` keeps the settings and
-    each source's size and time. Outputs of sources that are not among `inputs` this time stay.
+    A second run converts only what is new or changed: `output/prepare.json` records the settings
+    and each source's size and time. Outputs of sources that are not among `inputs` this time stay.
 
     Raises UserError if a setting is out of bounds, if the inputs cannot be found or lie inside
     `output`, if `output` was made with other settings or from other files of the same names, or if
@@ -104,7 +106,7 @@ def prepare(
     _check_places(items, output, done)
 
     def convert(item: Input) -> tuple[Input, dict | None, str]:
-        """What to note about an output (None: left out), and a reason or 'kept'."""
+        """Returns the item, its manifest entry (None: left out), and a reason, 'kept' or ''."""
         place = item.relative.with_suffix(".wav")
         try:
             source = _identity(item.path)
@@ -112,7 +114,7 @@ def prepare(
                 return item, done[place.as_posix()], "kept"
             samples, rate = read_samples(item.path)
         except UserError as error:
-            # The reason alone: the file is named beside it, and the remedy has been taken.
+            # Only the reason: the report names the file, and leaving it out is the remedy.
             named = str(UserError(f"{item.path}: "))
             return item, None, str(error).removeprefix(named).split("; ")[0]
         reason = _unusable(samples, rate, min_seconds)
@@ -134,7 +136,7 @@ def prepare(
                 place = item.relative.with_suffix(".wav").as_posix()
                 if note is None:
                     left_out[str(item.path)] = reason
-                    if noted.pop(place, None):  # it was usable once, and has changed
+                    if noted.pop(place, None):  # it was usable in an earlier run, and has changed
                         (output / place).unlink(missing_ok=True)
                 else:
                     noted[place] = note
@@ -145,11 +147,11 @@ def prepare(
                 if progress:
                     progress(count, len(items))
         finally:
-            # After an error or an interrupt, what is finished need not be done again.
+            # After an error or an interrupt, the next run need not repeat what is finished.
             pool.shutdown(wait=False, cancel_futures=True)
             _write_manifest(output, settings, noted)
 
-    # In the order of the inputs, not in the order in which threads came to them.
+    # The report follows the order of the inputs, not the order in which threads finished them.
     report = tuple((str(i.path), left_out[str(i.path)]) for i in items if str(i.path) in left_out)
     report += tuple((str(path), reason) for path, reason in unread)
     write_text(output / LEFT_OUT, "".join(f"{path}\t{reason}\n" for path, reason in report))
@@ -168,7 +170,7 @@ def _check_settings(sampling_rate: int, level_dbfs: float | None) -> None:
 
 
 def _check_places(items: list[Input], output: Path, done: dict[str, dict]) -> None:
-    """Refuses to read from the output folder, and to write over what another source became."""
+    """Refuses inputs inside the output folder, and to overwrite the output of another source."""
     inside = os.path.realpath(output) + os.sep
     for item in items:
         real = os.path.realpath(item.path)
@@ -178,7 +180,7 @@ def _check_places(items: list[Input], output: Path, done: dict[str, dict]) -> No
                 "outside of the inputs"
             )
         before = done.get(item.relative.with_suffix(".wav").as_posix())
-        # A source that has been moved is not another one.
+        # A source that has been moved does not count as another one.
         if before and before["source"] != real and os.path.exists(before["source"]):
             raise UserError(
                 f"{item.path}: {output} already holds a file of that name, made from "
@@ -235,7 +237,7 @@ def _resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def _levelled(samples: np.ndarray, sampling_rate: int, level_dbfs: float) -> np.ndarray:
-    """Scales [T] so that its active frames have this RMS level, and no peak exceeds 0.95."""
+    """Scales [T] so that its active frames have this RMS level, or a lower one at peak 0.95."""
     size = max(1, int(_FRAME_SECONDS * sampling_rate))
     count = max(1, len(samples) // size)
     frames = samples[: count * size].astype(np.float64).reshape(count, -1)
@@ -243,13 +245,13 @@ def _levelled(samples: np.ndarray, sampling_rate: int, level_dbfs: float) -> np.
     active = power[power >= power.max() * 10 ** (-_ACTIVE_DB / 10)].mean()
     peak = float(np.abs(samples).max())
     gain = _PEAK / peak
-    if active > 0:  # all there is may lie in the last part of a frame
+    if active > 0:  # 0 if all sound lies in the incomplete last frame
         gain = min(gain, 10 ** (level_dbfs / 20) / float(np.sqrt(active)))
     return samples * np.float32(gain)
 
 
 def _read_manifest(output: Path, settings: dict) -> dict[str, dict]:
-    """What earlier runs noted about each output, by its place; refuses other settings."""
+    """Reads earlier runs' entry of each output, by its relative path; refuses other settings."""
     path = output / MANIFEST
     if not path.exists():
         return {}

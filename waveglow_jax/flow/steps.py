@@ -1,7 +1,7 @@
-"""The steps of the flow, in one order for every walk: forward, inverse, and layer by layer.
+"""The steps of the flow, in one order for all traversals: forward, inverse, and layer by layer.
 
-Arrays: the state between two steps `[B, N, G]`, N = T / group. A step works on the last `channels`
-of it; those before them have left the flow early and are part of z.
+Arrays: the state between two steps `[B, N, G]`, N = T / group. A step works on its last `channels`
+channels; those before them are early outputs, which have left the flow and are part of z.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ from waveglow_jax.flow.wn import WN_CONDITIONER
 
 @flax.struct.dataclass
 class Context:
-    """What a bijection may depend on beside its parameters and the signal.
+    """The inputs that a bijection may depend on besides its parameters and the signal.
 
     conditioning `[B, N, D]`, or `[B, N / phases, D]` where the conditioners include the upsampler
     (`waveglow.conditioning_of`); mask `[B, N]` or None; dtype: the conditioner's compute dtype;
@@ -51,11 +51,11 @@ Direction = Callable[[Any, jax.Array, Context], tuple[jax.Array, jax.Array]]
 
 @dataclass(frozen=True)
 class Bijection:
-    """A bijection that the flow is made of: both directions, and where its parameters come from.
+    """A building block of the flow: both directions, and how its parameters are made.
 
-    kind: its name in reports. name: that of its parameters in a flow's. init: (key, config,
-    channels) -> the parameters that `forward` takes. prepare: these -> what `inverse` takes,
-    computed once for many calls. log_det is as `total_log_det` takes it.
+    kind: its name in reports. name: the key of its parameters in those of a flow. init: (key,
+    config, channels) -> the parameters that `forward` takes. prepare: these -> the parameters that
+    `inverse` takes, computed once for many calls. log_det has the form that `total_log_det` takes.
     """
 
     kind: str
@@ -70,7 +70,8 @@ class Bijection:
 class Step:
     """A bijection with its parameters, at its place in the flow: a pytree.
 
-    flow: its number, -1 for the whitening. channels: the number of channels that it works on.
+    flow: the number of its flow, -1 for the whitening. channels: the number of channels that it
+    works on.
     """
 
     params: Any
@@ -87,7 +88,7 @@ class Step:
 
 
 class LogDet(NamedTuple):
-    """The local log-determinant of one step, as `total_log_det` takes it."""
+    """The local log-determinant of one step, in the form that `total_log_det` takes."""
 
     kind: str
     flow: int
@@ -97,8 +98,8 @@ class LogDet(NamedTuple):
 def flow_steps(flows: Sequence[Params], context: Context, whitening: Any = None) -> Iterator[Step]:
     """The steps from audio to z: the whitening, then each flow's bijections.
 
-    flows: the parameters of each, prepared ones for `Step.inverse`; whitening: `whitening_given`'s,
-    None for the part of the flow behind the whitening.
+    flows: the parameters of each flow, prepared ones for `Step.inverse`. whitening: the result of
+    `whitening_given`, or None for the part of the flow after the whitening.
     """
     glow = context.config.waveglow
     if whitening is not None:
@@ -115,7 +116,10 @@ def flow_steps(flows: Sequence[Params], context: Context, whitening: Any = None)
 def whitening_given(
     mel: jax.Array, config: Config, n_samples: int, past: jax.Array | None = None
 ) -> Any:
-    """What `WHITENING` takes as parameters: the mel's spectra and the samples before the audio."""
+    """Parameters of `WHITENING`: (the mel's spectra, past), or None without a whitening.
+
+    past: the samples `[B, order]` before the audio, or None.
+    """
     form = whitening_of(config)
     return None if form is None else (form.of_mel(mel, config, n_samples), past)
 
@@ -141,7 +145,7 @@ WHITENING = Bijection("whitening", _whiten, _colour)
 
 
 def _rotation(key: jax.Array, config: Config, channels: int) -> jax.Array:
-    """`[C, C]`: a random rotation, det +1."""
+    """A random rotation `[C, C]`, det +1."""
     rotation = jnp.linalg.qr(jax.random.normal(key, (channels, channels)))[0]
     return rotation.at[:, 0].multiply(jnp.sign(jnp.linalg.det(rotation)))
 
@@ -171,7 +175,7 @@ def conditioner_of(config: Config) -> Conditioner:
 def shift_and_scale(
     prepared: Params, half: jax.Array, context: Context
 ) -> tuple[jax.Array, jax.Array]:
-    """(shift, log_s) of a coupling, from its conditioner's parameters, weight norm folded."""
+    """(shift, log_s) of a coupling; `prepared` has the weight norm folded."""
     config = context.config
     return conditioner_of(config).apply(
         prepared, half, context.conditioning, context.mask, config, context.dtype

@@ -1,7 +1,8 @@
-"""WaveGlow itself: parameters from a seed, forward to the latent, inverse to audio.
+"""The WaveGlow model: parameters from a seed, forward to the latent, inverse to audio.
 
 Arrays: audio `[B, T]`; mel `[B, F, M]`; z `[B, T / G, G]`, its channels in the order in which they
-leave; log_det `[B]`; mask `[B, T / G]`, 1 for a signal's own steps and 0 for padding behind them.
+leave the flow; log_det `[B]`; mask `[B, T / G]`, 1 for a signal's own steps and 0 for the padding
+after them.
 `config` is static under jit.
 Parameters: {"upsample": {kernel, bias}, "flows": [{"conv": W `[C, C]`, "wn": {layer: ...}}, ...]}.
 """
@@ -40,7 +41,7 @@ def init(key: jax.Array, config: Config) -> Params:
 def parameter_shapes(config: Config) -> Params:
     """`init`'s tree of shapes and dtypes (`jax.ShapeDtypeStruct`), without computing anything.
 
-    Flows with the same number of channels have the same shapes, and are traced once.
+    Flows with the same number of channels have the same shapes, so each number is traced once.
     """
     key, glow = jax.random.key(0), config.waveglow
     first = {glow.channels(k): k for k in reversed(range(glow.n_flows))}
@@ -76,16 +77,16 @@ def forward(
     dtype: Any = jnp.float32,
     checkpoint_flows: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Audio to latent: `(z, log_det)`, log_det `[B]` = ln|det dz/daudio| of each signal.
+    """Maps audio to the latent: `(z, log_det)`, log_det `[B]` = ln|det dz/daudio| of each signal.
 
     mel has F frames with F * hop >= T (T / hop of them, or one more as `log_mel` gives). T must be
     a multiple of the group, and of the whitening's block where there is one. With a mask, z inside
     it and log_det are those of the unpadded signal, if the padding repeats its mel's last frame;
-    z outside means nothing. A whitening that predicts sees the samples `past` `[B, order]` before
-    the audio: a training clip's own; without them, silence, as `inverse` assumes. `dtype` is the
-    compute dtype of the conditioners; the flow itself keeps the parameters' dtype.
-    `checkpoint_flows` recomputes each flow in the backward pass, so that memory does not grow with
-    depth. Raises ValueError for shapes that do not fit.
+    z outside the mask is undefined. A whitening that predicts uses `past` `[B, order]`, the samples
+    before the audio, which a training clip takes from its recording; without `past` it assumes
+    silence, as `inverse` does. `dtype` is the compute dtype of the conditioners; the flow itself
+    keeps the parameters' dtype. `checkpoint_flows` recomputes each flow in the backward pass, so
+    that memory does not grow with depth. Raises ValueError for shapes that do not fit.
     """
     z, log_dets = encode(
         params,
@@ -140,12 +141,12 @@ def _run_forward(steps: list[Step], x: jax.Array) -> tuple[jax.Array, list[jax.A
 
 
 def _run_inverse(steps: list[Step], z: jax.Array) -> tuple[jax.Array, list[LogDet]]:
-    """z `[B, N, G]` through the inverse of the steps, last one first, to `[B, N, channels]`."""
+    """Applies the inverse steps, last one first: z `[B, N, G]` -> `[B, N, channels]`."""
     at = z.shape[-1] - steps[-1].channels
     x, log_dets = z[:, :, at:], []
     for step in reversed(steps):
         if step.channels > x.shape[-1]:
-            # Channels that left before the later step come back.
+            # The early outputs that left between this step and the later one come back.
             before, at = at, z.shape[-1] - step.channels
             x = jnp.concatenate([z[:, :, at:before], x], axis=-1)
         x, log_det = step.inverse(x)
@@ -154,7 +155,7 @@ def _run_inverse(steps: list[Step], z: jax.Array) -> tuple[jax.Array, list[LogDe
 
 
 def sum_over_steps(log_dets: list[LogDet], x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`[B]`: the log-determinant of all these steps, of a state x `[B, N, C]`, inside the mask."""
+    """The summed log-determinant `[B]` of these steps, for a state x `[B, N, C]`, in the mask."""
     total = jnp.zeros(x.shape[:1], x.dtype)
     for each in log_dets:
         total = total + total_log_det(each.local, (x.shape[0], x.shape[1]), mask)
@@ -164,7 +165,7 @@ def sum_over_steps(log_dets: list[LogDet], x: jax.Array, mask: jax.Array | None)
 def prepare_inverse(params: Params) -> Params:
     """Parameters for `inverse_prepared`: weight norm folded, every W inverted, in full precision.
 
-    Computed once for many calls; the result may be cast afterwards.
+    One result serves many calls, and may be cast afterwards.
     """
     flows = [
         {each.name: each.prepare(flow[each.name]) for each in BIJECTIONS if each.name}
@@ -174,10 +175,11 @@ def prepare_inverse(params: Params) -> Params:
 
 
 def fold_upsampler(prepared: Params, config: Config, dtype: Any) -> Params:
-    """`prepare_inverse`'s parameters with the upsampler inside every conditioner.
+    """`prepare_inverse`'s parameters with the upsampler folded into every conditioner.
 
-    For conditioning at the sample rate where weights may take memory (`folded_size`): it saves a
-    quarter of the reverse pass's FLOPs. The conditioning layers then keep that dtype.
+    This is for conditioning at the sample rate where the memory for the weights is available
+    (`folded_size`): it saves a quarter of the reverse pass's FLOPs. The folded conditioning layers
+    have the given dtype.
     """
     fold = conditioner_of(config).fold
     assert fold is not None, "folded_size is None"
@@ -196,9 +198,9 @@ def folded_size(config: Config, dtype: Any) -> int | None:
 def inverse(
     params: Params, config: Config, z: jax.Array, mel: jax.Array, *, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
-    """Latent to audio: `(audio, log_det)`, log_det = ln|det daudio/dz|, minus `forward`'s.
+    """Maps the latent to audio: `(audio, log_det)`, log_det = ln|det daudio/dz| = -`forward`'s.
 
-    z already carries the temperature sigma. Shapes and `dtype` as in `forward`.
+    z must already be scaled by the temperature sigma. Shapes and `dtype` are as in `forward`.
     """
     return inverse_prepared(prepare_inverse(params), config, z, mel, dtype=dtype)
 
@@ -215,7 +217,7 @@ def inverse_prepared(
     """`inverse` from `prepare_inverse`'s parameters.
 
     With a mask, the samples inside it and log_det are those of the unpadded run, if the padding
-    repeats the mel's last frame; samples outside mean nothing.
+    repeats the mel's last frame; samples outside the mask are undefined.
     """
     y, log_det = inverse_whitened(prepared, config, z, mel, mask=mask, dtype=dtype)
     audio, of_whitening = colour(y, mel, config, mask=mask)
@@ -233,8 +235,8 @@ def inverse_whitened(
 ) -> tuple[jax.Array, jax.Array]:
     """`inverse_prepared` up to the whitened audio, which `colour` turns into audio.
 
-    Up to here the flow has a finite receptive field. The mask may have signals anywhere: those with
-    a gap between them that no convolution spans do not influence each other.
+    Up to the whitened audio the inverse has a finite receptive field. The mask may place signals
+    anywhere: signals with a gap between them that no convolution spans do not influence each other.
     """
     n_steps = z.shape[1]
     check_shapes(config, (z.shape[0], n_steps * config.waveglow.n_group), mel.shape)
@@ -251,7 +253,7 @@ def colour(
     past: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Whitened audio `[B, T]` to audio, and log_det `[B]`; without whitening it stays as it is.
+    """Maps whitened audio `[B, T]` to `(audio, log_det [B])`; the identity without whitening.
 
     A signal may be coloured piece by piece, each with the mel frame that follows it: a whitening
     that predicts then needs the `order` samples of audio before the piece as `past` `[B, order]`.
@@ -272,14 +274,14 @@ def _context(
 
 
 def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
-    """`[n_frames * hop / G, G]` standard normal, each frame's share a function of (seed, frame)."""
+    """Standard normal `[n_frames * hop / G, G]`; a frame's rows depend only on (seed, frame)."""
     return noise_of_frames(seed, config, jnp.arange(n_frames))
 
 
 def noise_of_frames(seed: int | jax.Array, config: Config, frames: jax.Array) -> jax.Array:
-    """The rows of `latent_noise` of any frames, `[F]` -> `[F * hop / G, G]`.
+    """The rows of `latent_noise` for any frame numbers, `[F]` -> `[F * hop / G, G]`.
 
-    So the samples do not depend on batch, padding, cut or device.
+    It makes the samples independent of batch, padding, cuts and device.
     """
     key = jax.random.key(seed)
     shape = (config.data.hop_length // config.waveglow.n_group, config.waveglow.n_group)
@@ -295,7 +297,8 @@ def conditioning_of(
 ) -> jax.Array:
     """mel `[B, F, M]` -> conditioning `[B, n_steps, D]` of every conditioner.
 
-    With `fold_upsampler`'s parameters `[B, n_steps / phases, D]`, the frames that overlap at each.
+    With `fold_upsampler`'s parameters it is `[B, n_steps / phases, D]`: for each frame, the frames
+    whose upsampling overlaps there.
     """
     if "upsample" not in params:
         hop, group = config.data.hop_length, config.waveglow.n_group

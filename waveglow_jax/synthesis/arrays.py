@@ -1,4 +1,4 @@
-"""What callers give as arrays: of NumPy, JAX or PyTorch, and mels with either axis first."""
+"""Conversion of callers' arrays: from NumPy, JAX or PyTorch, and mels with either axis first."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -7,23 +7,23 @@ import numpy as np
 
 @runtime_checkable
 class SupportsArray(Protocol):
-    """An array of any library that NumPy can read, such as a tensor of PyTorch."""
+    """An array of any library that NumPy can read, such as a PyTorch tensor."""
 
     def __array__(self) -> Any: ...
 
 
 def on_host(array: Any) -> np.ndarray:
-    """The array of any library as one of NumPy, with its dtype (bfloat16 of PyTorch: float32)."""
-    if hasattr(array, "detach"):  # PyTorch gives NumPy no gradient, no GPU memory and no bfloat16
+    """Converts any library's array to NumPy; the dtype stays, but PyTorch's bfloat16 is float32."""
+    if hasattr(array, "detach"):  # PyTorch hands NumPy no gradient, GPU memory or bfloat16
         array = array.detach().cpu()
         array = array.float() if str(array.dtype) == "torch.bfloat16" else array
     return np.asarray(array)
 
 
 def frames_first(mel: Any, n_mel_channels: int) -> np.ndarray:
-    """`[..., M, F]`, as files and other vocoders have it, or `[..., F, M]` -> `[..., F, M]`.
+    """Returns the mel as `[..., F, M]`; files and other vocoders have `[..., M, F]`.
 
-    The axes are told apart by their sizes: where both are M, the mel is taken as `[..., F, M]`.
+    The sizes decide which axis is which: where both are M, the mel is taken as `[..., F, M]`.
     """
     mel = on_host(mel)
     bins_first = mel.ndim in (2, 3) and mel.shape[-2] == n_mel_channels != mel.shape[-1]

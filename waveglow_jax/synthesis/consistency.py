@@ -1,7 +1,7 @@
 """Corrections that bring audio of any length to its mel, piece by piece: `consistent` in blocks.
 
-The algorithm, and what hops, spectra and segments are: `audio/consistency.py`. Arrays: audio `[T]`,
-log-mel `[F, M]`, T = F * hop.
+`audio/consistency.py` describes the algorithm and defines hops, spectra and segments. Arrays: audio
+`[T]`, log-mel `[F, M]`, T = F * hop.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ from waveglow_jax.synthesis.kept_traces import compile_once
 from waveglow_jax.synthesis.reverse_pass import Piece
 
 CPU_PIECE, ACCELERATOR_PIECE = 64, 1024
-"""Frames that are corrected at once."""
+"""Number of frames that one call of the program corrects."""
 
 
 def consistent_blocks(
@@ -40,12 +40,12 @@ def consistent_blocks(
     frames: int | None = None,
     device: jax.Device | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """`consistent` of utterances that arrive in pieces, one after another: `(utterance, samples)`.
+    """`consistent` for utterances that arrive in pieces, one after another: `(utterance, samples)`.
 
-    The corrections follow each other through the signal, each `reach` frames behind the one before,
+    The corrections form a pipeline through the signal, each `reach` frames behind the previous one,
     so nothing is computed twice and memory depends on neither length nor number of the utterances.
-    `frames` are corrected at once; the samples of a frame come out when `delay` frames after it
-    have come in, rounded up to whole `frames`. It runs on `device`, by default the first.
+    Each call corrects `frames` frames; the samples of a frame come out when `delay` frames after it
+    have come in, rounded up to a multiple of `frames`. It runs on `device`, by default the first.
     """
     if iterations == 0:
         return ((piece.utterance, piece.audio) for piece in pieces)
@@ -54,20 +54,21 @@ def consistent_blocks(
 
 
 def delay(config: Config, iterations: int) -> int:
-    """Frames after its own that a sample of `consistent_blocks` waits for."""
+    """Number of frames after its own that a sample of `consistent_blocks` waits for."""
     return iterations * reach(config) + span_of(config) // 2 if iterations else 0
 
 
 def piece_frames(device: jax.Device) -> int:
-    """Frames that are corrected at once where nobody waits for them."""
+    """Number of frames per call where latency does not matter."""
     return CPU_PIECE if device.platform == "cpu" else ACCELERATOR_PIECE
 
 
 class _Row(NamedTuple):
     """Rows of the tape on which utterances follow each other.
 
-    hops `[n, hop]` with each utterance's mirrored ends; mel `[n, M]` and exists `[n]` of the frame
-    whose last hop this is; utterance `[n]`, -1 for hops that are no utterance's own.
+    hops `[n, hop]` include the mirrored ends of each utterance; mel `[n, M]` and exists `[n]`
+    describe the frame whose last hop is this row; utterance `[n]` is -1 for hops that belong to no
+    utterance.
     """
 
     hops: np.ndarray
@@ -80,10 +81,10 @@ class _Row(NamedTuple):
 
 
 def _on_tape(pieces: Iterable[Piece], config: Config) -> Iterator[_Row]:
-    """The rows of one utterance, F + reach of them, as far as its pieces have come."""
+    """Yields the F + reach rows of one utterance as its pieces arrive."""
     hop, left, behind = config.data.hop_length, span_of(config) // 2, reach(config)
     audio, mel = np.zeros(0, np.float32), _no_rows(behind, config).mel
-    start = done = 0  # samples before `audio`, rows that are out
+    start = done = 0  # samples before `audio`, rows already yielded
     pieces = iter(pieces)
     utterance, ended = -1, False
     while not ended:
@@ -96,7 +97,7 @@ def _on_tape(pieces: Iterable[Piece], config: Config) -> Iterator[_Row]:
         there = start + len(audio)
         if ended and not there:
             return
-        started = there > left * hop  # what the beginning mirrors is there
+        started = there > left * hop  # the samples that the beginning mirrors have arrived
         ready = there // hop + (behind if ended else left) if started or ended else 0
         place = np.arange((done - left) * hop, (ready - left) * hop)
         if ready > done:
@@ -111,7 +112,7 @@ def _on_tape(pieces: Iterable[Piece], config: Config) -> Iterator[_Row]:
 
 
 def _no_rows(n: int, config: Config) -> _Row:
-    """Rows that separate and follow utterances: nothing exists there."""
+    """Rows that separate and follow utterances: no frame exists there."""
     return _Row(
         np.zeros((n, config.data.hop_length), np.float32),
         np.zeros((n, config.waveglow.n_mel_channels), np.float32),
@@ -121,7 +122,7 @@ def _no_rows(n: int, config: Config) -> _Row:
 
 
 class _Pipeline:
-    """The tape's rows in, in pieces of `frames`; the same rows corrected, `delay` behind, out."""
+    """Takes the tape's rows in pieces of `frames`; yields them corrected, `delay` frames later."""
 
     def __init__(self, config: Config, iterations: int, frames: int, device: jax.Device) -> None:
         self.config, self.frames = config, frames
@@ -151,9 +152,9 @@ class _Pipeline:
 
 
 class _State(NamedTuple):
-    """What a piece leaves to the next: what each of N corrections needs from before its own rows.
+    """State between pieces: what each of the N corrections needs from before its own rows.
 
-    hops `[R, hop]`, R = reach; mel `[(N + 1) * R, M]`; exists alike; segments
+    hops `[R, hop]`, R = reach; mel `[(N + 1) * R, M]`; exists `[(N + 1) * R]`; segments
     `[N, 2 R, span * hop]`; spectra `[N, R, bins]`, without momentum.
     """
 
@@ -187,7 +188,7 @@ def _silent_state(config: Config, iterations: int) -> _State:
 def piece_program(
     config: Config, iterations: int, frames: int, device: jax.Device
 ) -> jax.stages.Compiled:
-    """The compiled `_corrected_piece`, for pieces of so many frames."""
+    """The compiled `_corrected_piece`, for pieces of `frames` frames."""
     rows = _no_rows(frames, config)[:3]
     state = _silent_state(config, iterations)
     there = jax.sharding.SingleDeviceSharding(device)
@@ -206,10 +207,11 @@ def piece_program(
 def _corrected_piece(
     config: Config, state: _State, hops: jax.Array, mel: jax.Array, exists: jax.Array
 ) -> tuple[_State, jax.Array]:
-    """Rows a to a + P of the tape: the next state, and hops a - N R to a - N R + P corrected N
-    times.
+    """Corrects one piece: takes rows a to a + P of the tape, and returns the next state and the
+    hops a - N R to a - N R + P, corrected N times.
 
-    Correction k has the spectra of frames a - (k + 1) R on: their last hops are R further on.
+    Correction k works on the spectra of the frames from a - (k + 1) R on, whose last hops are R
+    rows later.
     """
     n, before, iterations = len(hops), reach(config), len(state.segments)
     hops, mel, exists = (

@@ -1,7 +1,8 @@
-"""The original's denoiser: the sound that the model makes of itself, taken out of every frame.
+"""The original's denoiser, which subtracts the model's bias spectrum from every frame.
 
-Its bias is the magnitude spectrum of the first frame of what it says to an all-zero mel at sigma 0.
-Arrays: audio `[T]` float32; spectra `[513]` magnitudes of a Hann-windowed FFT of 1024 every 256.
+The bias is the magnitude spectrum of the first frame of the model's output for an all-zero mel at
+sigma 0. Arrays: audio `[T]` float32; spectra `[513]`, magnitudes of a Hann-windowed FFT of 1024
+samples with a hop of 256.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,20 +17,20 @@ from waveglow_jax.audio.mel import FAR, mirrored
 
 FFT, HOP = 1024, 256
 PIECE = 32
-"""Hops of audio that are computed at once."""
+"""Number of hops of audio that one call computes."""
 DELAY = FFT - HOP
-"""Samples beyond one that its frames hear: how far a denoised stream is behind."""
+"""Samples after a sample that its frames depend on, so the delay of a denoised stream."""
 
 _N = np.arange(FFT)
 _HANN = (0.5 - 0.5 * np.cos(2 * np.pi * _N / FFT)).astype(np.float32)
 
 
 def denoise(audio: np.ndarray, bias_spectrum: np.ndarray, strength: float) -> np.ndarray:
-    """`[T]`, `[513]` -> `[T]`: |STFT| - strength * bias, at least 0, with the phase kept.
+    """`[T]`, `[513]` -> `[T]`: |STFT| - strength * bias, at least 0, with the phase unchanged.
 
-    As the original's `denoiser.py` (github.com/NVIDIA/waveglow) has it: frames centred on every
-    256th sample, reflected at the ends, overlap-added and divided by the sum of squared windows.
-    Raises ValueError for other shapes, or a strength that is negative or not finite.
+    It follows the original's `denoiser.py` (github.com/NVIDIA/waveglow): the frames are centred on
+    every 256th sample, reflected at the ends, overlap-added and divided by the sum of squared
+    windows. Raises ValueError for other shapes, or a strength that is negative or not finite.
     """
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
@@ -41,7 +42,7 @@ def denoise(audio: np.ndarray, bias_spectrum: np.ndarray, strength: float) -> np
 def denoised_blocks(
     blocks: Iterable[np.ndarray], bias_spectrum: np.ndarray, strength: float
 ) -> Iterator[np.ndarray]:
-    """`denoise` of audio that arrives in blocks `[n]`; its samples come out `DELAY` later.
+    """`denoise` for audio that arrives in blocks `[n]`; samples come out `DELAY` samples later.
 
     Raises ValueError as `denoise` does.
     """
@@ -55,14 +56,14 @@ def denoised_blocks(
 
 def _denoised_blocks(blocks: Iterator[np.ndarray], bias: np.ndarray) -> Iterator[np.ndarray]:
     audio = np.zeros(0, np.float32)
-    start = done = 0  # samples before `audio`, samples that are out
+    start = done = 0  # samples before `audio`, samples already yielded
     ended = False
     while True:
         block = next(blocks, None)
         ended = block is None
         audio = audio if ended else np.concatenate([audio, block])
         there = start + len(audio)
-        # Whole hops while it goes on: frames lie on a grid.
+        # Before the end only whole hops are ready, because the frames lie on a grid.
         ready = there if ended else max(done, (there - DELAY) // HOP * HOP)
         pieces = []
         while done < ready:
@@ -78,20 +79,20 @@ def _denoised_blocks(blocks: Iterator[np.ndarray], bias: np.ndarray) -> Iterator
             yield np.concatenate(pieces)
         if ended:
             return
-        # What the next piece hears, and what the end would reflect.
+        # Keep the context of the next piece, and the samples that the end would reflect.
         kept = max(start, done - FFT)
         audio, start = audio[kept - start :], kept
 
 
 def bias_spectrum_of(audio: np.ndarray) -> np.ndarray:
-    """`[T]`, what a voice says to an all-zero mel at sigma 0 -> `[513]`, its bias."""
+    """A voice's output `[T]` for an all-zero mel at sigma 0 -> its bias spectrum `[513]`."""
     first = np.asarray(audio, np.float32)[mirrored(np.arange(FFT) - FFT // 2, len(audio))]
     return np.abs(np.fft.rfft(first * _HANN)).astype(np.float32)
 
 
 @jax.jit
 def _denoised_piece(segment: jax.Array, exists: jax.Array, bias: jax.Array) -> jax.Array:
-    """`[(PIECE + 2) * HOP + FFT]`, which frames there are `[PIECE + 3]` -> `[PIECE * HOP]`."""
+    """Samples `[(PIECE + 2) * HOP + FFT]`, mask of frames `[PIECE + 3]` -> `[PIECE * HOP]`."""
     frames = segment[np.arange(PIECE + 3)[:, None] * HOP + _N]
     spectrum = rfft(frames * _HANN[None])
     magnitude = jnp.abs(spectrum)

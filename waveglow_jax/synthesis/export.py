@@ -1,14 +1,14 @@
-"""The reverse pass as one file that needs nothing of this package.
+"""The reverse pass as one file that does not need this package.
 
     import jax.export
     voice = jax.export.deserialize(open("voice.jaxexport", "rb").read())
     audio = voice.call(sigma * noise, mel)
 
-JAX reads a file for six months after the release that wrote it, and newer releases may refuse it
-then: keep the weights, and run `export` again to renew it.
+JAX can read a file for six months after the release that wrote it; newer releases may refuse it
+after that. Keep the weights, and run `export` again to renew the file.
 
 noise `[B, F * hop / G, G]` standard normal, mel `[B, F, M]`, audio `[B, F * hop]`, all float32; B
-and F are free. It runs on CPUs, NVIDIA GPUs and TPUs.
+and F are free. The file runs on CPUs, NVIDIA GPUs and TPUs.
 """
 
 from pathlib import Path
@@ -25,8 +25,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(config: Config, params: Params, dtype: str = "float32", consistency: int = 0) -> bytes:
-    """Serialises the reverse pass, weights included. dtype: of the products inside WN;
-    consistency: corrections towards the mel that follow it.
+    """Serialises the reverse pass, weights included.
+
+    dtype: the compute dtype of the matmuls inside WN. consistency: the number of corrections
+    towards the mel that follow the reverse pass.
     """
     from jax import export as jax_export
 
@@ -41,7 +43,7 @@ def export(config: Config, params: Params, dtype: str = "float32", consistency: 
 
 
 def promise() -> str:
-    """How long the file can be read, for the person who keeps it."""
+    """A message for the user on how long JAX can read the file."""
     return (
         f"JAX {jax.__version__} wrote it, and JAX promises to read it for six months; after that, "
         "run the same command again with the JAX of that day"
@@ -49,7 +51,7 @@ def promise() -> str:
 
 
 def input_shapes(config: Config) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """z `[B, F * hop / G, G]` and mel `[B, F, M]`, B and F free."""
+    """Shapes of z `[B, F * hop / G, G]` and mel `[B, F, M]`, with B and F free."""
     from jax import export as jax_export
 
     glow, hop = config.waveglow, config.data.hop_length
@@ -63,7 +65,7 @@ def input_shapes(config: Config) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeSt
 def write_export(
     path: Path, config: Config, params: Params, dtype: str = "float32", consistency: int = 0
 ) -> None:
-    """`export` to a file, written whole or not at all. Raises UserError."""
+    """Writes the result of `export` to a file, whole or not at all. Raises UserError."""
     content = export(config, params, dtype, consistency)
     with replacing(path) as temporary:
         temporary.write_bytes(content)

@@ -1,9 +1,10 @@
-"""Programs from one run to the next without tracing them again.
+"""A cache of traced programs, so that later runs need not trace them again.
 
-JAX's persistent cache keeps what XLA made of a program, but JAX must trace and lower the Python
-first, to know which program it is: on a CPU that takes longer than to synthesise a sentence. So the
-traced form (StableHLO, `jax.export`) lies in the same folder, under a name that says what it was
-traced from: arguments, device, JAX's version and this package's sources.
+JAX's persistent cache stores the result of XLA's compilation, but JAX must first trace and lower
+the Python code to know which program it is; on a CPU that takes longer than synthesising a
+sentence. This module therefore stores the traced form (StableHLO, `jax.export`) in the same folder.
+The file name contains a hash of everything the trace depends on: the arguments, the device, JAX's
+version and this package's sources.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from waveglow_jax.files.atomic import replacing
 
 SUFFIX = ".stablehlo"
 MOST_KEPT = 64
-"""Files. Each holds some 100 KB; when there are more, the oldest ones go."""
+"""Maximum number of files, each about 100 KB; beyond it the oldest files are deleted."""
 
 
 def compile_once(
@@ -34,10 +35,10 @@ def compile_once(
     """`jax.jit(function, **jit).lower(*arguments).compile()`, traced once for many runs.
 
     arguments: arrays or `jax.ShapeDtypeStruct`s, all for those devices. name, made_for: together
-    with the arguments they must say all that the function depends on; made_for needs a `repr` that
-    does.
-    Without JAX's persistent cache (`program_cache.keep_programs`), or flatbuffers, which JAX writes
-    with, nothing is kept; nor is a program of several devices.
+    with the arguments they must determine everything that the function depends on; the `repr` of
+    made_for must be complete in this sense.
+    Nothing is stored without JAX's persistent cache (`program_cache.keep_programs`), without
+    flatbuffers, which JAX needs for writing, or for a program of several devices.
     """
     jitted = jax.jit(function, **jit)
     folder = jax.config.jax_compilation_cache_dir
@@ -60,7 +61,7 @@ def _fingerprint(arguments: Any, device: jax.Device, made_for: Any) -> str:
 
 @cache
 def _sources() -> str:
-    """Changes whenever a line of this package does."""
+    """A hash of this package's sources, which changes whenever a line of them does."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
@@ -68,20 +69,21 @@ def _sources() -> str:
 
 
 def _read(path: Path) -> Any:
-    """What was exported, or None where nothing is kept or the file is damaged."""
+    """The exported program, or None where no file is stored or the file is damaged."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
     if hashlib.sha256(content[32:]).digest() != content[:32]:
-        return None  # and it is written anew
+        return None  # the caller then writes it anew
     return jax.export.deserialize(bytearray(content[32:]))
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes the file whole, and deletes the oldest where there are too many.
+    """Writes the file whole, and deletes the oldest files where there are too many.
 
-    Other processes may do the same at this moment, and a full disk keeps nothing.
+    Other processes may do the same at the same time. On a full disk nothing is stored, without an
+    error.
     """
     with suppress(OSError):
         with replacing(path) as temporary:

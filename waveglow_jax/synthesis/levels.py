@@ -1,8 +1,8 @@
-"""Levels at the voice's door: samples come in at full scale 1, and leave within it.
+"""Checks of sample levels: input has full scale 1, and output is limited to it.
 
 A mel of another convention (decibels, powers, 16-bit samples) often gives samples far beyond full
-scale. With corrections they are held to [-1, 1], which is what a file would do; without, they are
-the flow's own to the last bit. A warning says how many were beyond.
+scale. With corrections they are clipped to [-1, 1], as a file would clip them; without corrections
+they are exactly the flow's samples, bit for bit. A warning reports how many were beyond full scale.
 Arrays: audio `[T]` or `[B, T]`.
 """
 
@@ -17,21 +17,21 @@ from waveglow_jax.errors import LevelWarning
 
 FULL_SCALE = 1.0
 CLIPPED_SHARE = 0.005
-"""From this share on a warning is due. Speech under its own mel has none; that of a loud recording
-stays below."""
+"""Above this share of samples beyond full scale a warning is given. Speech made from its own mel
+has none; that of a loud recording stays below the limit."""
 OVERSHOOT = 2.0
-"""Decoders of lossy formats go a little beyond full scale; samples beyond this have another one."""
+"""Decoders of lossy formats slightly exceed full scale 1; a peak above this means another scale."""
 _INT16_SCALE = 32768
 
 DOCTOR = "python -m waveglow_jax doctor RECORDING MEL"
 
 
 def samples_of(audio: np.ndarray) -> np.ndarray:
-    """Samples as float32 of the same shape, full scale 1.
+    """Returns the samples as float32 of the same shape, with full scale 1.
 
     int16 is divided by 32768, as soundfile does. Raises ValueError for other integers, whose full
-    scale nothing tells, and for samples that are not finite. Warns (LevelWarning) of floats that
-    reach beyond `OVERSHOOT`.
+    scale is unknown, and for samples that are not finite. Warns (LevelWarning) if floats exceed
+    `OVERSHOOT`.
     """
     audio = np.asarray(audio)
     if audio.dtype == np.int16:
@@ -56,10 +56,10 @@ def samples_of(audio: np.ndarray) -> np.ndarray:
 
 
 def limited(blocks: Iterable[np.ndarray], hold: bool = True) -> Iterator[np.ndarray]:
-    """Blocks `[n]` of one signal, held to [-1, 1] unless `hold` is false.
+    """Yields the blocks `[n]` of one signal, clipped to [-1, 1] unless `hold` is false.
 
-    Where the model overflowed, samples are NaN and stay so: what takes the blocks must refuse
-    them. Otherwise warns (LevelWarning) after the last block if over `CLIPPED_SHARE` of the samples
+    Where the model overflowed, samples are NaN and stay NaN: the caller must refuse them.
+    Otherwise warns (LevelWarning) after the last block if more than `CLIPPED_SHARE` of the samples
     were beyond full scale.
     """
     samples = beyond = overflown = 0
@@ -82,14 +82,14 @@ def limited(blocks: Iterable[np.ndarray], hold: bool = True) -> Iterator[np.ndar
 def limited_each(
     blocks: Iterable[tuple[int, np.ndarray]], hold: bool = True
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """`limited` of the blocks of several signals, each named by its number."""
+    """`limited` for the blocks of several signals, each identified by its number."""
     for number, of_one in groupby(blocks, itemgetter(0)):
         for block in limited((block for _, block in of_one), hold):
             yield number, block
 
 
 def finite(samples: np.ndarray) -> np.ndarray:
-    """The samples. Raises ValueError if the model overflowed."""
+    """Returns the samples unchanged. Raises ValueError if the model overflowed."""
     if not np.isfinite(samples).all():
         raise ValueError(
             "the voice gives no finite samples for this mel, which is probably of another "

@@ -1,11 +1,11 @@
-"""The reverse pass as an ONNX file, by way of jax2onnx (extra `onnx`).
+"""Export of the reverse pass to an ONNX file with jax2onnx (extra `onnx`).
 
     import onnxruntime
     voice = onnxruntime.InferenceSession("voice.onnx")
     (audio,) = voice.run(None, {"z": sigma * noise, "mel": mel})
 
-Inputs, output and free sizes are those of `export`. What jax2onnx 0.17 cannot convert is put in
-another form before it sees it: see `_converted_form`.
+Inputs, output and free sizes are those of `export`. Operations that jax2onnx 0.17 cannot convert
+are rewritten first: see `_converted_form`.
 """
 
 import math
@@ -28,7 +28,7 @@ from waveglow_jax.synthesis.export import input_shapes
 
 
 def write_onnx(path: Path, config: Config, params: Params) -> None:
-    """The reverse pass in float32, weights included, written whole or not at all.
+    """Writes the reverse pass in float32, weights included, whole or not at all.
 
     Raises UserError if the converter is missing, or cannot convert the config's whitening.
     """
@@ -51,7 +51,7 @@ def write_onnx(path: Path, config: Config, params: Params) -> None:
         return evaluate(traced, [z, mel], _converted_form)[0]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constants in float64, which it then narrows
+        warnings.simplefilter("ignore")  # about float64 constants, which it converts to float32
         model = to_onnx(
             reverse,
             shapes,
@@ -64,7 +64,7 @@ def write_onnx(path: Path, config: Config, params: Params) -> None:
 
 
 def _converted_form(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
-    """One step, in a form that jax2onnx converts for free sizes."""
+    """Evaluates one equation in a form that jax2onnx can convert for free sizes."""
     name, parameters = eqn.primitive.name, eqn.params
     match name:
         case "platform_index":
@@ -74,14 +74,14 @@ def _converted_form(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
             return _scan(eqn, values)
         case "pad":
             return [_padded(values[0], values[1], parameters["padding_config"])]
-        case "concatenate":  # ONNX takes a size of 0 for one to copy
+        case "concatenate":  # ONNX reads a size of 0 as "copy this size"
             axis = parameters["dimension"]
             parts = [v for v in values if not (type(v.shape[axis]) is int and not v.shape[axis])]
             return [jax.lax.concatenate(parts, axis) if len(parts) > 1 else parts[0]]
         case "rem":
             return [values[0] - jax.lax.div(*values) * values[1]]
         case "convert_element_type" if parameters["new_dtype"] == np.complex64:
-            return values  # of a spectrum without phase, for the step below
+            return values  # a spectrum without phase, for the "fft" case below
         case "fft":
             return [_real_inverse_fft(values[0], parameters)]
     return plainly(eqn, values, _converted_form)
@@ -96,13 +96,13 @@ def _scan(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
         results = evaluate(parameters["jaxpr"], [*consts, *carry, *x], _converted_form)
         return results[:carried], results[carried:]
 
-    length = None if xs else parameters["length"]  # which may be unknown
+    length = None if xs else parameters["length"]  # the length may be symbolic
     end, ys = jax.lax.scan(step, start, xs, length=length, reverse=parameters["reverse"])
     return [*end, *ys]
 
 
 def _padded(x: Any, value: Any, config: Sequence[tuple[int, int, int]]) -> Any:
-    """By concatenation."""
+    """Pads x by concatenation. Raises NotImplementedError for negative or interior padding."""
     for axis, (before, after, between) in enumerate(config):
         if min(before, after) < 0 or between:
             raise NotImplementedError(f"padding by {config}")
@@ -115,7 +115,7 @@ def _padded(x: Any, value: Any, config: Sequence[tuple[int, int, int]]) -> Any:
 
 
 def _real_inverse_fft(spectrum: Any, parameters: dict[str, Any]) -> Any:
-    """Of a spectrum without phase, as a sum of cosines: ONNX has no complex numbers."""
+    """Inverse FFT of a real spectrum (phase 0) as a sum of cosines: ONNX has no complex numbers."""
     (size,) = parameters["fft_lengths"]
     if parameters["fft_type"] != jax.lax.FftType.IRFFT or jnp.iscomplexobj(spectrum):
         raise NotImplementedError(f"a Fourier transform of type {parameters['fft_type']}")

@@ -1,8 +1,8 @@
-"""How mels of any length and number are cut into windows of a few fixed sizes, and at what cost.
+"""Planning: mels of any length and number are cut into windows of a few fixed sizes.
 
-A window is a fixed number of mel frames, laid out as a tape: parts of one utterance or several,
-with gaps between them that no convolution spans. Where an utterance is cut, each side has so many
-frames of context that no kept sample depends on the cut.
+A window is a fixed number of mel frames, laid out as a tape: it holds parts of one or several
+utterances, with gaps between them that no convolution spans. Where an utterance is cut, each side
+has enough frames of context that no kept sample depends on the cut.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ SMALLEST_SIZE = 64
 
 
 def size_at_least(n_frames: int) -> int:
-    """The next of 64, 80, 96, 112, 128, 160, 192, 224, 256, 320 ...: few sizes are compiled."""
+    """The next of 64, 80, 96, 112, 128, 160, 192, 224, 256, 320 ..., so that few are compiled."""
     size = SMALLEST_SIZE
     while size < n_frames:
         octave = SMALLEST_SIZE * 2 ** int(np.log2(size // SMALLEST_SIZE))
@@ -30,7 +30,7 @@ def size_at_least(n_frames: int) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """Frames that a kept one hears before and after it, and the gap that keeps two mels apart."""
+    """Frames of context left and right of a kept frame, and the gap between two mels."""
 
     left: int
     right: int
@@ -40,10 +40,10 @@ class Context:
 def context_of(config: Config) -> Context:
     """The config's receptive field in frames, rounded up.
 
-    The receptive fields of the flows' conditioners add up. To the left there are also the frames
-    whose upsampling overlaps; to the right the one that a whitening interpolates towards. In a gap
-    the conditioners see zeros in every layer, so their widest layer must not span it, nor the
-    upsampling.
+    The receptive fields of the flows' conditioners add up. The left context also contains the
+    frames whose upsampling overlaps; the right context contains at least the frame that a whitening
+    interpolates towards. In a gap every layer of the conditioners sees zeros, so neither their
+    widest layer nor the upsampling may span it.
     """
     glow, hop = config.waveglow, config.data.hop_length
     groups = hop // glow.n_group
@@ -59,7 +59,7 @@ def context_of(config: Config) -> Context:
 class Part:
     """Frames `first` to `stop` of an utterance, at frame `offset` of a window.
 
-    Of these, those from `begin` to `end` are kept; the others are context.
+    The frames from `begin` to `end` are kept; the others are context.
     """
 
     utterance: int
@@ -71,11 +71,11 @@ class Part:
 
 
 def pack(lengths: Iterable[int], window: int, context: Context) -> Iterator[list[Part]]:
-    """Utterances of so many frames, laid out in windows: each frame is kept once, in order.
+    """Lays out utterances of these lengths in windows; each frame is kept once, in order.
 
     An utterance is cut where a window ends, unless so little of it would fit that starting it in
-    the next window costs nothing. Raises ValueError for one that is longer than a window with no
-    room beside the context.
+    the next window costs nothing. Raises ValueError if an utterance is longer than the window and
+    the window has no room beside the context.
     """
     parts: list[Part] = []
     used = 0
@@ -104,7 +104,7 @@ def pack(lengths: Iterable[int], window: int, context: Context) -> Iterator[list
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of the windows, how many go through the program at once, and what that costs."""
+    """The window size, the batch of windows per call, and the frames that this computes."""
 
     window: int
     batch: int
@@ -127,19 +127,20 @@ class Plan:
 
 
 CPU_CALL_FRAMES, ACCELERATOR_CALL_FRAMES = 512, 16384
-"""The most frames a device has at once: beyond, a CPU's caches no longer hold them (half as fast
-from 640 on, for the bundled voice)."""
+"""Maximum number of frames per device and call. Above it a CPU's caches no longer hold them: with
+the bundled voice, 640 frames or more run at half the speed."""
 CONTEXTS = 14
-"""Where the context alone is a quarter of that, so many times the context instead: such a model is
-large, its products outweigh what caches spare, and little must be computed twice."""
+"""If the context exceeds a quarter of that maximum, this many times the context is the maximum
+instead. Such a model is large: its matmuls outweigh what caches save, and little should be computed
+twice."""
 MOST_FRAMES = 1 << 22
-"""Of a window and batch that are given: more would be a slip of the finger."""
+"""Maximum of window times batch where the caller gives them: more would be a typing error."""
 CPU_CALL_COST, ACCELERATOR_CALL_COST = 16, 2048
-"""What a call costs beside its frames, as so many frames."""
+"""Fixed cost of a call, expressed in frames."""
 WORK_COST = 0.25
-"""What a frame costs wherever it is computed: several devices spare time, but not at any price."""
+"""Cost of a computed frame on any device, so that saving time with more devices has a price."""
 NOT_WORTH_COMPILING = 1.5
-"""A program that is compiled already is taken if it costs at most so many times the best one."""
+"""A program that is already compiled is used if it costs at most this many times the best one."""
 
 
 def choose(
@@ -150,10 +151,11 @@ def choose(
     window: int | None = None,
     batch: int | None = None,
 ) -> Plan:
-    """The window and batch that compute utterances of these lengths for the least.
+    """Chooses the window and batch that compute utterances of these lengths at the least cost.
 
-    Of a few fixed sizes, those compiled already preferred; or as given. Raises ValueError if a
-    given window is too small for its context, or either is below 1 or beyond all machines.
+    They come from a few fixed sizes, with a preference for those already compiled; a given window
+    or batch is used as it is. Raises ValueError if a given window is too small for its context, if
+    either value is not from 1 to `MOST_FRAMES`, or if their product exceeds `MOST_FRAMES`.
     """
     for name, value in (("window", window), ("batch", batch)):
         if value is not None and not 1 <= value <= MOST_FRAMES:
@@ -199,7 +201,7 @@ def choose(
 
 
 def _sizes(longest: int, both: int, most: int) -> list[int]:
-    """Windows that hold the longest utterance whole, or a good part of it beside its context."""
+    """Sizes that hold the longest utterance whole, or a part of it beside its context."""
     sizes = [size_at_least(1)]
     while sizes[-1] < most:
         sizes.append(size_at_least(sizes[-1] + 1))
@@ -207,13 +209,13 @@ def _sizes(longest: int, both: int, most: int) -> list[int]:
 
 
 def _shares(longest: int, both: int, most: int) -> list[int]:
-    """Windows that a few of cover the longest utterance with nothing left over, to 16 frames."""
+    """Sizes of which 2 to 8 windows just cover the longest utterance, rounded up to 16 frames."""
     sizes = (-(-(longest + (n - 1) * both) // n // 16) * 16 for n in range(2, 9))
     return [size for size in sizes if max(both, SMALLEST_SIZE) < size <= most]
 
 
 def _batches(size: int, most: int, n_devices: int) -> list[int]:
-    """One row alone, or rows over all devices, in powers of two as long as they fit."""
+    """Batches: a single row, or powers of two of rows per device, as long as they fit."""
     batches = [1] if n_devices > 1 else []
     rows = 1
     while not batches or rows == 1 or rows * size <= most:
@@ -223,5 +225,5 @@ def _batches(size: int, most: int, n_devices: int) -> list[int]:
 
 
 def spread(rows: int, devices: Sequence[jax.Device]) -> int:
-    """The devices that so many rows go to: all, if they divide them."""
+    """The number of devices for so many rows: all, if it divides the rows, otherwise one."""
     return 1 if rows % len(devices) else len(devices)

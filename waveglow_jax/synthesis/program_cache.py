@@ -1,4 +1,4 @@
-"""Compiled programs kept from one run to the next, in the user's cache folder."""
+"""A cache of compiled programs in the user's cache folder, for later runs."""
 
 import os
 import pwd
@@ -15,14 +15,14 @@ from waveglow_jax.errors import FileWarning, UserError
 from waveglow_jax.ownership import not_own
 from waveglow_jax.paths import cache_base
 
-# What JAX warns of, and the names that it gives to an entry's two files.
+# The text of JAX's warning, and the suffixes of an entry's two files.
 _DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([^']*)'")
 _ENTRY, _LAST_USE = "-cache", "-atime"
 
 
 def cache_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/waveglow_jax/programs`, by default under `~/.cache`; None where neither is
-    to be had, which a warning has said already."""
+    """`$XDG_CACHE_HOME/waveglow_jax/programs`, by default under `~/.cache`; None where neither
+    is available, which a warning has already reported."""
     base = cache_base()
     return base / "waveglow_jax" / "programs" if base is not None else None
 
@@ -30,7 +30,7 @@ def cache_folder() -> Path | None:
 def keep_programs_if_possible() -> None:
     """`keep_programs` in `cache_folder()`, unless JAX has been given a folder already.
 
-    Warns (FileWarning) where that fails: everything is only slower without.
+    Warns (FileWarning) where that fails: without the cache everything works, only slower.
     """
     import jax
 
@@ -44,13 +44,13 @@ def keep_programs_if_possible() -> None:
 
 
 def keep_programs(folder: Path) -> None:
-    """Has JAX look for compiled programs in the folder, and put there what it compiles.
+    """Makes JAX look for compiled programs in the folder, and store there what it compiles.
 
-    What is in it will be run: nobody else may be able to write to it, or to put another folder in
-    its place by way of those above it; it is made so. An entry that turns out to be damaged is
-    deleted. Raises UserError if others could have put something there, if the folder cannot be
-    made or takes no files; or if the system has no name for the user, without which JAX cannot
-    bound the folder's size.
+    JAX runs what it finds there, so nobody else may be able to write to the folder, or to replace
+    it by way of the folders above it; a new folder is created with such permissions. Damaged
+    entries are deleted when JAX finds them. Raises UserError if others could have put something
+    there, if the folder cannot be created or written to, or if the system has no name for the user,
+    without which JAX cannot limit the folder's size.
     """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
@@ -86,12 +86,12 @@ def keep_programs(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_compilation_cache_max_size", 1 << 30)
-    # A process that has compiled something already has settled that there is no cache.
+    # If this process has already compiled something, JAX has decided that there is no cache.
     compilation_cache.reset_cache()
 
 
 def _holds_others_files(folder: Path) -> bool:
-    """Whether somebody else can enter the folder, or owns something in it: it was open once."""
+    """Whether others can enter the folder, or own a file in it from a time when they could."""
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
         return True
     with os.scandir(folder) as entries:
@@ -99,15 +99,18 @@ def _holds_others_files(folder: Path) -> bool:
 
 
 def _delete_unfinished(folder: Path) -> None:
-    """Deletes entries without their time of last use: JAX 0.10 fails at each of them, whenever it
-    keeps a program. A process that was killed has left them."""
+    """Deletes entries that have no file with their time of last use.
+
+    Killed processes leave such entries, and JAX 0.10 fails on each of them whenever it stores a
+    program.
+    """
     for entry in folder.glob(f"*{_ENTRY}"):
         if not entry.with_name(entry.name.removesuffix(_ENTRY) + _LAST_USE).exists():
             entry.unlink(missing_ok=True)
 
 
 def _delete_what_is_damaged(folder: Path) -> None:
-    """Has the entry go that JAX cannot read: JAX itself warns, and leaves it there for ever."""
+    """Deletes each entry that JAX cannot read: JAX itself only warns, and never deletes it."""
     otherwise = warnings.showwarning
     if isinstance(otherwise, partial) and otherwise.func is _show:
         otherwise = otherwise.args[1]
@@ -121,7 +124,7 @@ def _show(
     if not damaged:
         otherwise(message, category, *rest)
         return
-    # JAX does not say which of the programs of that name it was.
+    # JAX does not report which of the programs of that name is damaged, so all of them go.
     for entry in folder.glob("*"):
         if re.fullmatch(rf"{re.escape(damaged[1])}-[0-9a-f]+({_ENTRY}|{_LAST_USE})", entry.name):
             entry.unlink(missing_ok=True)

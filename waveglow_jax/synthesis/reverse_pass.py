@@ -1,8 +1,8 @@
-"""Mels of any length and number through one compiled program, window after window, exactly.
+"""The reverse pass of mels of any length and number, exactly, with one compiled window program.
 
-`plan.py` cuts the mels into windows. The whitening may predict from all samples before, so audio is
-coloured after the windows, each utterance in pieces from its start. Arrays: mel `[F, M]`; windows
-of it `[B, W, M]`; audio `[T]` with T = F * hop.
+`plan.py` cuts the mels into windows. The whitening may predict from all earlier samples, so the
+audio is coloured after the windows, for each utterance in pieces from its start. Arrays: mel
+`[F, M]`; windows of it `[B, W, M]`; audio `[T]` with T = F * hop.
 """
 
 import time
@@ -31,19 +31,19 @@ from waveglow_jax.synthesis.kept_traces import compile_once
 from waveglow_jax.synthesis.plan import Context, Part, Plan, choose, context_of, pack, spread
 
 FOLDED_BYTES = 2 << 30
-"""The most that conditioning layers with the upsampler inside may take on all devices together."""
+"""Maximum size of conditioning layers with the upsampler folded in, summed over all devices."""
 COLOUR_FRAMES = 32
-"""Frames of a piece that is coloured at once."""
+"""Number of frames that one call of the colouring program takes."""
 
 
 def worth_folding(config: Config, dtype: Any, platform: str, n_devices: int) -> bool:
-    """Whether `fold_upsampler` spares products there, in the memory that it may take."""
+    """Whether `fold_upsampler` saves FLOPs on that platform and fits the memory allowed for it."""
     size = folded_size(config, dtype)
     return size is not None and platform != "tpu" and size * n_devices <= FOLDED_BYTES
 
 
 class Piece(NamedTuple):
-    """Samples `[n * hop]` of an utterance, and their frames of its log-mel `[n, M]`."""
+    """Samples `[n * hop]` of an utterance, and the corresponding frames `[n, M]` of its log-mel."""
 
     utterance: int
     audio: np.ndarray
@@ -52,9 +52,9 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class ReversePass:
-    """The compiled reverse pass of one voice over some devices, and what runs it over windows.
+    """The compiled reverse pass of one voice on some devices, and the loops that run it.
 
-    mels are float32 `[F, M]` that have been checked; sigma, seed and dtype as for
+    Mels are float32 `[F, M]`, already checked; sigma, seed and dtype are those of
     `Voice.synthesize`.
     """
 
@@ -73,14 +73,14 @@ class ReversePass:
         window: int | None = None,
         batch: int | None = None,
     ) -> Plan:
-        """`choose` for utterances of these lengths, given what is compiled for that dtype."""
+        """`choose` for utterances of these lengths, given the programs compiled for that dtype."""
         compiled = [key[:2] for key in self._programs if key[2] == dtype]
         return choose(lengths, self.context, self.devices, compiled, window, batch)
 
     def compile(self, window: int, batch: int, dtype: str) -> float:
         """Compiles what such windows need; returns the seconds it took, 0 if nothing was missing.
 
-        Two programs at most: one for windows of that size, one for all colouring.
+        These are two programs at most: one for windows of that size, and one for all colouring.
         """
         if (window, batch, dtype) in self._programs:
             return 0.0
@@ -113,7 +113,7 @@ class ReversePass:
         return time.monotonic() - began
 
     def memory_bytes(self, window: int, batch: int, dtype: str) -> int:
-        """Of the program for such windows, which has been compiled, with its arguments."""
+        """Memory of the program for such windows, arguments included; it must be compiled."""
         memory = self._programs[window, batch, dtype].memory_analysis()
         assert memory is not None
         sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -122,9 +122,9 @@ class ReversePass:
     def blocks(
         self, mels: Iterable[np.ndarray], plan: Plan, sigma: float, seed: int, dtype: str
     ) -> Iterator[Piece]:
-        """The audio of the mels: one mel after another, each in order.
+        """Yields the audio of the mels, one mel after another, each in order.
 
-        The mels are taken as the windows fill up, and let go of when their audio is there.
+        Mels are taken as the windows fill up, and released when their audio is complete.
         """
         size = plan.window, plan.batch, dtype
         self.compile(*size)
@@ -154,16 +154,17 @@ class ReversePass:
     def stream(
         self, frames: Iterator[np.ndarray], chunk: int, sigma: float, seed: int, dtype: str
     ) -> Iterator[Piece]:
-        """Audio of one mel whose frames `[f, M]` arrive over time, in blocks of `chunk` frames.
+        """Yields the audio of one mel, whose frames `[f, M]` arrive over time, `chunk` at a time.
 
-        A block is there `chunk + context.right` frames after its beginning; the last is shorter.
+        A block needs the `chunk + context.right` frames from its first on; the last block is
+        shorter.
         """
         left, right = self.context.left, self.context.right
         window, hop = self.stream_plan(chunk).window, self.config.data.hop_length
         size = window, 1, dtype
         self.compile(*size)
         mel = np.zeros((0, self.config.waveglow.n_mel_channels), np.float32)
-        start = done = 0  # frames before `mel`, frames whose audio is out
+        start = done = 0  # frames before `mel`, frames whose audio was yielded
         ended, past = False, self._silence
         while True:
             while not ended and start + len(mel) < done + chunk + right:
@@ -185,12 +186,12 @@ class ReversePass:
             mel, start = mel[max(0, done - left) - start :], max(0, done - left)
 
     def stream_plan(self, chunk: int) -> Plan:
-        """The windows that a stream's blocks of `chunk` frames are computed in, one at a time."""
+        """The plan for a stream's blocks of `chunk` frames: one window per block."""
         window = self.context.left + chunk + self.context.right
         return Plan(window, 1, 1, self.context, chunk, window)
 
     def ready_for(self, n_frames: int, dtype: str = "float32") -> tuple[int | None, int | None]:
-        """The smallest window and batch compiled that so many frames can go through, if any."""
+        """The smallest compiled window and batch that can compute so many frames, or Nones."""
         both = self.context.left + self.context.right
         sizes = [key[:2] for key in self._programs if key[2] == dtype]
         fit = [size for size in sizes if size[0] >= n_frames or size[0] > both]
@@ -204,7 +205,7 @@ class ReversePass:
         sigma: float,
         seed: int,
     ) -> list[np.ndarray]:
-        """One call of the program of that size: the whitened audio that each part keeps, in order.
+        """Calls the program of that size; returns each part's kept whitened audio, in order.
 
         mels: `[stop - first, M]` of each part.
         """
@@ -230,9 +231,10 @@ class ReversePass:
     def _coloured(
         self, y: np.ndarray, mel: np.ndarray, past: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Whitened audio `[n * hop]` and its mel, a frame longer unless it ends there, to audio.
+        """Colours whitened audio `[n * hop]`; returns the audio and the `past` of the next block.
 
-        `past` is the audio before, `[order]`; it is given back for the next block.
+        mel has the next frame too, unless the utterance ends there: `[n + 1, M]` or `[n, M]`.
+        `past` `[order]` is the audio before the block.
         """
         if not self.config.waveglow.mel_whitening:
             return y, past
@@ -272,7 +274,7 @@ class ReversePass:
         return Mesh(np.asarray(self.devices[: spread(batch, self.devices)]), ("rows",))
 
     def _prepared(self, mesh: Mesh, dtype: str) -> Params:
-        """The parameters of the reverse pass on every device of the mesh, made once."""
+        """The prepared parameters on every device of the mesh, computed once."""
         there = self._prepared_on
         folds = worth_folding(self.config, dtype, self.devices[0].platform, mesh.size)
         key = mesh, dtype if folds else None
@@ -302,7 +304,8 @@ def _whitened_windows(
 ) -> jax.Array:
     """Windows of mel `[B, W, M]` -> whitened audio `[B, W * hop]`.
 
-    frames `[B, W]` numbers each frame within its utterance; below 0 there is none.
+    frames `[B, W]` holds each frame's number within its utterance; a negative number means that
+    there is no frame.
     """
     z = sigma * jax.vmap(lambda row: noise_of_frames(seed, config, row))(frames)
     mask = jnp.repeat(frames >= 0, z.shape[1] // frames.shape[1], axis=1)
@@ -313,5 +316,5 @@ def _whitened_windows(
 
 
 def _coloured_piece(config: Config, y: jax.Array, mel: jax.Array, past: jax.Array) -> jax.Array:
-    """Whitened `[T]`, mel `[T / hop + 1, M]`, the audio before it `[order]` -> audio `[T]`."""
+    """Whitened audio `[T]`, mel `[T / hop + 1, M]`, earlier audio `[order]` -> audio `[T]`."""
     return colour(y[None], mel[None], config, past=past[None])[0][0]

@@ -1,4 +1,4 @@
-"""How samples are made: temperature, seed, corrections and precision, checked once."""
+"""Settings of synthesis: temperature, seed, corrections and dtype, checked once."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,15 +8,15 @@ import numpy as np
 from waveglow_jax.config import DTYPES, LATENT, MAX_CONSISTENCY, SynthesisConfig
 
 Consistency = int | Literal["latent"] | None
-"""As callers give it; None means the voice's own."""
+"""The consistency as callers give it; None means the voice's own."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of `Voice.synthesize`. Raises ValueError for what cannot be.
+    """The settings of `Voice.synthesize`. Raises ValueError for invalid values.
 
     sigma: the temperature. consistency: the number of corrections towards the mel, or "latent".
-    denoise: the strength of the denoiser. dtype: that of the matmuls inside WN.
+    denoise: the strength of the denoiser. dtype: the compute dtype of the matmuls inside WN.
     """
 
     sigma: float
@@ -42,13 +42,13 @@ def settings_of(
     dtype: str = "float32",
     consistency: Consistency = None,
 ) -> Settings:
-    """The settings, with the voice's own where they are None. Raises ValueError as `Settings`."""
+    """Returns settings, with the voice's own for None. Raises ValueError as `Settings` does."""
     consistency = checked_consistency(own, consistency)
     return Settings(own.sigma if sigma is None else sigma, consistency, seed, denoise, dtype)
 
 
 def checked_consistency(own: SynthesisConfig, chosen: Consistency) -> int | Literal["latent"]:
-    """The consistency that is meant. Raises ValueError for what cannot be."""
+    """The chosen consistency, or the voice's own for None. Raises ValueError for invalid ones."""
     consistency = own.consistency if chosen is None else chosen
     if isinstance(consistency, str) and consistency == LATENT:
         return LATENT
@@ -72,6 +72,6 @@ def streamable(consistency: int | Literal["latent"]) -> int:
 
 
 def check_dtype(dtype: str) -> None:
-    """Raises ValueError if it is none of those that synthesis runs in."""
+    """Raises ValueError if the dtype is not one that synthesis supports."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")

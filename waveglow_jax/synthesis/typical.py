@@ -1,15 +1,15 @@
-"""A sample of the flow itself that keeps to its mel: the search for a typical z that says it.
+"""Search for a typical z whose decoded signal follows the mel: a sample of the flow itself.
 
-A random z gives a signal whose mel is only near the one that was asked for. Alternating
-projections find another z, between two sets: the signals that have the mel, which
-`consistency.consistent` approaches, and the flow's typical set, z of the right size without
-outliers. One round is
+A random z gives a signal whose mel is only near the requested one. The search finds another z by
+alternating projections between two sets: the signals that have the mel, which
+`consistency.consistent` approaches, and the flow's typical set, which contains every z of the right
+standard deviation without outliers. One round is
 
     y = consistent(audio);  z = forward(y);  z <- z / max(1, |z| / 2.5), scaled to sigma
     audio = inverse(z)
 
-so what comes out is decoded from a typical z, with nothing corrected after it, and its
-likelihood is exact. The search sees the whole signal at once: it is not for streams.
+so the result is decoded from a typical z without any correction afterwards, and its likelihood is
+exact. The search needs the whole signal at once, so it cannot run on streams.
 
 Arrays: audio `[T]`, log-mel `[F, M]`, z `[T / G, G]`, T = F * hop. docs/explanation/consistency.md.
 """
@@ -37,15 +37,15 @@ from waveglow_jax.synthesis.plan import size_at_least
 
 ROUNDS = 4
 CORRECTIONS = 24
-"""Of a round."""
+"""Number of corrections per round."""
 BOUND = 2.5
-"""Where |z| is cut off, in standard deviations."""
+"""Limit of |z|, in standard deviations; larger values are clipped."""
 MOST_FRAMES = 4096
-"""Of a mel: memory grows with it, for the whole signal is searched at once."""
+"""Maximum length of a mel: memory grows with it, because the search takes the whole signal."""
 
 
 class TypicalSample(NamedTuple):
-    """audio `[T]`, the z `[T / G, G]` that it is decoded from, and its log-likelihood in nats per
+    """Audio `[T]`, the z `[T / G, G]` that it is decoded from, and its log-likelihood in nats per
     sample, all constants included."""
 
     audio: np.ndarray
@@ -64,11 +64,12 @@ def typical_sample(
     rounds: int = ROUNDS,
     corrections: int = CORRECTIONS,
 ) -> TypicalSample:
-    """The flow's sample for a log-mel `[F, M]`, from the noise of that seed on.
+    """The flow's sample for a log-mel `[F, M]`; the search starts from the noise of that seed.
 
-    sigma: the standard deviation of z, before and after; dtype: of the products inside WN; device:
-    where it runs, by default the first. Cost: rounds + 1 reverse passes, rounds forward passes,
-    and rounds * corrections of `consistent`. Raises ValueError for more than `MOST_FRAMES` frames.
+    sigma: the standard deviation of z, before and after the search; dtype: the compute dtype of the
+    matmuls inside WN; device: where it runs, by default the first. Cost: rounds + 1 reverse passes,
+    rounds forward passes, and rounds * corrections of `consistent`. Raises ValueError for more than
+    `MOST_FRAMES` frames.
     """
     frames = len(mel)
     device = device or jax.devices()[0]
@@ -95,9 +96,9 @@ def search_program(
     rounds: int = ROUNDS,
     corrections: int = CORRECTIONS,
 ) -> jax.stages.Compiled:
-    """The compiled search for mels of about so many frames, kept for the next of that size.
+    """The compiled search for mels of about so many frames, cached for the next of that size.
 
-    Raises ValueError for more than `MOST_FRAMES`.
+    Raises ValueError for more than `MOST_FRAMES` frames.
     """
     if frames > MOST_FRAMES:
         raise ValueError(
@@ -153,7 +154,7 @@ def _search(
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
         audio = consistent(before[0], mel, full_band, corrections, n_frames=n_frames[None])
         z = forward(params, config, audio, mel, mask=mask, dtype=jnp.dtype(dtype))[0]
-        # Chosen, not multiplied: what the padding holds may be anything.
+        # where, not a multiplication by the mask: the padding may hold anything, NaN included.
         z = typical(jnp.where(own[..., None], z, 0), sigma, mask.sum() * z.shape[-1])
         return decoded(z), None
 
@@ -163,15 +164,15 @@ def _search(
 
 
 def with_full_band(config: Config) -> Config:
-    """The config whose corrections silence nothing: a signal with an empty band is most unlikely
-    under a flow that was trained with noise in it."""
+    """The config without a bandwidth, so that corrections silence no band: a signal with an empty
+    band is very unlikely under a flow that was trained with noise in it."""
     synthesis = dataclasses.replace(config.synthesis, bandwidth=0.0)
     return dataclasses.replace(config, synthesis=synthesis)
 
 
 def typical(z: jax.Array, sigma: jax.Array, count: jax.Array, bound: float = BOUND) -> jax.Array:
-    """z `[1, N, G]` with no value beyond the bound, then scaled to standard deviation sigma over
-    its `count` values; all others are zero."""
+    """Clips z `[1, N, G]` to the bound, then scales it to standard deviation sigma over its `count`
+    own values; all other values must be zero."""
     z = z / jnp.maximum(1, jnp.abs(z) / bound)
     deviation = jnp.sqrt(jnp.sum(z**2) / count)
     return z * (sigma / jnp.maximum(deviation, 1e-6))

@@ -1,7 +1,7 @@
-"""The class people use: a voice that turns mels into samples, and recordings into mels and z.
+"""The main class for users: a voice that turns mels into samples, and recordings into mels and z.
 
-Arrays come out as NumPy's: audio `[T]` or `[B, T]`, mel `[F, M]` or `[B, F, M]`. They may go in as
-those of JAX or PyTorch too, and mels as `[M, F]` or `[B, M, F]` (`synthesis/arrays.py`).
+Methods return NumPy arrays: audio `[T]` or `[B, T]`, mel `[F, M]` or `[B, F, M]`. They also accept
+arrays of JAX or PyTorch, and mels as `[M, F]` or `[B, M, F]` (`synthesis/arrays.py`).
 """
 
 import math
@@ -49,22 +49,22 @@ from waveglow_jax.synthesis.typical import TypicalSample, search_program, typica
 from waveglow_jax.weights.release import read_weights
 
 BIAS_FRAMES = 88
-"""Of the all-zero mel whose sound the denoiser takes for the voice's bias: the original's."""
+"""Length of the all-zero mel that the denoiser measures the bias on (the original's value)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Voice:
-    """A config and its parameters, with what they can do.
+    """A config and its parameters, with the methods for synthesis and encoding.
 
-    A voice equals itself alone, and is a key of a dict as such. Its copies, and what pickle makes
-    of it, have the same config and parameters and compile anew; with devices of its own it can be
+    A voice equals only itself and hashes by identity. Copies and unpickled voices have the same
+    config and parameters, and compile their programs anew; a voice with devices of its own can be
     neither copied nor pickled.
     """
 
     config: Config
     params: Params
     devices: tuple[jax.Device, ...] | None = None
-    """Where synthesis runs; None: all that this process has."""
+    """The devices that synthesis runs on; None: all devices of this process."""
 
     def __repr__(self) -> str:
         glow, wn = self.config.waveglow, self.config.waveglow.WN
@@ -84,7 +84,7 @@ class Voice:
 
     @property
     def sampling_rate(self) -> int:
-        """Of its samples, and of the recordings that it takes, in Hz."""
+        """Sampling rate of the voice's output and of the recordings that it takes, in Hz."""
         return self.config.data.sampling_rate
 
     def mel(self, audio: np.ndarray | SupportsArray) -> np.ndarray:
@@ -93,7 +93,7 @@ class Voice:
         F = 1 + T // hop frames. int16 is divided by 32768, as soundfile does.
 
         Raises ValueError if T is too short to be reflected at the ends, for other integers, and
-        for samples that are not finite. Warns (LevelWarning) of samples far beyond full scale.
+        for samples that are not finite. Warns (LevelWarning) if samples are far beyond full scale.
         """
         audio, data = samples_of(on_host(audio)), self.config.data
         half = data.filter_length // 2
@@ -146,24 +146,25 @@ class Voice:
         window: int | None = None,
         batch: int | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Samples of a log-mel, F * hop exactly.
+        """Synthesises the samples of a log-mel, exactly F * hop of them.
 
         `[F, M] -> [F * hop]`; `[B, F, M] -> [B, F * hop]`; a list of mels of any lengths -> a list.
         `[M, F]` and `[B, M, F]`, as mel files and other vocoders have them, are recognised unless
-        F is M.
-        sigma is the temperature; consistency the number of corrections towards the mel
-        (`synthesis/consistency.py`), or "latent" for a typical z that says it
-        (`synthesis/typical.py`); None for either: the voice's own, `config.synthesis`. denoise is
-        the strength of the denoiser, which comes last (0: none), dtype that of the products inside
-        WN. The noise is a function of seed and frame, and the windows in which the mels are
-        computed overlap by all that a sample depends on: neither batch, padding nor window changes
-        a sample. `window` (in frames) and `batch` are chosen from the lengths, see `plan`. Samples
-        beyond full scale are clipped, but without corrections (consistency 0) they are the flow's
-        own to the last bit; a warning (LevelWarning) tells if they are over 0.5% of a mel's.
-        Raises ValueError for a mel of the wrong shape or not finite, or one that gives no finite
-        samples; an unknown dtype, a negative or infinite sigma or denoise, a consistency that
-        cannot be, a seed that does not fit 32 bits, a window that is too small for its context, or
-        a mel too long for "latent".
+        F equals M.
+        sigma is the temperature. consistency is the number of corrections towards the mel
+        (`synthesis/consistency.py`), or "latent" for a typical z whose signal follows the mel
+        (`synthesis/typical.py`). None for either means the voice's own value in
+        `config.synthesis`. denoise is the strength of the denoiser, which comes last (0: none);
+        dtype is the compute dtype of the matmuls inside WN. The noise is a function of seed and
+        frame, and the windows in which the mels are computed overlap by the whole context of a
+        sample, so neither batch, padding nor window changes a sample. By default `window` (in
+        frames) and `batch` are chosen from the lengths, see `plan`. Samples beyond full scale are
+        clipped, but without corrections (consistency 0) they are exactly the flow's, bit for bit; a
+        warning (LevelWarning) reports them if they are over 0.5% of a mel's samples.
+        Raises ValueError for a mel that has the wrong shape, is not finite, or gives samples that
+        are not finite; for an unknown dtype, a negative or infinite sigma or denoise, an invalid
+        consistency, a seed that does not fit 32 bits, a window that is too small for its context,
+        or a mel too long for "latent".
         """
         bins = self.config.waveglow.n_mel_channels
         if isinstance(mel, SupportsArray):
@@ -193,10 +194,10 @@ class Voice:
         dtype: str = "float32",
         consistency: Consistency = None,
     ) -> np.ndarray:
-        """Copy-synthesis: a recording `[T]` or `[B, T]` -> as much audio, made from its mel.
+        """Copy-synthesis: a recording `[T]` or `[B, T]` -> audio of that shape, made from its mel.
 
-        The settings are those of `synthesize`. Nothing but the mel is kept of the recording; the
-        command of this name keeps its z, too. Raises ValueError as `mel` and `synthesize` do.
+        The settings are those of `synthesize`. This method uses only the mel of the recording; the
+        command of the same name uses its z, too. Raises ValueError as `mel` and `synthesize` do.
         """
         mel = self.mel(audio)
         again = self.synthesize(mel, sigma, seed, denoise, dtype, consistency)
@@ -212,13 +213,14 @@ class Voice:
         dtype: str = "float32",
         consistency: Consistency = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Which of the mels, and the next block of its samples `[n]`: one mel after another.
+        """Yields (index of the mel, next block `[n]` of its samples), one mel after another.
 
         Mels are taken only as they are needed, and memory does not grow with their number or
-        length (but with the length of each for "latent", which has no use for the plan). Together
-        the blocks of a mel are what `synthesize` gives. Where that raises because the samples are
-        not finite, the blocks hold NaN, so that the other mels are done. Raises ValueError
-        otherwise as `synthesize` does, for a mel when its turn comes, and warns as it does.
+        length (but with the length of each for "latent", which does not use the plan). The
+        concatenated blocks of a mel are what `synthesize` returns. Where `synthesize` raises
+        because samples are not finite, the blocks hold NaN, so that the other mels are still
+        synthesised. Otherwise raises ValueError and warns as `synthesize` does, for a mel when its
+        turn comes.
         """
         settings = settings_of(self.config.synthesis, sigma, seed, denoise, dtype, consistency)
         blocks = self._unlimited(mels, plan, settings)
@@ -227,7 +229,7 @@ class Voice:
     def _unlimited(
         self, mels: Iterable[np.ndarray], plan: Plan, settings: Settings
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """`blocks`, of whatever size their samples are."""
+        """`blocks` without clipping or level warnings."""
         sigma, seed, dtype = settings.sigma, settings.seed, settings.dtype
         mels = map(self._checked, mels)
         blocks: Iterator[tuple[int, np.ndarray]]
@@ -255,10 +257,10 @@ class Voice:
     def typical_sample(
         self, mel: np.ndarray, sigma: float | None = None, seed: int = 0, dtype: str = "float32"
     ) -> TypicalSample:
-        """What consistency "latent" says of a mel `[F, M]`, with its z and its log-likelihood.
+        """The result of consistency "latent" for a mel `[F, M]`, with z and log-likelihood.
 
-        The samples are as they are decoded from z: not clipped, and not finite where the model
-        overflows. Raises ValueError otherwise as `synthesize` does.
+        The samples are exactly those decoded from z: not clipped, and not finite where the model
+        overflows. Otherwise raises ValueError as `synthesize` does.
         """
         chosen = settings_of(self.config.synthesis, sigma, seed, dtype=dtype, consistency=LATENT)
         mel = self._checked(mel)
@@ -267,8 +269,8 @@ class Voice:
         )
 
     def compile_typical(self, frames: int, dtype: str = "float32") -> float:
-        """As `compile`, for `typical_sample` of a mel of so many frames. Raises ValueError for too
-        many."""
+        """As `compile`, for `typical_sample` of a mel of so many frames. Raises ValueError if there
+        are too many."""
         began = time.monotonic()
         search_program(self.config, frames, dtype, self._device)
         return time.monotonic() - began
@@ -283,15 +285,15 @@ class Voice:
         dtype: str = "float32",
         consistency: Consistency = None,
     ) -> Iterator[np.ndarray]:
-        """The samples of `synthesize` in blocks `[chunk_frames * hop]`, the last one shorter.
+        """Yields `synthesize`'s samples in blocks `[chunk_frames * hop]`, the last one shorter.
 
         mel: `[F, M]` (or `[M, F]`), or blocks `[f, M]` of its frames that arrive over time. A block
-        is computed as soon as the frames that it depends on are there, `latency_frames` after its
-        first; memory does not grow with the length. chunk_frames: fewer bring the samples sooner,
-        more cost less; by default about as many as the context. With denoise or consistency the
-        first block is shorter by their delay. The program is compiled before this returns. Raises
-        ValueError as `synthesize` does, and for consistency "latent", which needs the whole mel;
-        for a block of frames or samples, when its turn comes.
+        is computed as soon as the frames that it depends on have arrived, `latency_frames` from its
+        first on; memory does not grow with the length. chunk_frames: fewer frames give the samples
+        sooner, more frames cost less; the default is about the context. With denoise or consistency
+        the first block is shorter by their delay. The program is compiled before this method
+        returns. Raises ValueError as `synthesize` does, and for consistency "latent", which needs
+        the whole mel; errors in a block of frames or samples are raised when its turn comes.
         """
         settings = settings_of(self.config.synthesis, sigma, seed, denoise, dtype, consistency)
         chunk = self.chunk_frames(chunk_frames)
@@ -308,7 +310,7 @@ class Voice:
         return map(finite, limited(blocks, hold=corrections != 0))
 
     def chunk_frames(self, chosen: int | None = None) -> int:
-        """The frames of a stream's blocks. Raises ValueError if those chosen cannot be."""
+        """The number of frames per block of a stream. Raises ValueError for an invalid choice."""
         if chosen is None:
             context = self._reverse.context
             return max(32, context.left + context.right)
@@ -324,8 +326,8 @@ class Voice:
     ) -> int:
         """The frames of mel, from a block's first on, that a stream needs before it yields it.
 
-        At most: the chunk, the context, the reach of the corrections and that of the denoiser.
-        Raises ValueError for consistency "latent".
+        This is an upper bound: the chunk, the right context, and the delays of the corrections and
+        of the denoiser. Raises ValueError for consistency "latent".
         """
         consistency = checked_consistency(self.config.synthesis, consistency)
         frames = self.chunk_frames(chunk_frames) + self._reverse.context.right
@@ -340,17 +342,17 @@ class Voice:
         window: int | None = None,
         batch: int | None = None,
     ) -> Plan:
-        """The windows in which mels of so many frames are computed: see `plan.choose`.
+        """The windows in which mels of these lengths (in frames) are computed: see `plan.choose`.
 
-        Raises ValueError for an unknown dtype, or a window or batch that cannot be.
+        Raises ValueError for an unknown dtype, or an invalid window or batch.
         """
         check_dtype(dtype)
         return self._reverse.plan(lengths, dtype, window, batch)
 
     def compile(self, plan: Plan, dtype: str = "float32", consistency: Consistency = None) -> float:
-        """Compiles what the plan needs; returns the seconds it took, 0 if it had been.
+        """Compiles what the plan needs; returns the seconds it took, 0 if all was compiled.
 
-        For consistency "latent" nothing: its programs depend on the length of each mel.
+        For consistency "latent" it compiles nothing, as those programs depend on each mel's length.
         """
         consistency = checked_consistency(self.config.synthesis, consistency)
         if consistency == LATENT:
@@ -376,22 +378,23 @@ class Voice:
         return correcting + self._reverse.compile(plan.window, plan.batch, dtype)
 
     def memory_bytes(self, plan: Plan, dtype: str = "float32") -> int:
-        """What the compiled reverse pass takes while it runs: weights, activations and results."""
+        """Memory of the compiled reverse pass while it runs: weights, activations and results."""
         self.compile(plan, dtype, consistency=0)
         return self._reverse.memory_bytes(plan.window, plan.batch, dtype)
 
     def stream_plan(self, chunk_frames: int | None = None) -> Plan:
-        """The windows of a stream."""
+        """The plan of a stream's windows."""
         return self._reverse.stream_plan(self.chunk_frames(chunk_frames))
 
     @cached_property
     def bias_spectrum(self) -> np.ndarray:
-        """`[513]`: the magnitudes that the voice sounds with of itself, for the denoiser.
+        """The voice's bias for the denoiser: magnitudes `[513]`.
 
-        Those of the first frame of the all-zero mel at sigma 0, as the original has it.
+        They are those of the first frame of its output for an all-zero mel at sigma 0, as in the
+        original.
         """
         mel = np.zeros((BIAS_FRAMES, self.config.waveglow.n_mel_channels), np.float32)
-        # Once only: in the windows of whatever program there is, rather than compile one.
+        # This runs only once, so it uses any program that exists rather than compile one.
         window, batch = self._reverse.ready_for(BIAS_FRAMES)
         plan = self.plan([BIAS_FRAMES], window=window, batch=batch)
         blocks = self._unlimited([mel], plan, Settings(sigma=0.0, consistency=0))
@@ -402,10 +405,10 @@ class Voice:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Audio `[B, T]` and its mel `[B, F, M]` -> z `[B, T / G, G]`, log-likelihood `[B]`.
 
-        Of one recording `[T]` with `[F, M]`: z `[T / G, G]` and a log-likelihood `[]`. Without a
-        mel the recording's own is taken. The log-likelihood is in nats per sample, all constants
-        included, for z ~ N(0, 1). Where T is no multiple of what the flow works on, zeros are added
-        at the end, which z and the log-likelihood cover too; a warning tells how many.
+        One recording `[T]` with `[F, M]` gives z `[T / G, G]` and a log-likelihood `[]`. Without a
+        mel the recording's own is used. The log-likelihood is in nats per sample, all constants
+        included, for z ~ N(0, 1). Where T is no multiple of the flow's block, zeros are added at
+        the end, which z and the log-likelihood cover too; a warning reports how many.
         Raises ValueError for shapes that do not fit (see `waveglow_jax.forward`), for audio as
         `mel` does, and for a mel that is not finite.
         """
@@ -432,9 +435,9 @@ class Voice:
     ) -> np.ndarray:
         """z `[B, N, G]` and its mel `[B, F, M]` -> audio `[B, N * G]`: the inverse of `encode`.
 
-        Of one recording, `[N, G]` with `[F, M]` -> `[N * G]`. F is N * G / hop or one more.
-        consistency is the number of corrections of the decoded signal towards the mel; without any
-        the samples are exactly those that z stands for, of whatever size they are.
+        For one recording, `[N, G]` with `[F, M]` -> `[N * G]`. F is N * G / hop or one more.
+        consistency is the number of corrections of the decoded signal towards the mel; with none
+        the samples are exactly those that z decodes to, even beyond full scale.
         Raises ValueError for shapes that do not fit, and for a mel that is not finite.
         """
         z = np.asarray(on_host(z), np.float32)
@@ -456,12 +459,12 @@ class Voice:
     def _padded(
         self, signal: np.ndarray, mel: np.ndarray, per_frame: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Signal `[B, n, ...]`, mel `[B, F, M]` and mask `[B, N]` of few sizes, so that few
-        programs are compiled.
+        """Pads signal `[B, n, ...]` and mel `[B, F, M]` to few sizes, so that few programs are
+        compiled, and returns them with a mask `[B, N]`.
 
-        The signal, of which `per_frame` belong to a frame, is filled up with zeros, the mel with
-        its last frame, and the mask is 1 for the steps that are the signal's own. Both keep their
-        order: a mel with one frame more than the signal keeps that.
+        The signal, which has `per_frame` entries per frame, is padded with zeros, the mel with its
+        last frame; the mask is 1 for the signal's own steps. All padding is at the end: a mel with
+        one frame more than the signal keeps that frame.
         """
         frames, own = mel.shape[1], signal.shape[1]
         size = size_at_least(frames)
@@ -473,7 +476,7 @@ class Voice:
         return signal, mel, np.tile(mask.astype(np.float32), (len(signal), 1))
 
     def _in_whole_blocks(self, audio: np.ndarray) -> np.ndarray:
-        """`[..., T]` -> with zeros at the end, as many as the flow needs; warns of them."""
+        """Appends the zeros that the flow needs to audio `[..., T]`, and warns if there are any."""
         glow = self.config.waveglow
         block = math.lcm(glow.n_group, glow.mel_whitening.block if glow.mel_whitening else 1)
         missing = -audio.shape[-1] % block if audio.ndim else 0
@@ -488,7 +491,7 @@ class Voice:
 
     @property
     def _device(self) -> jax.Device:
-        """Where everything runs that goes through the samples in order."""
+        """The device for everything that processes the samples in order."""
         return (self.devices or jax.local_devices())[0]
 
     @cached_property
@@ -511,12 +514,12 @@ def _check_finite(mel: np.ndarray) -> None:
 
 
 def load(source: str | Path | None = None, *, keep_programs: bool = True) -> Voice:
-    """The voice in a release folder, a training run, a published checkpoint or on the Hugging Face
-    hub, told apart by content; without a source the bundled one.
+    """Loads the voice in a release folder, a training run, a published checkpoint or on the Hugging
+    Face hub, which the content distinguishes; without a source, the bundled voice.
 
-    keep_programs: JAX keeps what it compiles, this voice's programs and others, in the user's cache
-    folder for the next process; a cache that JAX has been given already stays as it is. Warns if
-    that folder cannot be used. Raises UserError if there is no voice, or if it is damaged.
+    keep_programs: JAX stores what it compiles, this voice's programs and others, in the user's
+    cache folder for later processes; if JAX has a cache folder already, it stays. Warns if the
+    user's cache folder cannot be used. Raises UserError if there is no voice, or if it is damaged.
     """
     if keep_programs:
         keep_programs_if_possible()

@@ -1,4 +1,4 @@
-"""A batch of clips, as it is read, split over devices and fed to a step."""
+"""The batch of clips that the reader makes, the devices share and a step takes."""
 
 from typing import Any, NamedTuple
 
@@ -8,10 +8,10 @@ class Batch(NamedTuple):
 
     clips: `[R, segment + context]` float32, a training clip with half an FFT of its recording on
     either side. index: `[R]` the clips' places in the global batch. mel: `[R, F, M]`, where the
-    recordings come with mels. weight: `[R]`, 0 for the clips that only fill up a validation batch.
+    recordings come with mels. weight: `[R]`, 0 for clips that only fill up a validation batch.
     unreadable: `[R]` the number of the recording that the clip replaces because it could not be
-    read, -1 for none. notes: `{name: [R]}`, which no step looks at: their sums over all devices
-    are added to the step's metrics, so that processes tell one another something at no cost.
+    read, -1 for none. notes: `{name: [R]}`, which no step reads: their sums over all devices are
+    added to the step's metrics, so that processes exchange information at no extra cost.
     """
 
     clips: Any

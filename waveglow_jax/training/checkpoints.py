@@ -1,6 +1,6 @@
-"""Saving and resuming a run: its state to the bit, the last few and the best.
+"""Saves and resumes a run bit-exactly; keeps the last few checkpoints and the best one.
 
-Only the run's first process comes here: the state is the same in all of them.
+Only the run's first process uses this module: the state is the same in all processes.
 """
 
 import logging
@@ -29,12 +29,12 @@ from waveglow_jax.weights.run import (
 )
 
 DISK_MARGIN = 16 * 2**20
-"""Bytes that must be free beyond the arrays: metadata, metrics, TensorBoard."""
+"""Free bytes required beyond the arrays, for metadata, metrics and TensorBoard."""
 
 
 @dataclass
 class Plateau:
-    """What the host knows of validation: lowest loss, validations since, the last one's step."""
+    """Validation so far: the lowest loss, the validations since then, the last one's step."""
 
     best: float | None = None
     since_best: int = 0
@@ -43,10 +43,10 @@ class Plateau:
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside the state, as JSON.
+    """What a checkpoint stores beside the state, as JSON.
 
-    position: clips of the run's one order that were trained on, whatever the number of devices.
-    data: the corpus's fingerprint; None in checkpoints of before there was one.
+    position: how many clips of the run's fixed order have been trained on, whatever the number of
+    devices. data: the corpus's fingerprint; None in checkpoints older than the fingerprint.
     """
 
     plateau: Plateau
@@ -63,21 +63,21 @@ class Progress:
 
 
 class NotSavedError(UserError):
-    """The disk did not take a checkpoint; those before it are intact."""
+    """A checkpoint could not be written to disk; the earlier ones are intact."""
 
 
 class Checkpoints:
-    """The checkpoints of a run; use as a context so that the last save is finished.
+    """The checkpoints of a run; a context manager that finishes the last save.
 
-    Damaged ones are moved out of the way when it is made: `told` says which and to where. Raises
-    UserError if that leaves none of those that there were.
+    The constructor moves damaged checkpoints out of the way: `told` says which, and where they are
+    now. It raises UserError if there were checkpoints and all of them are damaged.
     """
 
     def __init__(self, run: Path, config: Config):
         self._run, self._config = run, config
         self.told = _set_damaged_aside(run)
-        # Orbax warns of a checkpoint without a validation loss, which is as it should be, and
-        # logs a traceback for every error that it raises.
+        # Orbax warns of checkpoints without a validation loss, which are intended, and logs a
+        # traceback for every error that it raises.
         self._verbosity = absl.logging.get_verbosity()
         absl.logging.set_verbosity(absl.logging.FATAL)
         self._manager = _manager(run, config.train.keep_checkpoints)
@@ -94,10 +94,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, progress: Progress, validation_loss: float | None) -> None:
-        """Saves the state under its step unless it is there already; returns when it is on disk.
+        """Saves the state under its step unless that is saved already; returns once it is on disk.
 
-        Raises NotSavedError if the disk does not take it, UserError if the parameters are not
-        finite; the checkpoints before are intact then.
+        Raises NotSavedError if the disk does not take it, and UserError if the parameters are not
+        finite; the earlier checkpoints stay intact in both cases.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -118,8 +118,8 @@ class Checkpoints:
             saved = self._manager.save(step, args=items, metrics=metrics, force=True)
             self._manager.wait_until_finished()
             write_manifest(Path(self._manager.directory) / str(step))
-        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
-            with suppress(OSError):  # what cannot be removed now goes at the next start
+        except (OSError, ValueError) as error:  # a full disk is a ValueError in tensorstore
+            with suppress(OSError):  # the next start removes what this cannot
                 self._remove_unfinished(step)
             raise NotSavedError(
                 f"{self._manager.directory}: checkpoint of step {step} not saved "
@@ -129,7 +129,7 @@ class Checkpoints:
             raise UserError(f"{self._manager.directory}: checkpoint of step {step} was refused")
 
     def _remove_unfinished(self, step: int) -> None:
-        # The writers that failed beside the first one would tell so by a traceback each.
+        # Each writer that failed after the first one would log a traceback.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         folder = Path(self._manager.directory)
         unfinished = [*folder.glob("*.orbax-checkpoint-tmp*")]
@@ -140,9 +140,9 @@ class Checkpoints:
         self._manager.reload()
 
     def restore(self, step: int) -> tuple[TrainState, Progress]:
-        """State (NumPy) and progress of a step, to the bit.
+        """Bit-exact state (NumPy) and progress of a step.
 
-        Raises UserError for another config's.
+        Raises UserError if the checkpoint belongs to another config.
         """
         shapes = jax.eval_shape(lambda: init_state(self._config))
         voice, rest = _split(jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes))
@@ -159,7 +159,7 @@ class Checkpoints:
 
 
 def _manager(run: Path, keep: int) -> ocp.CheckpointManager:
-    """Keeps the last `keep` checkpoints and the one with the lowest validation loss."""
+    """A manager that keeps the last `keep` checkpoints and that of the lowest validation loss."""
 
     def loss(metrics: dict[str, float]) -> float:
         return metrics[VALIDATION_LOSS]
@@ -167,7 +167,7 @@ def _manager(run: Path, keep: int) -> ocp.CheckpointManager:
     best = BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
-        best_fn=loss,  # without it the losses are not written, and forgotten by the next start
+        best_fn=loss,  # without it the losses are not written, and the next start has none
         best_mode="min",
         create=False,
         cleanup_tmp_directories=True,
@@ -186,9 +186,11 @@ def _manager(run: Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _set_damaged_aside(run: Path) -> list[str]:
-    """Moves damaged checkpoints to RUN/damaged/, so that the run goes on from the one before.
+    """Moves damaged checkpoints to RUN/damaged/, so that the run resumes from the one before.
 
-    The latest is read as a whole; of older ones what orbax reads at once, until their turn comes.
+    Returns a sentence about each, and about an undamaged one without a manifest. From the latest
+    checkpoint back to the first undamaged one, all files are verified; of those older than that,
+    only the parts that orbax reads at once. Raises UserError if none is undamaged.
     """
     for remains in partly_deleted(run):
         shutil.rmtree(remains, ignore_errors=True)
@@ -230,7 +232,7 @@ def _set_aside(run: Path, folder: Path) -> Path:
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    """The voice, and all that it does not hold already."""
+    """The voice, and everything in the state that the voice does not contain."""
     rest = {k: v for k, v in vars(state).items() if k != "ema" and v is not None}
     if state.ema is None:
         del rest["params"]
@@ -245,7 +247,7 @@ def _join(voice: Any, rest: dict[str, Any]) -> TrainState:
 
 
 def _last_clause(error: Exception) -> str:
-    """The operating system's words at the end of a long chain: 'No space left on device'."""
+    """The system's message at the end of a chain of errors, such as 'No space left on device'."""
     words = str(error).split(" [")[0].split(": ")[-1]
     return getattr(error, "strerror", None) or words.strip()
 

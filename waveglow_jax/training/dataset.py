@@ -1,7 +1,7 @@
-"""Training clips from recordings: which, where, in which order. Decodes the clip, not the file.
+"""Chooses, orders and reads training clips. Decodes only the clip, not the whole recording.
 
 A clip is `segment_length` samples from a frame's centre on, with half an FFT of real context on
-either side, so that the mel computed from it holds the whole recording's own frames.
+either side, so that the mel computed from it equals those frames of the whole recording's mel.
 """
 
 import multiprocessing
@@ -24,14 +24,14 @@ from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.mels import MelFolder, MisalignedError, mel_frames, resemblance
 
 SLOW_SECONDS = 60
-"""From this length on it matters that every clip is decoded from the recording's start."""
+"""Above this length, decoding every clip from the recording's start becomes slow."""
 MAX_UNREADABLE = 16
-"""Recordings tried for one clip before the corpus itself is taken to be gone."""
+"""Recordings tried for one clip before the whole corpus is considered unreadable."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """mel: of a file, to be taken in the place of the recording's own."""
+    """A recording; `mel` is the file of a mel to use instead of the recording's own, if any."""
 
     path: Path
     n_samples: int
@@ -40,9 +40,11 @@ class Recording:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Recordings to train on and to validate with; `left_out` are unusable ones and why, those of
-    formats that are not read among them; `doubts` what looks wrong about their mels, or makes
-    reading them slow."""
+    """Recordings to train on and to validate with.
+
+    left_out: the unusable recordings and why, including those in formats that are not supported.
+    doubts: what looks wrong about the mels, or makes the recordings slow to read.
+    """
 
     training: tuple[Recording, ...]
     validation: tuple[Recording, ...]
@@ -51,14 +53,14 @@ class Corpus:
 
 
 def scan_corpus(data: str, config: Config, mels: str | None = None) -> Corpus:
-    """Finds the recordings of a folder or list file and splits off those held out.
+    """Finds the recordings of a folder or list file and splits off the held-out ones.
 
-    mels: a folder with a mel for each, to be taken in the place of its own (`training/mels.py`).
+    mels: a folder with a mel for each, to use instead of the recording's own (`training/mels.py`).
 
-    Held out are the recordings of `train_config.validation_files` (a folder or list, its files
-    dropped from training by name if they are there too), otherwise a `validation_fraction` spread
-    evenly over the list. Raises UserError if nothing usable is left, or a mel is of another length
-    than its recording.
+    The held-out recordings are those of `train_config.validation_files` (a folder or list; files
+    that are in `data` too are dropped from training, by their real path), otherwise a
+    `validation_fraction` spread evenly over the list. Raises UserError if no usable recording is
+    left, or if the length of a mel does not fit its recording.
     """
     train = config.train
     folder = MelFolder(mels) if mels else None
@@ -120,8 +122,11 @@ def clips_per_epoch(recordings: tuple[Recording, ...], config: Config) -> int:
 
 
 def _slots(recordings: tuple[Recording, ...], config: Config) -> np.ndarray:
-    """`[clips]` recording of each clip of an epoch: as many of each as clips fit into it, so that
-    every second of speech is as likely as any other."""
+    """`[clips]` the recording of each clip of an epoch.
+
+    A recording occurs as often as clips fit into it, so that all seconds of speech are equally
+    likely.
+    """
     segment = config.data.segment_length
     fits = [max(1, round(recording.n_samples / segment)) for recording in recordings]
     return np.repeat(np.arange(len(recordings)), fits)
@@ -133,14 +138,14 @@ def training_batches(
     first_position: int = 0,
     rows: range | None = None,
 ) -> Iterator[Batch]:
-    """Endless batches of the clips from `first_position` on in the run's one order of clips.
+    """Endless batches of the clips from `first_position` on in the run's fixed order of clips.
 
-    Of each batch only the `rows` (all of them, if not given) are read.
+    Only the given `rows` of each batch (by default all) are read.
 
-    Order and places are a function of seed and position alone: who starts in the middle, or reads
-    other rows, gets the clips that there would have been. In an unreadable recording's place comes
-    a clip of another one, drawn by the position too. `num_workers` above 0 decodes in processes.
-    Raises UserError if recording after recording cannot be read.
+    The order and the clips' places in their recordings depend on seed and position alone, so a
+    resumed run, or one that reads other rows, gets the same clips. A clip of another recording,
+    also determined by the position, replaces one of an unreadable recording. With `num_workers`
+    above 0, worker processes decode. Raises UserError if many recordings in a row cannot be read.
     """
     train = config.train
     rows = rows or range(train.batch_size)
@@ -193,7 +198,7 @@ def _stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _end_with_parent(_worker: int, _workers: int) -> None:
-    """A worker whose parent was killed would wait for it for ever."""
+    """Ends a worker with its parent: it would otherwise wait forever for a killed one."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
@@ -209,7 +214,7 @@ def validation_batches(
 ) -> list[Batch]:
     """Up to `validation_clips` clips, evenly spread over all that fit, in whole batches.
 
-    Of each batch only the `rows` (all of them, if not given) are read.
+    Only the given `rows` of each batch (by default all) are read.
     """
     rows = rows or range(batch_size)
     segment, hop = config.data.segment_length, config.data.hop_length
@@ -246,8 +251,8 @@ def why_unreadable(recording: Recording, config: Config) -> str:
 
 
 def read_example(recording: Recording, frame: int, config: Config) -> dict[str, np.ndarray]:
-    """A clip from a frame's centre on: {clips `[segment + context]`}, and {mel `[clip_frames, M]`}
-    where the recording comes with one."""
+    """The clip from a frame's centre on: {clips `[segment + context]`}, and {mel
+    `[clip_frames, M]`} if the recording comes with one."""
     example = {"clips": read_context_clip(recording, frame, config)}
     if recording.mel:
         n_frames = config.clip_frames
@@ -258,14 +263,14 @@ def read_example(recording: Recording, frame: int, config: Config) -> dict[str, 
 def read_context_clip(recording: Recording, frame: int, config: Config) -> np.ndarray:
     """`[(clip_frames - 1) * hop + filter_length]` float32, from a frame's centre on.
 
-    Beyond the recording's ends it is reflected, as the whole recording's mel has it; a recording
-    shorter than the clip is first filled up with zeros.
+    Beyond its ends the recording is reflected, as for the mel of the whole recording; a recording
+    shorter than the clip is first padded with zeros.
     """
     data = config.data
     half = data.filter_length // 2
     start = frame * data.hop_length - half
     stop = start + (config.clip_frames - 1) * data.hop_length + data.filter_length
-    # Reflection at the end needs that much more of the recording than the clip itself shows.
+    # Reflection at the end reads half an FFT more of the recording than the clip contains.
     first = max(0, min(start, recording.n_samples - half - 1))
     samples = read_clip(recording.path, first, min(stop, recording.n_samples))
     end = max(recording.n_samples, data.segment_length)

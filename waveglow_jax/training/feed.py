@@ -1,4 +1,4 @@
-"""Batches made while the step before runs, and what goes wrong with them."""
+"""Prepares batches while the previous step runs, and reports what goes wrong with them."""
 
 import multiprocessing
 import queue
@@ -17,9 +17,9 @@ DEPTH = 2
 
 
 class Feed:
-    """Takes batches from an iterator in a thread of its own; use as a context.
+    """Takes batches from an iterator in a separate thread; use it as a context manager.
 
-    An error of the iterator comes out of `next`, as does the death of a process that reads for it.
+    `next` raises the errors of the iterator, and an error if one of its reader processes died.
     """
 
     def __init__(self, batches: Iterator[Batch]):
@@ -41,8 +41,8 @@ class Feed:
             worker.kill()
 
     def next(self, stop: Stop, patience: float) -> Batch:
-        """The next batch. Raises Stopped if a signal came `patience` seconds ago and there is
-        none yet, UserError if there will be none."""
+        """The next batch. Raises Stopped if there is none `patience` seconds after a signal, and
+        UserError if there will be none."""
         deadline = None
         while True:
             try:
@@ -65,7 +65,7 @@ class Feed:
             ready: tuple[Any, Exception | None]
             try:
                 ready = next(self._batches), None
-            except Exception as error:  # told by the thread that waits for batches
+            except Exception as error:  # raised by the thread that waits for batches
                 ready = None, error
             self._put(ready)
 
@@ -93,14 +93,14 @@ _AFTER_LOSS = (
 
 
 class Unreadable:
-    """Names each recording that could not be read, once."""
+    """Reports each recording that could not be read, once."""
 
     def __init__(self, name: Callable[[int], str], say: Callable[[str], None]):
         self._name, self._say = name, say
         self._told: set[int] = set()
 
     def look(self, recordings: np.ndarray) -> int:
-        """How many of a batch's clips were replaced; `recordings [R]` as the batch has them."""
+        """The number of replaced clips in a batch, from the batch's `unreadable` array `[R]`."""
         found = recordings[recordings >= 0]
         for number in sorted(set(found.tolist()) - self._told):
             self._told.add(number)

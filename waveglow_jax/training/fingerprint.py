@@ -1,4 +1,4 @@
-"""What a corpus is to a run: the same fingerprint, the same clips in the same order."""
+"""A corpus's fingerprint: equal fingerprints mean the same clips in the same order."""
 
 import os
 from typing import Any
@@ -8,14 +8,16 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.training.dataset import Corpus, Recording
 
 ORDER_VERSION = 1
-"""Raised whenever the same files, seed and position give another clip."""
+"""Must be increased when a change makes the same files, seed and position give another clip."""
 NAMED = 3
 
 
 def fingerprint(corpus: Corpus, config: Config) -> dict[str, Any]:
-    """JSON of all that decides which clip comes when: the order's version, the seed, the clip's
-    length, and of each recording its name below the folder common to all, its bytes and samples,
-    and the bytes of the mel that it comes with, if it does.
+    """JSON of everything that determines the order of clips.
+
+    That is the order's version, the seed, the clip length, and for each recording its path
+    relative to the folder common to all, its size in bytes and in samples, and the bytes of the
+    mel that it comes with, if any.
     """
     recordings = corpus.training + corpus.validation
     folder = os.path.commonpath([os.path.abspath(r.path.parent) for r in recordings])
@@ -32,13 +34,13 @@ def fingerprint(corpus: Corpus, config: Config) -> dict[str, Any]:
 
 
 def _sizes(recording: Recording) -> list[int]:
-    """Bytes and samples, and the bytes of its mel's file if it does not train on its own."""
+    """Bytes and samples, and the bytes of its mel's file if the recording comes with one."""
     mel = [recording.mel.stat().st_size] if recording.mel else []
     return [recording.path.stat().st_size, recording.n_samples, *mel]
 
 
 def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises UserError that names what is not as it was, the first few files by name."""
+    """Raises UserError if anything has changed; the message names the first few files."""
     changes = [
         f"{field} {before[field]}, now {now[field]}"
         for field in ("version", "seed", "segment_length")
@@ -61,7 +63,7 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _moved(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
-    """The names of recordings that are still there, in the other part."""
+    """Names of recordings that moved between the training and the validation part."""
     old, new = (
         {part: {file[0] for file in files[part]} for part in ("training", "validation")}
         for files in (before, now)
@@ -70,7 +72,7 @@ def _moved(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
 
 
 def _named(names: list[str]) -> str:
-    """The first few of them."""
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one run, and left as it was found if that run cannot start."""
+"""Claims a run's folder, and leaves it as it was if the run cannot start."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from waveglow_jax.training.lock import LOCK
 def no_trace_of_a_failure(run: Path) -> Iterator[None]:
     """Empties the folder if it was empty before and the run failed before its first step.
 
-    The lock, under which this happens, removes a folder that holds nothing else.
+    The caller holds the lock, whose release removes a folder that contains nothing else.
     """
     new = not _content(run)
     try:
@@ -33,7 +33,7 @@ def _content(run: Path) -> list[Path]:
 
 
 def claim_folder(run: Path, config: Config) -> None:
-    """Makes the run's folder, or checks that it holds a run of this config."""
+    """Writes config.json; if there is one, checks first that its model and data are the same."""
     path = run / "config.json"
     if path.exists():
         before = config_to_dict(load_config(path))

@@ -1,4 +1,4 @@
-"""One run, one writer: a lock on its folder that ends with its process, however that ends."""
+"""Locks a run's folder for one process; the lock ends with the process, even a killed one."""
 
 import errno
 import fcntl
@@ -17,12 +17,12 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Keeps every other process from training into the run's folder, which is made if need be.
+    """Keeps other processes from training into the run's folder, and creates it if necessary.
 
-    The system itself holds the lock, over NFS its server: a killed process leaves none behind.
-    Where a file system has no locks, a line says so and nothing is locked. A folder that was made
-    for the lock, and holds nothing else when it is given back, goes too. Raises UserError if
-    another process has the lock, or if the folder cannot be written.
+    The operating system (over NFS the server) holds the lock, so a killed process leaves none
+    behind. On a file system without locks, it prints a warning and locks nothing. Releasing the
+    lock removes its file if the folder contains nothing else, and then the folder if it was created
+    here. Raises UserError if another process holds the lock or the folder cannot be written.
     """
     made = not run.exists()
     try:
@@ -44,10 +44,10 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def _acquired(run: Path) -> int:
-    """The descriptor of the lock's file, which is locked for as long as it is open."""
+    """The descriptor of the lock file, which stays locked as long as it is open."""
     path = run / LOCK
     while True:
-        # Open for writing, without which NFS gives no lock.
+        # NFS locks only files that are open for writing.
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,4 +71,4 @@ def _acquired(run: Path) -> int:
                 os.ftruncate(file, 0)
                 os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return file
-        os.close(file)  # whoever had it has just deleted it
+        os.close(file)  # its previous holder has just deleted the file

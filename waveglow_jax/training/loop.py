@@ -1,4 +1,4 @@
-"""A training run from its folder: start or resume, step, validate, save, stop cleanly."""
+"""Runs training in a folder: starts or resumes, steps, validates, saves, stops cleanly."""
 
 import json
 import time
@@ -59,12 +59,12 @@ from waveglow_jax.weights.moments import Moments
 
 MAX_BAD_IN_A_ROW = 10
 Clip = tuple[str, tuple[np.ndarray, np.ndarray], dict[float, tuple[np.ndarray, np.ndarray]]]
-"""What `Monitor.clip` takes: name, audio and mel, and both as each sigma made them."""
+"""Arguments of `Monitor.clip`: name, (audio, mel), and the (audio, mel) of each sigma."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: after so many steps, complete or stopped by a signal."""
+    """How a run ended: the number of steps done, and the signal that stopped it, if any."""
 
     step: int
     stopped_by: Signals | None = None
@@ -79,14 +79,14 @@ def train(
     mels: str | None = None,
     allow_changed_data: bool = False,
 ) -> Outcome:
-    """Trains until the config's end or a signal, resuming what the folder holds.
+    """Trains to the config's end or until a signal; resumes a run that the folder holds.
 
-    `params` are the weights to start from, if not random ones, and `moments` Adam's; a run that is
-    already under way keeps its own. `mels` is a folder of mels to train on instead of the
-    recordings' own. Every process of a run calls this alike; the first alone reads and writes the
-    folder. When Ctrl-C or SIGTERM stops the run, everything is saved, and work may still go on in a
-    thread (`stopping.still_working`). Raises UserError for unusable or changed data, another
-    config's run, a folder that another process trains into, a full disk
+    `params` are the initial weights, if not random ones, and `moments` Adam's; a resumed run
+    keeps its own. `mels` is a folder of mels to train on instead of the recordings' own. Every
+    process of a run calls this with the same arguments; only the first reads and writes the folder.
+    When Ctrl-C or SIGTERM stops the run, everything is saved, but a thread may still be working
+    (`stopping.still_working`). Raises UserError for unusable or changed data, a folder with the run
+    of another config, a folder that another process trains into, a full disk
     (`train_config.on_save_failure`), or ten non-finite losses in a row.
     """
     layout = Layout.of_all_processes()
@@ -155,7 +155,7 @@ def _run(
 def _is_complete(
     step: int, total_steps: int, plateau: Plateau, corpus: Corpus, config: Config
 ) -> bool:
-    """Whether nothing is left to do: a run that was stopped in its last validation has that."""
+    """Whether nothing is left to do: a run stopped in its last validation must repeat that."""
     validated = (
         not corpus.validation
         or plateau.validated_at == step
@@ -170,8 +170,8 @@ def _start(
     found: dict[str, Any],
     allow_changed_data: bool,
 ) -> tuple[TrainState, Progress, list[str]]:
-    """State (NumPy) and progress to start from, the first process's; and what to tell of it."""
-    # First weights take seconds to draw: not where a checkpoint's take their place.
+    """The first process's initial state (NumPy) and progress, and lines to report about them."""
+    # Initial weights take seconds to draw, so a run with a checkpoint does not draw them.
     resumes = checkpoints is not None and checkpoints.latest_step is not None
     state = None if resumes else jax.tree.map(np.asarray, first_state())
     progress, told = Progress(Plateau(), 0, found), []
@@ -192,7 +192,7 @@ def _start(
 
 
 class _Session:
-    """One process's part of a run: the state and what is done to it between steps."""
+    """One process's part of a run: its state, and the work on it between steps."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class _Session:
         self.unreadable = Unreadable(lambda n: why_unreadable(corpus.training[n], config), say)
 
     def go(self, total_steps: int) -> None:
-        """Trains, and saves what there is when the run is over or stopped."""
+        """Trains, and saves the state when the run ends or is stopped."""
         pending: list[Any] = []
         batches = training_batches(self.corpus.training, self.config, self.position, self.rows)
         with Feed(batches) as feed, suppress(Stopped):
@@ -250,7 +250,7 @@ class _Session:
                 compiled = True
             self.step += 1
             self.position += train.batch_size
-            # The figures of a step are read when the next one is under way: no device waits.
+            # The metrics of a step are read while the next one runs, so that no device waits.
             self._report(pending)
             pending[:] = [self.step, metrics, data_wait]
             last = self.step == total_steps
@@ -271,12 +271,12 @@ class _Session:
         return self.stop.agreed if self.layout.n_processes > 1 else bool(self.stop)
 
     def _patience(self) -> float:
-        """Seconds that a batch is waited for after a signal: alone none; with others some, so
-        that all end after the same step."""
+        """Seconds to wait for a batch after a signal: none for a single process; several
+        processes wait, so that all of them end after the same step."""
         return 10.0 if self.layout.n_processes > 1 else 0.0
 
     def _share(self, batch: Batch) -> Batch:
-        """This process's rows over its devices, with what it has to tell the others."""
+        """This process's rows split over its devices, with its notes to the other processes."""
         n = len(self.layout.local)
         mine = np.arange(n) == 0
         notes = {
@@ -331,7 +331,7 @@ class _Session:
                 self.monitor.without_boards()
 
     def _validate(self) -> float | None:
-        """The held-out loss, told once a step; drops the learning rate on a plateau."""
+        """The validation loss, reported once per step; lowers the learning rate on a plateau."""
         if not self.validation or self.plateau.validated_at == self.step:
             return self.plateau.best if self.plateau.since_best == 0 else None
         figures, clips = self.stop.during(f"validation at step {self.step}", self._hold_out)
@@ -343,7 +343,7 @@ class _Session:
         return loss
 
     def _hold_out(self) -> tuple[dict[str, Any], list[Clip]]:
-        """Figures of the held-out clips, and some of them synthesised."""
+        """The figures of the held-out clips, and a synthesis of some of them."""
         params = self.state.voice
         n = len(self.layout.local)
         sums = [self.validate_step(params, split(batch, n)) for batch in self.validation]
@@ -365,7 +365,7 @@ class _Session:
             )
 
     def _synthesise(self, params: Params) -> list[Clip]:
-        """Held-out clips for the monitor, on one device, all of the same length: compiled once."""
+        """Syntheses of held-out clips, on one device; equal lengths make it compile only once."""
         sigmas = sigmas_to_hear(self.config)
         params = jax.device_put(params, self.layout.local[0])
         clips = []

@@ -1,11 +1,11 @@
-"""Mels that an acoustic model made, in the place of the recordings' own: found, checked, cut.
+"""Finds, checks and cuts an acoustic model's mels that replace the recordings' own in training.
 
-A voice trained on the mels that a text-to-speech model predicts (along the recording's own timing,
-"ground-truth aligned") learns to make up for that model's blur.
+A voice trained on the mels that a text-to-speech model predicts (with the recording's own timing,
+"ground-truth aligned") learns to compensate for that model's blur.
 
 A recording of N samples has 1 + N // hop frames, frame f centred on sample f * hop. Many models
-drop the last of them: N // hop frames are as good, and the last one is repeated. Any other number
-is the mark of another hop, rate, trimming or recording, and is refused.
+drop the last frame, so N // hop frames are accepted too, and the last one is repeated. Any other
+number indicates another hop, sampling rate, trimming or recording, and is refused.
 """
 
 import re
@@ -24,7 +24,7 @@ from waveglow_jax.files.mels import read_mel
 from waveglow_jax.files.sound import read_clip
 
 LOOKED_AT = 5
-"""Recordings whose mel is compared with their own."""
+"""Number of recordings whose given mel is compared with the one computed from them."""
 
 # How other programs name the mel of a recording: mel_NAME (NeMo), mel-NAME (Tacotron 2 in
 # TensorFlow), SPEAKER-mel-NAME (FastSpeech 2), NAME-norm-feats, NAME-raw-feats (TensorFlowTTS),
@@ -40,12 +40,12 @@ _SAME_LEVEL = 1.5
 
 
 class MelFolder:
-    """The mels below a folder, one a recording, at the recording's relative path or the end of it:
-    `a/b/c.wav` takes `a/b/c.npy`, or else `b/c.npy`, or else `c.npy`.
+    """The mels below a folder, one per recording.
 
-    In the place of `c` there may be the recording's full name (`c.wav.pt`, as the original writes
-    it) or, without either, a name that another program gives (`mel_c.npy`, `c-feats.npy` ...).
-    Only one file may be named so.
+    A mel lies at its recording's relative path or a trailing part of it: `a/b/c.wav` takes
+    `a/b/c.npy`, or else `b/c.npy`, or else `c.npy`. Instead of `c`, the name may be
+    the recording's full name (`c.wav.pt`, as the original writes it) or, if neither exists, a name
+    in the style of another program (`mel_c.npy`, `c-feats.npy` ...). Only one file may match.
     """
 
     def __init__(self, folder: str):
@@ -60,8 +60,9 @@ class MelFolder:
         self._taken: dict[Path, Path] = {}
 
     def of(self, recording: Path, relative: Path, n_samples: int, config: Config) -> Path:
-        """A recording's mel. Raises UserError if there is none or more than one, it cannot be read,
-        or another recording has it already; MisalignedError if it is of another length."""
+        """The file of a recording's mel. Raises UserError if there is none or more than one, if it
+        cannot be read, or if another recording has taken it; MisalignedError if its length does
+        not fit."""
         path = self._named_as(recording, relative)
         if (other := self._taken.setdefault(path, recording)) != recording:
             raise UserError(
@@ -92,10 +93,10 @@ class MelFolder:
 
 
 def _other_names(mel: str) -> set[str]:
-    """The recordings, by name, that a mel of this name may belong to though it is not their own."""
+    """Names of recordings, other than `mel` itself, that a mel of this name may belong to."""
     found = _OTHER_NAMES.fullmatch(mel)
     name = (found["behind"] or found["before"]) if found else mel
-    # The mel may be older than the recording's present form: u00.flac.pt, of what is u00.wav now.
+    # The mel may come from an earlier format of the recording: u00.flac.pt for today's u00.wav.
     bare = Path(name).stem if Path(name).suffix.lower() in AUDIO_SUFFIXES else name
     return {name, bare} - {mel}
 
@@ -117,8 +118,11 @@ def _check_aligned(path: Path, recording: Path, n_samples: int, config: Config) 
 
 
 def mel_frames(path: Path, n_samples: int, first: int, count: int, config: Config) -> np.ndarray:
-    """`[count, M]` of a mel file, from frame `first` on, for a recording of n_samples. The last
-    frame stands for the one that may be missing; beyond the recording there is silence."""
+    """`[count, M]` frames of a mel file from frame `first` on, for a recording of n_samples.
+
+    If the file lacks the recording's last frame, the one before is repeated; frames beyond the
+    recording are silent.
+    """
     mel = read_mel(path, config.waveglow.n_mel_channels)
     whole = 1 + n_samples // config.data.hop_length
     mel = np.pad(mel, ((0, max(0, whole - len(mel))), (0, 0)), mode="edge")[first : first + count]
@@ -127,8 +131,10 @@ def mel_frames(path: Path, n_samples: int, first: int, count: int, config: Confi
 
 
 def resemblance(pairs: Sequence[tuple[Path, int, Path]], config: Config) -> list[str]:
-    """What looks wrong about a few of the mels beside the recordings' own: a sentence each. They
-    may be blurred, but not late, of another scale, or of something else.
+    """Compares a few given mels with the recordings' own; a sentence per problem.
+
+    The given mels may be blurred, but must not be shifted in time, on another scale, or of
+    something else.
 
     pairs: a recording, its number of samples, and its mel.
     """
@@ -160,7 +166,7 @@ def resemblance(pairs: Sequence[tuple[Path, int, Path]], config: Config) -> list
 def _given_and_own(
     recording: Path, n_samples: int, path: Path, config: Config
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both mels `[F, M]` of the recording's beginning."""
+    """The given and the computed mel `[F, M]` of the recording's beginning."""
     longest = int(_LOOKED_AT_SECONDS * config.data.sampling_rate)
     audio = read_clip(recording, 0, min(n_samples, longest))
     frames = max(1, len(audio) // config.data.hop_length)
@@ -174,7 +180,7 @@ def _log_mel(audio: jax.Array, config: Config) -> jax.Array:
 
 
 def _correlation(given: np.ndarray, own: np.ndarray, lag: int) -> float:
-    """Of given[f + lag] with own[f]."""
+    """The correlation of given[f + lag] with own[f] over f; 0 if fewer than 2 frames overlap."""
     n = len(own) - abs(lag)
     if n < 2:
         return 0.0

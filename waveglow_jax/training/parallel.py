@@ -1,7 +1,7 @@
-"""Data parallelism over the devices of all processes: the only file that says pmap.
+"""Data parallelism over the devices of all processes; the only file that uses pmap.
 
-The state is replicated and has no device axis; a batch's arrays are `[D, B / devices, ...]`, for
-the D devices of this process and their rows of the global batch of B.
+The state is replicated and has no device axis; a batch's arrays are `[D, B / devices, ...]` for
+the D devices of this process, which get their rows of the global batch of B.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ AXIS = "devices"
 
 @dataclass(frozen=True)
 class Layout:
-    """The devices of a run in the order of the batch's rows, those of a process side by side."""
+    """The devices of a run in the order of the batch's rows, grouped by process."""
 
     devices: tuple[jax.Device, ...]
 
@@ -49,9 +49,9 @@ class Layout:
 def parallel_train_step(
     config: Config, total_steps: int, devices: Sequence[jax.Device]
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step` over the devices. The state that goes in is donated: use the one returned.
+    """`train_step` over the devices. It donates its input state: use the returned one.
 
-    The sums of the batch's notes over all devices are among the metrics.
+    The metrics include the sums of the batch's notes over all devices.
     """
     check_batch(config, len(devices))
 
@@ -87,27 +87,29 @@ def parallel_validation_step(
 
 
 def _in_turn(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
-    """On several CPU devices one call at a time: they share few threads, and two calls under way
-    at once can wait for each other's threads for ever."""
+    """Makes calls on several CPU devices wait for one another.
+
+    CPU devices share few threads, and two concurrent calls can deadlock waiting for threads.
+    """
     if len(devices) == 1 or devices[0].platform != "cpu":
         return step
     return lambda *arguments: jax.block_until_ready(step(*arguments))
 
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
-    """A copy of the state on each of this process's devices, laid out as the step returns it, so
-    that the step is compiled once."""
+    """A copy of the state on each of this process's devices, with the sharding that the step
+    returns, so that the step is compiled only once."""
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def split(batch: Batch, n_devices: int) -> Batch:
-    """Every array `[B, ...] -> [devices, B / devices, ...]`."""
+    """Reshapes every array: `[B, ...] -> [devices, B / devices, ...]`."""
     return jax.tree.map(lambda v: v.reshape(n_devices, -1, *v.shape[1:]), batch)
 
 
 def check_batch(config: Config, n_devices: int) -> None:
-    """Raises UserError if the devices, and the parts of their shares, do not divide the batch."""
+    """Raises UserError unless devices times gradient_accumulation divides the batch size."""
     train = config.train
     batch, parts = train.batch_size, train.gradient_accumulation
     unit = n_devices * parts

@@ -1,4 +1,4 @@
-"""One run in many processes: joining them, agreeing, and leaving when one of them is lost."""
+"""One run in many processes: joining, agreeing on inputs, exchanging data, and stopping."""
 
 import hashlib
 import importlib.util
@@ -22,8 +22,10 @@ SAVE_SECONDS = 3600
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Joins the run's other processes, before anything else asks JAX for a device.
 
-    With all three given, by them; with none, by JAX's own detection if the environment is that of
-    a cluster, else this process is the only one. Raises UserError if they do not find each other.
+    If all three arguments are given, they name the run's coordinator, number of processes and this
+    process. If none is given, JAX's own detection joins them when the environment is a cluster's;
+    otherwise this process is the only one. Raises UserError if only some are given, or if the
+    processes do not find each other.
     """
     given = [value is not None for value in (coordinator, processes, process)]
     enough_threads(os.environ)
@@ -51,10 +53,10 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
 
 def enough_threads(environment: MutableMapping[str, str]) -> None:
-    """Has XLA start two threads for each of the CPU devices that XLA_FLAGS asks for.
+    """Makes XLA start two threads per CPU device if XLA_FLAGS asks for more devices than cores.
 
-    Each device occupies a thread while it waits for the others in a collective. With one thread per
-    core, as XLA has otherwise, more devices than cores wait for each other for ever.
+    Each device occupies a thread while it waits for the others in a collective. With XLA's default
+    of one thread per core, more devices than cores would deadlock.
     """
     flags = environment.get("XLA_FLAGS", "")
     asked = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
@@ -63,7 +65,7 @@ def enough_threads(environment: MutableMapping[str, str]) -> None:
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether JAX should look for other processes: it is told so, and need not ask the network."""
+    """Whether JAX should look for other processes, decided without a query to the network."""
     many = any(
         int(environment.get(count, "1")) > 1 and marker in environment
         for count, marker in (
@@ -76,7 +78,7 @@ def in_cluster(environment: Mapping[str, str]) -> bool:
 
 
 def _tpu_slice(environment: Mapping[str, str]) -> bool:
-    # libtpu alone says nothing: it also compiles for TPUs where there are none.
+    # libtpu alone proves nothing: it also compiles for TPUs on machines that have none.
     if environment.get("JAX_PLATFORMS", "tpu") != "tpu":
         return False
     if "MEGASCALE_COORDINATOR_ADDRESS" in environment:
@@ -89,15 +91,15 @@ def _tpu_slice(environment: Mapping[str, str]) -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process writes the run's folder; the others need not even see it."""
+    """Whether this process writes the run's folder, which the others need no access to."""
     return jax.process_index() == 0
 
 
 def from_first(tree: Any) -> Any:
-    """The first process's arrays on every process, to the bit; the others give the same shapes."""
+    """The first process's arrays, bit-exact, on every process; all pass the same shapes."""
     if jax.process_count() == 1:
         return tree
-    # As integers: a sum with zeros is to the bit then, and no -0.0 or denormal is lost.
+    # As integers: the broadcast adds zeros, which is exact then and keeps -0.0 and denormals.
     bits = jax.tree.map(lambda leaf: np.atleast_1d(leaf).view(np.uint32), tree)
     bits = multihost_utils.broadcast_one_to_all(bits)
     return jax.tree.map(
@@ -135,9 +137,9 @@ def check_agreed(what: str, text: str) -> None:
 
 
 def all_stopped(where: str) -> bool:
-    """Whether every process has got the signal and is at this place of the run, within seconds.
+    """Whether every process gets the signal and arrives at this point of the run within seconds.
 
-    Then all may leave it; else they must go on until they meet in a step.
+    If so, all may abandon the work; otherwise they must continue until they meet in a step.
     """
     if jax.process_count() == 1:
         return True
@@ -145,14 +147,16 @@ def all_stopped(where: str) -> bool:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here: none is torn down while another still saves."""
+    """Waits until every process arrives, so that none shuts down while another still saves."""
     if jax.process_count() > 1:
         _meet("end of the run", SAVE_SECONDS)
 
 
 def _meet(where: str, seconds: int) -> bool:
-    """Whether all processes came within so many seconds, by the coordinator: no device is asked,
-    which may be at work for others."""
+    """Whether all processes arrive within so many seconds.
+
+    The coordinator synchronises them, because the devices may be busy.
+    """
     import orbax.checkpoint as ocp
 
     try:

@@ -1,4 +1,4 @@
-"""The recordings that a run synthesises while it trains, so that one can hear it improve."""
+"""Syntheses of held-out recordings during training, which let one hear a run improve."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ SYNTHESIS_SECONDS = 5.0
 def recordings_to_synthesise(
     corpus: Corpus, config: Config
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, audio and mel of the first held-out recordings, read before anything can happen to
-    them, if they are to be synthesised."""
+    """Name, audio and mel of the first `synthesis_clips` held-out recordings.
+
+    They are read at the start, before anything can happen to the files.
+    """
     data, train = config.data, config.train
     longest = int(SYNTHESIS_SECONDS * data.sampling_rate)
     found = []
@@ -34,7 +36,7 @@ def recordings_to_synthesise(
 
 
 def sigmas_to_hear(config: Config) -> tuple[float, ...]:
-    """The voice's own sigma first, then the others that are asked for, each once."""
+    """The voice's own sigma, then those of `synthesis_sigmas`, without repetitions."""
     return tuple(dict.fromkeys((config.synthesis.sigma, *config.train.synthesis_sigmas)))
 
 
@@ -47,8 +49,8 @@ def mel_of(audio: jax.Array, config: Config) -> jax.Array:
 def synthesis_program(
     params: Params, mel: jax.Array, sigmas: jax.Array, config: Config
 ) -> jax.Array:
-    """The same noise at every sigma, with the voice's own corrections: `[F, M]`, `[S]` ->
-    `[S, F * hop]`."""
+    """Synthesises a mel with the same noise at every sigma, with the voice's own consistency
+    correction: `[F, M]`, `[S]` -> `[S, F * hop]`."""
     z = sigmas[:, None, None] * latent_noise(0, config, mel.shape[0])[None]
     mels = jnp.broadcast_to(mel, (len(sigmas), *mel.shape))
     audio, _ = inverse(params, config, z, mels)

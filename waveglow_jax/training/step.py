@@ -1,6 +1,6 @@
 """One training step on one device's share of the batch: state in, `(state, metrics)` out.
 
-A `Batch` is here one device's rows, B of them. Where it has no mel, the clips' own is computed.
+Here a `Batch` has the B rows of one device. If it has no mel, the mel of the clips is computed.
 """
 
 from dataclasses import replace
@@ -30,15 +30,16 @@ from waveglow_jax.trees import named, unravelled
 from waveglow_jax.weights.moments import Moments
 
 LANES = 128
-"""Columns of a TPU's tile."""
+"""Number of columns of a TPU tile."""
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step needs and changes; all of it is in a checkpoint.
+    """What a step reads and updates; a checkpoint contains all of it.
 
-    `step` counts batches seen, skipped updates included; `bad_in_a_row` the skipped ones just now.
-    `ema` is the running mean of the parameters, None where `ema_decay` is 0.
+    `step` counts the batches seen, including skipped updates; `skipped` counts all skipped updates
+    and `bad_in_a_row` the most recent consecutive ones. `ema` is the running mean of the
+    parameters, None if `ema_decay` is 0.
     """
 
     step: jax.Array
@@ -51,13 +52,16 @@ class TrainState:
 
     @property
     def voice(self) -> Params:
-        """The parameters to validate and to synthesise with."""
+        """The parameters for validation and synthesis."""
         return self.params if self.ema is None else self.ema
 
 
 def optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Global-norm clipping, if any, and Adam, for all parameters as one vector
-    (`ravel_pytree`): one fusion, not hundreds. The learning rate is applied by the step."""
+    """Global-norm clipping, if configured, and Adam.
+
+    It takes all parameters as one vector (`ravel_pytree`), which XLA compiles to one fusion instead
+    of hundreds. The step applies the learning rate.
+    """
     clip = [optax.clip_by_global_norm(train.gradient_clip)] if train.gradient_clip else []
     return optax.chain(*clip, optax.scale_by_adam())
 
@@ -65,16 +69,16 @@ def optimizer(train: TrainConfig) -> optax.GradientTransformation:
 def init_state(
     config: Config, params: Params | None = None, moments: Moments | None = None
 ) -> TrainState:
-    """The state before the first step, from the config's seed or from given weights, and with
-    Adam's moments if there are some for these weights.
+    """The state before the first step: weights from the config's seed unless given, and
+    Adam's moments if given for these weights.
 
-    Raises UserError if the weights are not of the config's shapes.
+    Raises UserError if the shapes of the weights are not those of the config.
     """
     train = config.train
     if params is None:
         params = init(jax.random.key(train.seed), config)
     _check_shapes(params, config)
-    params = jax.tree.map(jnp.array, params)  # a copy: the first step takes the state's memory
+    params = jax.tree.map(jnp.array, params)  # a copy: the first step donates the state
     adam = optimizer(train).init(ravel_pytree(params)[0])
     if moments is not None:
         for tree in (moments.mean, moments.square):
@@ -110,9 +114,9 @@ def _check_shapes(params: Params, config: Config) -> None:
 def train_step(
     state: TrainState, batch: Batch, config: Config, total_steps: int, axis: str
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One Adam step with gradients averaged over the devices of `axis`.
+    """Does one Adam step with gradients averaged over the devices of `axis`.
 
-    A non-finite loss or gradient leaves everything but the counters as it was.
+    If the loss or the gradient is not finite, only the counters change.
     """
     train = config.train
     noise = schedule(train, total_steps, state.step).noise
@@ -157,8 +161,8 @@ def train_step(
 
 def _shaped(part: jax.Array, leaf: jax.Array) -> jax.Array:
     if leaf.shape[-1] < LANES:
-        # Otherwise XLA shapes the whole vector before it cuts, `[size / 4, 4]` for a W: padded to a
-        # TPU's tiles that is 32 times the memory.
+        # Otherwise XLA reshapes the whole vector before slicing it, to `[size / 4, 4]` for a W:
+        # padded to a TPU's tiles, that takes 32 times the memory.
         part = jax.lax.optimization_barrier(part)
     return part.reshape(leaf.shape)
 
@@ -166,10 +170,10 @@ def _shaped(part: jax.Array, leaf: jax.Array) -> jax.Array:
 def _value_and_gradients(
     params: Params, batch: Batch, config: Config, step: jax.Array, noise: jax.Array
 ) -> tuple[jax.Array, Params]:
-    """The loss and its gradients, one part of the device's clips after another.
+    """The loss and its gradients, accumulated over parts of the device's clips.
 
-    Each of `gradient_accumulation` parts has as many clips, so the mean over the parts is that over
-    all clips.
+    All `gradient_accumulation` parts have the same number of clips, so the mean over the parts is
+    the mean over all clips.
     """
     train = config.train
 
@@ -201,10 +205,11 @@ def _value_and_gradients(
 def validation_step(
     params: Params, batch: Batch, config: Config, axis: str
 ) -> dict[str, jax.Array]:
-    """Sums over the devices' clips, each times its `weight` `[B]`: nats per sample, the mean z
-    and z^2 of each channel `[G]`, and the weights; and each flow's largest |log_s|, `[flows]`.
+    """Sums over all devices' clips, weighted by `weight` `[B]`, and each flow's largest |log_s|.
 
-    The clips get the noise of training's start, the same at every call, so that figures compare.
+    The sums are those of nats per sample, of the mean z and z^2 of each channel `[G]`, and of the
+    weights; max_log_s is `[flows]`. The clips get the noise of the start of training, the same at
+    every call, so that the figures are comparable.
     """
     audio, past, mel = _clips(batch, config, jnp.zeros((), jnp.int32), config.train.noise_std)
     z, log_dets = encode(params, config, audio, mel, past=past)
@@ -225,15 +230,15 @@ def validation_step(
 def _clips(
     batch: Batch, config: Config, step: jax.Array, noise: jax.Array | float
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """Audio `[B, segment]` with noise, the samples `[B, order]` before it that a predicting
-    whitening sees (None without one), and mel `[B, F, M]` without noise."""
+    """Audio `[B, segment]` with noise, the `[B, order]` samples before it that a predicting
+    whitening reads (None without one), and mel `[B, F, M]` without noise."""
     data, train = config.data, config.train
     mel = log_mel_of_padded(batch.clips, config) if batch.mel is None else batch.mel
     half = data.filter_length // 2
     order = config.waveglow.whitening_order
     audio = batch.clips[:, half - order : half + data.segment_length]
     if train.noise_std:
-        # Keyed by step and place in the whole batch, so that the number of devices changes nothing.
+        # Keyed by step and index in the global batch, hence independent of the number of devices.
         key = jax.random.fold_in(jax.random.key(train.seed), step)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch.index)
         audio = audio + noise * jax.vmap(lambda k: jax.random.normal(k, audio.shape[1:]))(keys)
@@ -247,7 +252,7 @@ class Schedule:
 
 
 def schedule(train: TrainConfig, total_steps: int, step: jax.Array) -> Schedule:
-    """Learning rate and noise at a step, as `TrainConfig` describes them."""
+    """The learning rate and noise at a step, as `TrainConfig` describes them."""
     start = train.decay_start * total_steps
     passed = jnp.clip((step - start) / max(total_steps - start, 1), 0.0, 1.0)
     rate = jnp.asarray(train.learning_rate)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noticed at once, obeyed where nothing is lost."""
+"""Ctrl-C and SIGTERM: noticed at once, acted on where no work is lost."""
 
 import signal
 import threading
@@ -14,14 +14,14 @@ _WORKING = "working: "
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """The signal came while something was waited for that can be left undone."""
+    """A signal came during work that can be abandoned."""
 
 
 class Stop:
-    """Whether a signal has come; a second one kills.
+    """Whether a signal has come; a second one kills the process.
 
-    In a run of many processes one that has got it says so in its next step, and all stop after
-    that step (`agreed`). Work that takes long is left at once if all of them have got it.
+    In a run of many processes, one that gets the signal reports it in its next step, and all stop
+    after that step (`agreed`). Long work is abandoned at once if all of them got the signal.
     """
 
     def __init__(self) -> None:
@@ -33,21 +33,24 @@ class Stop:
 
     @property
     def signal(self) -> signal.Signals:
-        """The signal that came; SIGTERM where only another process knows which it was."""
+        """The signal that came; SIGTERM if only another process received one."""
         return self.by or signal.SIGTERM
 
     def during(self, what: str, work: Callable[[], T]) -> T:
-        """The work's result, its errors too. Raises Stopped if the signal comes first: the work,
-        which must change nothing by itself, is then left to end with the process."""
+        """Runs the work in a thread; returns its result or raises its error.
+
+        Raises Stopped if the signal comes first. The work, which must have no side effects, then
+        continues in its thread until the process ends.
+        """
         outcome: list[Any] = []
 
         def run() -> None:
             try:
                 outcome[:] = [work(), None]
-            except BaseException as error:  # told by the thread that waits
+            except BaseException as error:  # raised by the thread that waits
                 outcome[:] = [None, error]
 
-        # Not in this thread: Python sees a signal only when compiled code has returned.
+        # Not in this thread: Python handles a signal only after compiled code has returned.
         thread = threading.Thread(target=run, name=_WORKING + what, daemon=True)
         thread.start()
         asked = False
@@ -64,14 +67,14 @@ class Stop:
 
 
 def still_working() -> bool:
-    """Whether work was left undone in a thread: then the process must end without waiting for it
-    (`os._exit`), for a compilation cannot be told to stop."""
+    """Whether a thread still runs abandoned work. The process must then end without waiting for
+    it (`os._exit`), because a compilation cannot be interrupted."""
     return any(thread.name.startswith(_WORKING) for thread in threading.enumerate())
 
 
 @contextmanager
 def signals() -> Iterator[Stop]:
-    """Collects Ctrl-C and SIGTERM for as long as the block runs."""
+    """Catches Ctrl-C and SIGTERM while the block runs."""
     stop = Stop()
 
     def receive(number: int, _frame: Any) -> None:
@@ -83,7 +86,7 @@ def signals() -> Iterator[Stop]:
             signal.signal(each, handler)
         signal.set_wakeup_fd(wakes)
 
-    # Whoever else is woken by signals (`interrupts`) would not wait for the end of a step.
+    # Other code that a signal wakes up (`interrupts`) would not wait for the end of a step.
     wakes = signal.set_wakeup_fd(-1)
     before: dict[int, Callable[..., Any] | int | None] = {}
     try:

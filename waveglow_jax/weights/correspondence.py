@@ -1,10 +1,10 @@
-"""Which tensor of a published checkpoint is which leaf of our parameter tree: one table.
+"""The table that maps the tensors of a published checkpoint to leaves of our parameter tree.
 
-`rows` lists it for a generation of the original's layer names. `read_params` follows the table one
-way, `torch_tensors` the other.
+`rows` lists it for one generation of the original's layer names. `read_params` applies the table
+in one direction, `torch_tensors` in the other.
 
-PyTorch's convolutions are `[C_out, C_in, taps]`, its transposed one `[C_in, C_out, taps]`; ours
-are `[taps, C_in, C_out]`, so that their output channels always come last.
+PyTorch's convolution kernels are `[C_out, C_in, taps]`, its transposed ones `[C_in, C_out, taps]`;
+ours are `[taps, C_in, C_out]`, so that output channels always come last.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from waveglow_jax.trees import named, nested
 
 Shape = tuple[int, ...]
 PLAIN = "plain weights"
-# (magnitude, direction) of each way in which PyTorch has written weight normalisation.
+# The names (magnitude, direction) in each form of weight normalisation that PyTorch has used.
 _NORMS = {
     "weight_g and weight_v": ("weight_g", "weight_v"),
     "parametrizations": ("parametrizations.weight.original0", "parametrizations.weight.original1"),
@@ -34,8 +34,9 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64", "F16", "BF16", "F32", "F
 class Generation(NamedTuple):
     """How a checkpoint names its layers.
 
-    conditioning: "cond_layer" for all layers of a WN in one, or "cond_layers". skips:
-    "res_skip_layers", or "res_layers and skip_layers". norm: the form of weight normalisation.
+    conditioning: "cond_layer" if one layer conditions all layers of a WN, otherwise "cond_layers".
+    skips: "res_skip_layers", or "res_layers and skip_layers". norm: the form of weight
+    normalisation.
     """
 
     conditioning: str = "cond_layer"
@@ -51,7 +52,7 @@ LATEST = Generation()
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor is laid out here and there: `to_ours` and `to_theirs` are inverse."""
+    """Converts between our layout of a tensor and theirs; `to_ours` inverts `to_theirs`."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -65,10 +66,10 @@ _VECTOR = Layout(lambda t: t, lambda t: t)
 
 
 class Row(NamedTuple):
-    """One row: (theirs, ours, layout).
+    """One row of the table: (theirs, ours, layout).
 
-    theirs: names and PyTorch shapes of tensors whose output channels stand side by side. ours: the
-    leaves that these channels are divided among in equal parts.
+    theirs: names and PyTorch shapes of tensors to concatenate along their output channels. ours:
+    the leaves among which these channels are split in equal parts.
     """
 
     theirs: tuple[tuple[str, Shape], ...]
@@ -77,7 +78,7 @@ class Row(NamedTuple):
 
 
 def rows(config: Config, generation: Generation = LATEST) -> Iterator[Row]:
-    """The table for a model of this config. A layer's direction comes before its magnitude."""
+    """The table for a model of this config. A layer's direction precedes its magnitude."""
     glow, wn = config.waveglow, config.waveglow.WN
     bins, width, skip = glow.n_mel_channels, wn.n_channels, wn.skip_channels
     upsampler = ("upsample.weight", (bins, bins, glow.upsample_kernel))
@@ -110,7 +111,7 @@ def rows(config: Config, generation: Generation = LATEST) -> Iterator[Row]:
 
 
 def _normed(theirs: Mapping[str, int], ours: Sequence[str], c_in: int, taps: int) -> Iterator[Row]:
-    """The rows of weight-normalised convolutions, given with their output channels."""
+    """The rows of weight-normalised convolutions; `theirs` gives their output channels."""
 
     def row(tensor: str, leaf: str, shape: Shape, layout: Layout) -> Row:
         named = tuple((f"{layer}.{tensor}", (c_out, *shape)) for layer, c_out in theirs.items())
@@ -126,7 +127,7 @@ def _normed(theirs: Mapping[str, int], ours: Sequence[str], c_in: int, taps: int
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor whose numbers are read when `read` is called."""
+    """A tensor whose values are read only when `read` is called."""
 
     shape: Shape
     dtype: str
@@ -160,7 +161,7 @@ class Published:
         )
 
     def shape(self, name: str) -> Shape:
-        """Raises UserError if the file lacks the tensor."""
+        """The tensor's shape. Raises UserError if the file lacks the tensor."""
         found = self.found_as(name)
         if found not in self.tensors:
             raise UserError(f"{self.file}: {found} is missing; it is no whole WaveGlow")
@@ -179,7 +180,8 @@ class Published:
     def read(self, name: str, shape: Shape) -> np.ndarray:
         """The tensor in float32 and PyTorch's layout.
 
-        Raises UserError if it is missing, of another shape, no floating point, or not finite.
+        Raises UserError if it is missing, has another shape, is not floating point, or contains
+        values that are not finite.
         """
         found = self.shape(name)
         tensor, own = self.tensors[self.found_as(name)], self.own_names[self.found_as(name)]
@@ -200,15 +202,15 @@ class Published:
 
     @property
     def stale(self) -> set[str]:
-        """The names of plain weights beside the weight_g and weight_v that replaced them."""
+        """The names of plain weights that weight_g and weight_v in the same layer replace."""
         plain = {name for name in self.tensors if name.endswith(".weight")}
         return {name for name in plain if self.found_as(f"{name}_v") != name}
 
 
 def recognised(tensors: Mapping[str, LazyTensor], file: str) -> Published:
-    """The tensors by the original's names, whatever prefix the file puts before them.
+    """The tensors by the original's names, without the prefix that the file gives them.
 
-    Raises UserError if they make no WaveGlow, or several.
+    Raises UserError if they contain no WaveGlow, or several.
     """
     found, own_names, prefixes = {}, {}, set()
     for own, tensor in tensors.items():
@@ -252,7 +254,7 @@ def read_params(published: Published, config: Config) -> Any:
 
 
 def torch_tensors(params: Any, config: Config) -> dict[str, np.ndarray]:
-    """The state dict of the original's latest model: `read_params` backwards."""
+    """The state dict of the original's latest model: the inverse of `read_params`."""
     leaves = named(params)
     tensors = {}
     for row in rows(config, LATEST):

@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub, through its own library and cache (extra `hub`)."""
+"""Downloads weights from the Hugging Face hub with its library and cache (extra `hub`)."""
 
 import re
 from pathlib import Path
@@ -15,9 +15,9 @@ def is_hub_name(source: str) -> bool:
 
 
 def download(source: str) -> Path:
-    """OWNER/NAME[@REVISION] -> the folder of its weights in the hub's cache.
+    """Downloads OWNER/NAME[@REVISION] and returns the folder of its weights in the hub's cache.
 
-    What the cache holds is used when the network is missing (or HF_HUB_OFFLINE is set). Raises
+    Without a network (or with HF_HUB_OFFLINE set), it uses what the cache contains. Raises
     UserError if the library, the network, the model or the revision is missing.
     """
     try:

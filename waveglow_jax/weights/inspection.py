@@ -1,4 +1,4 @@
-"""What weights are, and what about them looks wrong."""
+"""Describes weights and reports what looks wrong about them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ from waveglow_jax.errors import escaped
 from waveglow_jax.flow.steps import COUPLING, conditioner_of
 from waveglow_jax.weights.weights import Weights
 
-# Trained flows stay within about a decade of the rotations they start from; a float32 inverse
-# loses as many digits as the condition number has.
+# |det W| of trained flows stays within about a decade of 1, that of the initial rotations; a
+# float32 inverse loses as many digits as the condition number has.
 _WIDE_DETERMINANT = 1e3
 _ILL_CONDITIONED = 1e4
 
 
 def report(weights: Weights) -> dict[str, Any]:
-    """JSON-ready: kind, generation, training, notes, hyper-parameters, number of parameters, the
-    1x1 convolutions' |det W| and condition numbers (float64), and `suspicious`, a sentence each."""
+    """A JSON-ready report: kind, generation, description, training, notes, hyper-parameters,
+    number of parameters, |det W| and condition numbers (float64) of the 1x1 convolutions, and
+    `suspicious`, one sentence per problem."""
     flows = weights.params["flows"]
     determinants, conditions = determinants_and_conditions(flows)
     return {
@@ -44,13 +45,13 @@ def determinants_and_conditions(flows: list[dict[str, Any]]) -> tuple[list[float
     """|det W| and the condition number of each flow's 1x1 convolution, in float64."""
     convs = [np.asarray(flow["conv"], np.float64) for flow in flows]
     determinants = [float(abs(np.linalg.det(w))) for w in convs]
-    # JSON has no infinity, which a singular W's condition number is.
+    # The condition number of a singular W is infinite, which JSON cannot represent.
     largest = np.finfo(np.float64).max
     return determinants, [float(min(np.linalg.cond(w), largest)) for w in convs]
 
 
 def suspicious_matrices(determinants: Sequence[float], conditions: Sequence[float]) -> list[str]:
-    """A sentence for each flow whose W has left what trained flows keep to."""
+    """One sentence for each W whose |det W| or condition number is unusual for a trained flow."""
     found = []
     for k, (determinant, condition) in enumerate(zip(determinants, conditions, strict=True)):
         if not 1 / _WIDE_DETERMINANT < determinant < _WIDE_DETERMINANT:
@@ -67,7 +68,7 @@ def _suspicious_layers(flows: list[dict[str, Any]], config: Config) -> list[str]
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The report for a person, a fact a line."""
+    """The report as text, one fact per line."""
     glow = found["waveglow_config"]
     wn = glow["WN_config"]
     residual, skip = wn["n_channels"], wn["n_skip_channels"] or wn["n_channels"]

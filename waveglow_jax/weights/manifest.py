@@ -1,4 +1,4 @@
-"""The checksums of a checkpoint's files, in the form that `sha256sum -c SHA256SUMS` reads too."""
+"""Checksums of a checkpoint's files, in the format that `sha256sum -c SHA256SUMS` reads."""
 
 import hashlib
 from collections.abc import Collection
@@ -11,19 +11,20 @@ MANIFEST = "SHA256SUMS"
 
 
 class DamagedError(UserError):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes the checksums of all files below a folder, whole or not at all."""
+    """Writes the checksums of all files below a folder, atomically."""
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in _files(folder)]
     write_text(folder / MANIFEST, "".join(lines))
 
 
 def verify(folder: Path, parts: Collection[str] | None = None) -> bool:
-    """Whether there is a manifest; raises DamagedError, naming the file, if one is not as written.
+    """Returns whether there is a manifest; raises DamagedError, naming the file, if a file is
+    missing, unlisted, unreadable or changed.
 
-    parts: what lies in these of its folders is looked at, and what lies in none; not given: all.
+    parts: the sub-folders to verify, besides the files outside any sub-folder; by default all.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -56,7 +57,7 @@ def verify(folder: Path, parts: Collection[str] | None = None) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    """Names below the folder, sorted; hidden ones are what a write that was killed left behind."""
+    """Sorted names of the files below the folder, without leftovers of a killed atomic write."""
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""Adam's moments, and how they are read out of a PyTorch training run."""
+"""Adam's moments, and reading them from a checkpoint of a PyTorch training run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from waveglow_jax.weights.torch_content import State, dict_or_empty
 @dataclass(frozen=True)
 class Moments:
     """Adam's state: the number of steps done, and the running means of the gradient and of its
-    square, both in the layout of the parameters."""
+    square, both as trees with the layout of the parameters."""
 
     count: int
     mean: Any
@@ -25,8 +25,8 @@ def torch_moments(
 ) -> Moments | str:
     """Adam's state in our layout, or the reason why there is none.
 
-    PyTorch's optimizer knows its parameters by their order in the model, which is the order of
-    the state dict. The shapes confirm it: every moment must have its parameter's.
+    PyTorch's optimizer identifies parameters by their order in the model, which is the order of
+    the state dict. The shapes serve as a check: every moment must have its parameter's shape.
     """
     optimizer = dict_or_empty(dict_or_empty(tree).get("optimizer"))
     groups, entries = optimizer.get("param_groups"), optimizer.get("state")

@@ -14,12 +14,12 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.files.torch_containers import MAX_PIECE, InPieces
 
 _GZIP = b"\x1f\x8b"
-_MAX_GROWTH = 4  # of a compressed archive: weights hardly shrink at all
+_MAX_GROWTH = 4  # the most a compressed archive may grow: weights hardly compress
 _MAX_MEMBERS = 1000
 
 
 def is_archive(file: io.BufferedIOBase) -> bool:
-    """Whether the file begins as gzip or tar does."""
+    """Whether the file starts like a gzip or tar file."""
     file.seek(0)
     start = file.read(2)
     file.seek(257)
@@ -30,7 +30,8 @@ def is_archive(file: io.BufferedIOBase) -> bool:
 def inside_nemo(file: io.BufferedIOBase, path: Path) -> Iterator[io.BufferedIOBase]:
     """The archive's `.ckpt`, copied to a temporary file.
 
-    Raises UserError if the archive is damaged, has no `.ckpt`, or unpacks to far more than it is.
+    Raises UserError if the archive is damaged, has no `.ckpt`, or unpacks to far more than its
+    own size.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -43,7 +44,7 @@ def inside_nemo(file: io.BufferedIOBase, path: Path) -> Iterator[io.BufferedIOBa
             pieces = cast(IO[bytes], InPieces(source, end))  # tarfile only reads, seeks and tells
             with tarfile.open(fileobj=pieces, mode="r:") as archive:
                 _copy_ckpt(archive, end, path, copy)
-        except UserError:  # a ValueError too, and said already
+        except UserError:  # also a ValueError, but with its message already
             raise
         except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
             raise UserError(f"{path}: damaged or cut short ({error}); copy it again") from None
@@ -62,7 +63,7 @@ def _copy_ckpt(archive: tarfile.TarFile, end: int, path: Path, copy: io.Buffered
                     "weights would; not unpacked"
                 )
             source = archive.extractfile(member)
-            assert source is not None  # of a regular file
+            assert source is not None  # it is a regular file
             while piece := source.read(MAX_PIECE):
                 copy.write(piece)
             return

@@ -1,8 +1,8 @@
-"""Published WaveGlow checkpoints of every generation, as our config and parameter tree.
+"""Reads published WaveGlow checkpoints of every generation into our config and parameter tree.
 
-Read: NVIDIA's own files (a pickled module, or a training run's), the state dicts of
-DeepLearningExamples and torch.hub, NeMo's `.nemo`, and safetensors with the original's names. They
-are told apart by content, whatever the file is called, and PyTorch is not needed. Written: a state
+It reads NVIDIA's own files (a pickled module, or a training run's checkpoint), the state dicts of
+DeepLearningExamples and torch.hub, NeMo's `.nemo`, and safetensors with the original's names. It
+distinguishes them by content, whatever the file name, and does not need PyTorch. It writes a state
 dict that the original's model loads.
 """
 
@@ -44,7 +44,7 @@ from waveglow_jax.weights.weights import Weights, with_alternating_halves
 def read_published(path: Path) -> Weights:
     """Reads a published checkpoint, without Adam's moments.
 
-    Raises UserError if the file is damaged, is none of these, or wants to run something.
+    Raises UserError if the file is damaged, has none of these formats, or asks to run code.
     """
     if _is_safetensors(path):
         return _of_safetensors(path)
@@ -86,7 +86,7 @@ def _first(file: io.BufferedReader, count: int) -> bytes:
 
 @contextmanager
 def _torch_file(path: Path) -> Iterator[tuple[str, TorchFile]]:
-    """The kind of container around a PyTorch file, as words before its name, and the file."""
+    """The kind of archive around a PyTorch file, as a prefix for its description, and the file."""
     with _opened(path) as file:
         if is_archive(file):
             with inside_nemo(file, path) as inner:
@@ -143,7 +143,7 @@ def _of_tensors(
     notes: list[str] | None = None,
     training: dict[str, Any] | None = None,
 ) -> Weights:
-    """The weights of a file's tensors. said: the file's own `waveglow_config`; stride: its hop."""
+    """Makes Weights of a file's tensors. said: its own `waveglow_config`; stride: its hop."""
     published = recognised(tensors, name)
     glow, said_notes = _hyper_parameters(published, said or {})
     raw = {
@@ -175,7 +175,7 @@ def _of_tensors(
 def _hyper_parameters(
     published: Published, said: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """`waveglow_config` from the tensors' shapes, and notes on where it came from.
+    """The `waveglow_config` that follows from the tensors' shapes, and notes on its origin.
 
     Raises UserError if the file's own config `said` contradicts it.
     """
@@ -220,12 +220,12 @@ def _hyper_parameters(
 
 
 def _early_outputs(channels: list[int], said: Mapping[str, Any]) -> tuple[int, int]:
-    """(n_early_every, n_early_size) from the channels of every flow."""
+    """(n_early_every, n_early_size), from the channels of every flow."""
     drops = [before - after for before, after in itertools.pairwise(channels)]
     first = next((k for k, drop in enumerate(drops, 1) if drop), None)
     if first is not None:
         return first, drops[first - 1]
-    # There are no early outputs: any values fit whose first output lies behind the last flow.
+    # Without early outputs, any values fit that place the first output after the last flow.
     every, size = said.get("n_early_every"), said.get("n_early_size")
     return (
         every if type(every) is int and every >= len(channels) else len(channels),
@@ -250,7 +250,7 @@ def _of_rank(published: Published, name: str, rank: int) -> Shape:
 
 
 def _count(names: Mapping[str, Any], pattern: str) -> int:
-    """How many of the pattern's numbers are there, from 0 on without a gap."""
+    """The number of names that match the pattern with 0, 1, 2 ..., up to the first gap."""
     numbers = {int(found[1]) for name in names if (found := re.fullmatch(pattern, name))}
     return next(n for n in range(len(numbers) + 1) if n not in numbers)
 
@@ -261,10 +261,11 @@ def _count(names: Mapping[str, Any], pattern: str) -> int:
 def write_original(
     path: Path, config: Config, params: Mapping[str, Any], dtype: str = "float32"
 ) -> None:
-    """Writes {"state_dict", "config"} as `torch.save` does, under the names of the original's
-    latest model: `model.load_state_dict(torch.load(path)["state_dict"])`.
+    """Writes {"state_dict", "config"} in the format of `torch.save`, with the names of the
+    original's latest model: `model.load_state_dict(torch.load(path)["state_dict"])`.
 
-    Raises UserError if the original has no such model, or a weight is not finite in `dtype`.
+    Raises UserError if the original's model cannot represent the config, or if a weight is not
+    finite in `dtype`.
     """
     glow, wn = config.waveglow, config.waveglow.WN
     if glow.mel_whitening or glow.conditioning != "sample" or glow.alternating_halves:

@@ -1,4 +1,4 @@
-"""Release folders: model.safetensors + config.json. Reading weights, wherever they lie.
+"""Release folders (model.safetensors + config.json), and reading weights from any source.
 
 Tensor names are the paths in the parameter tree, joined by dots: `flows.3.wn.in_layer_2.v`.
 """
@@ -31,14 +31,14 @@ WEIGHTS = "model.safetensors"
 PUBLISHED_SUFFIXES = (".pt", ".pth", ".ckpt", ".nemo", ".safetensors")
 
 ReadMoments = Callable[[], Moments | str | None]
-"""Reads Adam's moments, or tells why there are none; None goes without a word."""
+"""Reads Adam's moments, or gives the reason why there are none; None needs no reason."""
 
 
 def save(path: str | Path, config: Config, params: Params, dtype: str = "float32") -> None:
-    """Writes a release folder; both files are written whole or neither is replaced.
+    """Writes a release folder; both files are written completely, or neither is replaced.
 
-    dtype float16 halves the size: the weights are widened again at loading. Raises UserError if
-    the folder cannot be written or a weight is not finite in that dtype.
+    dtype float16 halves the size; loading converts the weights back to float32. Raises UserError
+    if the folder cannot be written or a weight is not finite in that dtype.
     """
     path = Path(local_path(path))
     tensors = {}
@@ -51,7 +51,7 @@ def save(path: str | Path, config: Config, params: Params, dtype: str = "float32
         of_config.write_text(config_to_json(config), encoding="utf-8")
         try:
             save_file(tensors, of_weights, metadata={"format": "waveglow_jax"})
-            of_weights.chmod(of_config.stat().st_mode)  # the library makes it the owner's alone
+            of_weights.chmod(of_config.stat().st_mode)  # the library lets only the owner read it
         except SafetensorError as error:
             raise UserError(
                 f"{path / WEIGHTS}: cannot be written ({error}); free some space or choose "
@@ -62,7 +62,7 @@ def save(path: str | Path, config: Config, params: Params, dtype: str = "float32
 def load_release(path: Path) -> tuple[Config, Params]:
     """Config and float32 parameters of a release folder.
 
-    Raises UserError if a file is missing or damaged, or if the tensors are not those of the config.
+    Raises UserError if a file is missing or damaged, or if the tensors do not fit the config.
     """
     config = load_config(path / "config.json")
     weights = path / WEIGHTS
@@ -84,13 +84,13 @@ def read_weights(
     alternating_halves: bool = False,
     with_moments: bool = False,
 ) -> Weights:
-    """Weights of any kind, told apart by content; without a source the bundled voice.
+    """Reads weights of any kind, recognised by content; without a source, the bundled voice.
 
     source: a release folder, a training run, a published checkpoint (`weights/nvidia`), or a model
     on the Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION). alternating_halves: for published
-    files of the oldest class that do not say so themselves. with_moments: Adam's state too, of a
-    training run or a published checkpoint that has some; a note says where there is none.
-    Raises UserError if it is none of these, damaged, or wants to run something.
+    files of the oldest class that do not say so themselves. with_moments: also reads Adam's state
+    if the training run or published checkpoint has one; a note says why there is none.
+    Raises UserError if the source is none of these, is damaged, or asks to run code.
     """
     found, moments = _found(_path_of(source))
     if alternating_halves and found.generation:
@@ -99,7 +99,7 @@ def read_weights(
 
 
 def _path_of(source: str | Path | None) -> Path:
-    """The folder or file that holds the weights."""
+    """The folder or file that contains the weights."""
     if source is None:
         return BUNDLED_VOICE
     source = local_path(source)
@@ -114,7 +114,7 @@ def _path_of(source: str | Path | None) -> Path:
 
 
 def _found(path: Path) -> tuple[Weights, ReadMoments]:
-    """The weights at a path, and what reads the moments that belong to them."""
+    """The weights at a path, and a function that reads their Adam moments."""
     if not path.is_dir():
         found = read_published(path)
         return found, partial(read_published_moments, path, found.config)
@@ -134,7 +134,7 @@ def _found(path: Path) -> tuple[Weights, ReadMoments]:
 
 
 def _check_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    """Names, shapes and sizes against the config's before the tensors take memory."""
+    """Checks the header, its names, types and shapes, before the tensors take memory."""
     try:
         check_no_device(path)
         with path.open("rb") as file:

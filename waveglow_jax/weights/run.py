@@ -1,8 +1,8 @@
-"""The layout of a training run's folder, and the voice in its checkpoints.
+"""The layout of a training run's folder, and reading the voice in its checkpoints.
 
-RUN/config.json, RUN/checkpoints/STEP/ (orbax; item `voice` the parameters to synthesise with, item
-`rest` what training needs besides, items `host` and `metrics` JSON; SHA256SUMS over all of it),
-RUN/metrics.jsonl, RUN/tensorboard/.
+A run has RUN/config.json, RUN/checkpoints/STEP/, RUN/metrics.jsonl and RUN/tensorboard/. A
+checkpoint is orbax's: item `voice` has the parameters for synthesis, item `rest` what else training
+needs, items `host` and `metrics` are JSON, and SHA256SUMS covers all of them.
 """
 
 import logging
@@ -34,14 +34,17 @@ def is_run(path: Path) -> bool:
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, the first step's first."""
+    """The finished checkpoints of a run, in the order of their steps."""
     remains = partly_deleted(run)
     return [folder for folder in _steps(run) if folder not in remains]
 
 
 def partly_deleted(run: Path) -> list[Path]:
-    """What is left of old checkpoints whose deletion was cut short: it began with the checksums
-    or with the description, one of which every checkpoint has."""
+    """The remains of old checkpoints whose deletion was interrupted.
+
+    Every checkpoint has checksums or a description; one without either is partly deleted, because a
+    deletion begins with one of these.
+    """
     names = MANIFEST, "_CHECKPOINT_METADATA"
     return [p for p in _steps(run) if not any((p / name).exists() for name in names)]
 
@@ -56,8 +59,8 @@ def _steps(run: Path) -> list[Path]:
 def load_run_voice(run: Path) -> tuple[Config, Params]:
     """Config and parameters of a run's best checkpoint, or of its latest if none was validated.
 
-    A damaged one is passed over with a warning. Raises UserError if there is no whole checkpoint,
-    or one of another config.
+    A damaged checkpoint is skipped with a warning. Raises UserError if there is no undamaged
+    checkpoint, or if it belongs to another config.
     """
     config = load_config(run / "config.json")
     folder, damages = _best_whole(run)
@@ -67,7 +70,7 @@ def load_run_voice(run: Path) -> tuple[Config, Params]:
 
 
 def _best_whole(run: Path) -> tuple[Path, list[str]]:
-    """The best checkpoint with a whole voice, and what is damaged of better ones."""
+    """The best checkpoint with an undamaged voice, and the damage found on the way to it."""
     damages: list[str] = []
     for folder in _best_first(checkpoint_folders(run), damages):
         try:
@@ -82,7 +85,7 @@ def _best_whole(run: Path) -> tuple[Path, list[str]]:
 
 
 def _best_first(folders: list[Path], damages: list[str]) -> list[Path]:
-    """By the lowest validation loss, then from the latest on; those whose loss is damaged last."""
+    """Sorted by validation loss; those without a readable one come last, latest first."""
     losses: dict[Path, float] = {}
     for folder in reversed(folders):
         losses[folder] = np.inf
@@ -98,7 +101,7 @@ def _best_first(folders: list[Path], damages: list[str]) -> list[Path]:
 
 
 def _loss_in(path: Path) -> float:
-    """What a checkpoint's metrics tell. Those without checksums may hold anything."""
+    """The loss in a checkpoint's metrics, which may hold anything if there are no checksums."""
     try:
         return float(read_json(path)[VALIDATION_LOSS])
     except (UserError, KeyError, IndexError, TypeError, ValueError, OverflowError):
@@ -106,8 +109,8 @@ def _loss_in(path: Path) -> float:
 
 
 def load_run_moments(run: Path) -> Moments | None:
-    """Adam's state beside the parameters that `load_run_voice` gives, in their layout; None if the
-    checkpoint holds none."""
+    """Adam's state in the checkpoint that `load_run_voice` reads, in the parameters' layout; None
+    if the checkpoint has none."""
     config = load_config(run / "config.json")
     checkpoint, _ = _best_whole(run)
     verify(checkpoint, parts=["rest"])
@@ -119,7 +122,7 @@ def load_run_moments(run: Path) -> Moments | None:
         )
         arguments = ocp.args.PyTreeRestore(item=None, restore_args=in_memory)
         rest = checkpointer.restore(folder, args=arguments)
-        # Adam among the transformations, all parameters in one vector (`training/step.optimizer`).
+        # Adam is one of the transformations, with all parameters in one vector (`step.optimizer`).
         adam = next((part for part in rest["optimizer"] if part and "mu" in part), None)
         if adam is None:
             return None
@@ -139,20 +142,20 @@ def restore_voice(folder: Path, config: Config) -> Params:
 
 
 def on_one_device(shapes: Any) -> Any:
-    """An abstract tree that restores to the default device."""
+    """An abstract tree that makes orbax restore to the default device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
 @contextmanager
 def restoring(folder: Path) -> Iterator[None]:
-    """What orbax raises while it reads a checkpoint, as a UserError that names the folder.
+    """Converts what orbax raises while it reads a checkpoint to a UserError that names the folder.
 
-    It does not say what that may be: of damaged files it is whatever its parts came upon.
+    Orbax documents no exception types: damaged files raise whatever its parts encounter.
     """
     hook = sys.unraisablehook
-    # Orbax closes its event loop at the first error. What it still reads then fails to reach the
-    # loop, and each of these reads prints a traceback, some of them after the error has arrived.
+    # Orbax closes its event loop at the first error. Each read that is still pending then fails to
+    # reach the loop and prints a traceback, sometimes after the error has been raised here.
     sys.unraisablehook = partial(_without_late_reads, hook)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""What a PyTorch file of weights holds: its state dict, its module, its training's progress."""
+"""Finds a PyTorch file's state dict, its module and the progress of its training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,20 +7,20 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.files.torch_values import Array, Holder, Tensor
 
 HALVES_ALTERNATE = "glow_old"
-"""The Python module of the oldest class, in whose odd flows the two halves change roles."""
-_WRAPPED = ("module", "waveglow")  # the attributes in which DataParallel and the like hold a model
+"""The Python module of the oldest class, whose odd flows swap the roles of the two halves."""
+_WRAPPED = ("module", "waveglow")  # attributes in which DataParallel and the like keep a model
 _MAX_MODULES = 100_000
 
 State = dict[str, Tensor | Array]
 
 
 def find_state(tree: Any, name: str) -> tuple[State, Holder | None, int]:
-    """The tensors by their state dict's names, the module that they were pickled in, and how many
-    stale plain weights lie beside weight_g and weight_v.
+    """The tensors by their names in the state dict, the module that they were pickled in, and the
+    number of stale plain weights beside weight_g and weight_v.
 
-    Raises UserError if the tree holds no weights, or one module twice.
+    Raises UserError if the tree contains no weights, or the same module twice.
     """
-    for _ in range(3):  # {"model": {"state_dict": ...}} is the deepest there is
+    for _ in range(3):  # {"model": {"state_dict": ...}} is the deepest nesting known
         for key in ("state_dict", "model", "model_state_dict", "waveglow"):
             if isinstance(tree, dict) and isinstance(tree.get(key), dict | Holder):
                 tree = tree[key]
@@ -41,7 +41,7 @@ def find_state(tree: Any, name: str) -> tuple[State, Holder | None, int]:
 
 
 def _collect(module: Holder, prefix: str, state: State, seen: set[int], name: str) -> int:
-    """Adds a module's parameters and buffers to `state`; returns how many weights are stale."""
+    """Adds a module's parameters and buffers to `state`; returns the number of stale weights."""
     inside = module.state if isinstance(module.state, dict) else {}
     if id(module) in seen or len(seen) >= _MAX_MODULES or prefix.count(".") > 32:
         raise UserError(f"{name}: one of its modules is there twice; not read")
@@ -76,7 +76,7 @@ def is_of_the_oldest_class(module: Holder) -> bool:
 
 
 def upsampler_stride(module: Holder) -> int | None:
-    """The upsampler's stride, which is the hop; None if the module does not say."""
+    """The upsampler's stride, which is the hop length; None if the module has none."""
     for key, child in _children(module):
         if key == "upsample" and isinstance(child.state, dict):
             stride = child.state.get("stride")
@@ -88,8 +88,8 @@ def upsampler_stride(module: Holder) -> int | None:
 
 
 def training_progress(tree: Any) -> dict[str, Any]:
-    """Iteration, epoch, learning rate, and how many parameters have an optimizer state, as far as
-    the file says so."""
+    """The iteration, epoch, learning rate and number of parameters with an optimizer state, as far
+    as the file has them."""
     report = {
         key: value
         for key in ("iteration", "epoch", "learning_rate")

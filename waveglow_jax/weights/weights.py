@@ -1,4 +1,4 @@
-"""What every reader of weights gives back."""
+"""The result of every reader of weights."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,12 +10,12 @@ from waveglow_jax.weights.moments import Moments
 
 @dataclass(frozen=True)
 class Weights:
-    """A config and its float32 parameters, with what was found out about their file.
+    """A config and its float32 parameters, with information about their file.
 
     params: NumPy or JAX arrays, not yet on a device. kind: the container and its content.
     generation: how a published checkpoint names its layers; "" for our own files. notes: what was
     assumed or left out, one sentence each. training: iteration, epoch, learning rate and the like,
-    where the file says so. moments: Adam's, where they were asked for and are in the file.
+    if the file has them. moments: Adam's, if they were requested and the file has them.
     """
 
     config: Config
@@ -28,7 +28,7 @@ class Weights:
 
 
 def with_alternating_halves(weights: Weights) -> Weights:
-    """The same weights read as the oldest class, whose halves change roles in odd flows."""
+    """The same weights read as the oldest class, whose odd flows swap the halves' roles."""
     if weights.config.waveglow.alternating_halves:
         return weights
     glow = replace(weights.config.waveglow, alternating_halves=True)
@@ -40,7 +40,7 @@ def with_alternating_halves(weights: Weights) -> Weights:
 
 
 def with_moments(weights: Weights, moments: Moments | str | None) -> Weights:
-    """The same weights with Adam's moments, or with a note of the reason why there are none."""
+    """The same weights with Adam's moments, or with a note that gives the reason for none."""
     if isinstance(moments, str):
         return replace(weights, notes=(*weights.notes, f"optimizer state left out: {moments}"))
     return replace(weights, moments=moments)

@@ -1,4 +1,4 @@
-"""A run's curves as one picture: loss, held-out loss, gradient norm, learning rate."""
+"""One figure of a run's curves: loss, held-out loss, gradient norm, learning rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POINTS = 1500
 
 
 def run_figure(history: History, title: str) -> Figure:
-    """A matplotlib Figure. Where a session began anew there is a dotted line."""
+    """The matplotlib Figure of a run; dotted lines mark where it was resumed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -70,7 +70,7 @@ def _raw_and_smooth(axis: Axes, steps: np.ndarray, values: np.ndarray, label: st
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most two points, the lowest and the highest, of each of 1,500 equal stretches."""
+    """The lowest and the highest point of each of 1,500 equal stretches."""
     if len(values) <= 2 * _POINTS:
         return steps, values
     kept = set()
@@ -83,7 +83,7 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _limits(training: np.ndarray, held_out: list[float]) -> tuple[float | None, float | None]:
-    """From the lowest loss to what all but the first stretch of training stays below."""
+    """The loss axis from the lowest loss to the 99.5 % quantile, leaving out the start (2 %)."""
     finite = training[np.isfinite(training)]
     settled = np.concatenate([finite[len(finite) // 50 :], held_out])
     if not len(settled):

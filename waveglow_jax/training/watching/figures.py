@@ -1,4 +1,4 @@
-"""How well the flow fits, from the sums of `validation_step` and the weights themselves."""
+"""Measures how well the flow fits, from `validation_step`'s sums and from the weights."""
 
 import resource
 import sys
@@ -17,12 +17,13 @@ from waveglow_jax.weights.inspection import determinants_and_conditions
 def validation_figures(
     sums: Sequence[dict[str, Any]], params: Params, config: Config
 ) -> dict[str, float | list[float]]:
-    """Figures of a whole validation, from what `validation_step` gave for each of its batches.
+    """The figures of a validation, from what `validation_step` returned for each of its batches.
 
-    validation_loss (the original's scalar), nats_per_sample (all constants); z_mean and z_std over
-    all of z, and both again for each exit, the channels that leave together, in z's order (for
-    speech that the flow fits they are 0 and `train_config.sigma`); and a number a flow: max_log_s
-    (the largest |log_s|), determinants (|det W|), condition_numbers (of W).
+    validation_loss (the original's scalar); nats_per_sample (with all constants); z_mean and z_std
+    over all of z, and z_mean_by_exit and z_std_by_exit for each group of channels that leave the
+    flow together, in z's order (for speech that the flow fits they are 0 and `train_config.sigma`).
+    One number per flow: max_log_s (the largest |log_s|), determinants (|det W|), condition_numbers
+    (of W).
     """
     total: dict[str, Any] = {
         name: sum(np.asarray(s[name], np.float64) for s in sums)
@@ -53,8 +54,8 @@ def _deviation(mean: float, square: float) -> float:
 
 
 def peak_memory() -> int:
-    """Bytes: the most that a device of this process had in use so far; where the devices do not
-    tell, as CPUs do not, the most of the process itself."""
+    """The peak memory in bytes so far: the largest of this process's devices or, if the devices
+    do not report it (CPUs do not), that of the process itself."""
     told = [device.memory_stats() or {} for device in jax.local_devices()]
     if peaks := [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]:
         return max(peaks)

@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl as columns, whole or still being written, of any age."""
+"""Reads a run's metrics.jsonl, of any version and even while it is written, as columns."""
 
 import itertools
 import json
@@ -20,12 +20,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class History:
-    """What a run has told so far.
+    """What a run has recorded so far.
 
-    steps: each of COLUMNS `[n]` float64, a number a training step; NaN where it was not told.
-    validations, sessions: their lines in order, each with its step. non_finite: how many steps had
-    a loss or gradient that was no finite number. unreadable: how many lines are damaged; not the
-    last one, which is being written or was cut by a kill (cut).
+    steps: each of COLUMNS `[n]` float64, one number per training step; NaN where it was not
+    recorded. validations, sessions: their lines in order, each with its step. non_finite: how many
+    steps had a loss or gradient that was not finite. unreadable: how many lines are damaged, except
+    for the last one. cut: whether the last line is incomplete, because it is being written or a
+    kill cut it off.
     """
 
     steps: dict[str, np.ndarray]
@@ -50,7 +51,7 @@ def read_history(path: Path) -> History:
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             for text in file:
-                unreadable += cut  # it was not the last line, then
+                unreadable += cut  # the damaged line before was not the last one
                 line = _parsed(text)
                 cut = line is None
                 if line is None:
@@ -72,7 +73,7 @@ def read_history(path: Path) -> History:
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
-    """A line as an object with a step, or None if it is not one."""
+    """The line as a JSON object with a step, or None if it is not one."""
     try:
         line = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError):
@@ -94,8 +95,11 @@ def _number(value: Any) -> float:
 
 
 def window_means(values: np.ndarray, count: int = 50, least: int = 20) -> np.ndarray:
-    """`[n] -> [w, 4]`: first and last index, mean and standard error of w equal stretches, at most
-    `count` and of at least `least` values each; NaN are left out of both."""
+    """`[n] -> [w, 4]`: first and last index, mean and standard error of w equal stretches.
+
+    There are at most `count` stretches of at least `least` values each. Mean and error ignore
+    values that are not finite, and a stretch without finite ones is left out.
+    """
     n_windows = max(1, min(count, len(values) // least)) if len(values) else 0
     borders = np.linspace(0, len(values), n_windows + 1).astype(int)
     rows = []

@@ -1,4 +1,4 @@
-"""How a training run goes, from its folder alone: under way, killed or done."""
+"""Reports on a training run from its folder alone, whether it is running, killed or done."""
 
 import math
 import time
@@ -12,10 +12,10 @@ from waveglow_jax.training.watching.history import History, read_history, window
 from waveglow_jax.weights.inspection import suspicious_matrices
 
 RECENT = 100
-"""Steps whose mean is called the loss of now."""
+"""Number of last steps whose mean is reported as the current loss."""
 
-# A trained flow's |log_s| stays in single figures (exp(8) is 3,000); z that is a fifth too wide or
-# narrow is a flow that has not fitted the speech it is shown.
+# A trained flow's |log_s| stays below 10 (exp(8) is 3,000). If the standard deviation of z is off
+# by more than a fifth, the flow has not fitted the speech.
 _WIDE_LOG_S = 8.0
 _WIDE_Z = 0.2
 _FITTED_AFTER = 1000
@@ -25,14 +25,14 @@ _MANY_VALIDATIONS = 10
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether it looks like a training run's folder, be it one that has saved nothing yet."""
+    """Whether it looks like a training run's folder, even one without a checkpoint so far."""
     told = (path / "metrics.jsonl").is_file() or (path / "checkpoints").is_dir()
     return told and (path / "config.json").is_file()
 
 
 def report_run(run: Path) -> dict[str, Any]:
-    """JSON-ready: config, progress, speed, losses, what validation found, checkpoints, sessions,
-    and `warnings`, a sentence each. None stands for what the run's files do not tell.
+    """A JSON-ready report: config, progress, speed, losses, validation, checkpoints, sessions,
+    and `warnings`, one sentence each. None stands for what the run's files do not contain.
 
     Raises UserError if config.json or metrics.jsonl cannot be read.
     """
@@ -71,7 +71,7 @@ def _progress(config: Config, history: History) -> dict[str, Any]:
     if samples_per_second:
         step_seconds = train.batch_size * config.data.segment_length / samples_per_second
         left = (total - history.last_step) * step_seconds if total else None
-        # A session's first step, which tells no speed, waits for the loader to start.
+        # A session's first step, which records no speed, waits for the loader to start.
         going = np.isfinite(history.steps["samples_per_second"])
         waits = history.steps["data_wait"][going][-RECENT:]
         waits = waits[np.isfinite(waits)]
@@ -115,7 +115,7 @@ def _validation(history: History) -> dict[str, Any] | None:
 
 
 def _checkpoints(run: Path, history: History) -> tuple[list[dict[str, Any]], list[str]]:
-    """Step, bytes and validation loss of each checkpoint, and the names of unfinished saves."""
+    """The step, bytes and validation loss of each checkpoint; the names of unfinished saves."""
     losses = {v["step"]: v.get("validation_loss") for v in history.validations}
     whole, unfinished = [], []
     for folder in sorted((run / "checkpoints").glob("*")):
@@ -134,7 +134,7 @@ def _last(history: History, name: str) -> float | None:
 
 
 def _recent(history: History, name: str) -> float | None:
-    """The mean of the last 100 steps that told it."""
+    """The mean of the finite values among the last 100 steps."""
     recent = history.steps[name][-RECENT:]
     recent = recent[np.isfinite(recent)]
     return float(recent.mean()) if len(recent) else None
@@ -214,7 +214,7 @@ def _of_fit(line: dict[str, Any], config: Config) -> list[str]:
 
 
 def _numbers(line: dict[str, Any], name: str) -> list[float]:
-    """A number a flow; NaN for what was not finite, nothing from a run that did not tell."""
+    """A list of numbers, NaN for those that were not finite; empty if the run has no such list."""
     told = line.get(name)
     if not isinstance(told, list):
         return []
@@ -225,7 +225,7 @@ def _numbers(line: dict[str, Any], name: str) -> list[float]:
 
 
 def run_as_text(found: dict[str, Any]) -> str:
-    """The report on one screen, a subject a line."""
+    """The report on one screen, one subject per line."""
     lines = [
         f"{found['run']}: {found['kind']}",
         *_config_lines(found),

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, and a line or bar on the terminal."""
+"""Records a run in progress: metrics.jsonl, TensorBoard, and lines or a bar on the terminal."""
 
 import json
 import math
@@ -26,13 +26,13 @@ LINE_EVERY_SECONDS = 30.0
 RATE_OVER_STEPS = 100
 
 Figures = dict[str, Any]
-"""Each a number, a list of numbers (one a flow or exit), or a dictionary that says something."""
+"""Each value is a number, a list of numbers (per flow or output group), or a dictionary."""
 
 
 class Monitor:
-    """Writes the figures of a run from `first_step` on; what was written beyond it goes.
+    """Writes the figures of a run from `first_step` on; deletes those of later steps first.
 
-    A run killed after its last checkpoint has told of steps that are about to be done again.
+    A run killed after its last checkpoint has recorded steps that will now be repeated.
     """
 
     def __init__(self, run: Path, config: Config, first_step: int, total_steps: int):
@@ -47,7 +47,7 @@ class Monitor:
             SummaryWriter(
                 str(run / "tensorboard"),
                 purge_step=first_step + 1 if first_step else None,
-                # Its thread ends when the disk is full: a full queue would wait for it for ever.
+                # Its thread ends when the disk is full; a full queue would then block forever.
                 max_queue=2**20,
             )
         ]
@@ -67,13 +67,13 @@ class Monitor:
 
     def __exit__(self, *_: object) -> None:
         for each in (self._metrics, *self._boards):
-            with suppress(OSError):  # a full disk was told of when it was met
+            with suppress(OSError):  # a full disk was reported when it occurred
                 each.close()
         if self._bar is not None:
             self._bar.close()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """One training step's figures; the first call of a session starts its clock."""
+        """Records one training step; the first call of a session starts its clock."""
         self._marks.append((step, time.monotonic() - self._paused))
         (first, began), (_, now) = self._marks[0], self._marks[-1]
         rate = (step - first) / (now - began) if now > began else 0.0
@@ -98,11 +98,11 @@ class Monitor:
             )
 
     def pause(self, seconds: float) -> None:
-        """Time that was not training, left out of the rates."""
+        """Excludes time that was not training from the rates."""
         self._paused += seconds
 
     def validation(self, step: int, figures: Figures) -> None:
-        """What `validation_figures` found on the held-out clips."""
+        """Records what `validation_figures` measured on the held-out clips."""
         self._record(step, figures)
         self._scalars("validation", figures, step)
         self.say(
@@ -117,8 +117,11 @@ class Monitor:
         original: tuple[np.ndarray, np.ndarray],
         syntheses: Mapping[float, tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        """A held-out clip `[T]` and the mel `[F, M]` that it was synthesised from, and what each
-        sigma made of that."""
+        """Records a held-out clip.
+
+        original: its audio `[T]` and the mel `[F, M]` to synthesise. syntheses: for each sigma, the
+        audio synthesised from that mel, and its mel.
+        """
         rate = self._config.data.sampling_rate
         clips = {f"sigma {sigma:g}": made for sigma, made in syntheses.items()}
         figure = mel_figure(
@@ -140,7 +143,7 @@ class Monitor:
     def _scalars(self, group: str, figures: Figures, step: int) -> None:
         named: dict[str, Any] = {}
         for name, value in figures.items():
-            if isinstance(value, list):  # a number a flow, or an exit: a group of their own
+            if isinstance(value, list):  # one per flow or output: a separate group
                 named |= {f"{name}/{i:02}": each for i, each in enumerate(value)}
             else:
                 named[f"{group}/{name}"] = value
@@ -153,12 +156,12 @@ class Monitor:
         self._metrics.flush()
 
     def without_boards(self) -> None:
-        """TensorBoard's figures are no longer written, for the disk does not take them."""
+        """Stops writing to TensorBoard and Weights & Biases, after a failed write to disk."""
         self._boards = []
 
 
 class Silence:
-    """The monitor of a process that is not its run's first: tells nothing."""
+    """The monitor of a process that is not the first of its run: it records nothing."""
 
     def __enter__(self) -> "Silence":
         return self
@@ -171,13 +174,13 @@ class Silence:
 
 
 def say(line: str) -> None:
-    """A line for the person watching, above the bar if there is one."""
+    """Prints a line to the terminal, above the bar if there is one."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN: null tells that a value was not finite."""
+    """The value with None for numbers that are not finite, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -186,7 +189,7 @@ def _finite(value: Any) -> Any:
 
 
 def _session(total_steps: int) -> dict[str, Any]:
-    """What a run goes on with from here, for whoever reads the figures later."""
+    """The start time, last step and devices of this session, for later readers."""
     devices = jax.devices()
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),

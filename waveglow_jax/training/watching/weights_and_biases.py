@@ -1,4 +1,4 @@
-"""A run's figures, clips and pictures to Weights & Biases as well (extra `wandb`)."""
+"""Sends a run's figures, clips and pictures to Weights & Biases as well (extra `wandb`)."""
 
 import os
 import uuid
@@ -12,10 +12,10 @@ from waveglow_jax.files.atomic import write_text
 
 
 class WeightsAndBiases:
-    """What `Monitor` calls on TensorBoard's writer, for `train_config.wandb_project`.
+    """Stands in for TensorBoard's writer in `Monitor`, for `train_config.wandb_project`.
 
-    A run that is resumed goes on under the id in RUN/wandb_id.txt; steps done anew after a kill
-    are not told twice. WANDB_MODE=offline and the library's other variables work as ever. Raises
+    A resumed run continues under the id in RUN/wandb_id.txt; steps repeated after a kill are not
+    recorded twice. WANDB_MODE=offline and the library's other variables work as usual. Raises
     UserError if the library or a login is missing.
     """
 
