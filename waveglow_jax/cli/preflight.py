@@ -1,4 +1,4 @@
-"""preflight: what a program would take on accelerators that are not there."""
+"""preflight: estimates time and memory of a program on accelerators that are not there."""
 
 import argparse
 import dataclasses

@@ -8,8 +8,8 @@ name in the message. Sizes are checked against the file before memory is allocat
 numbers are read only on request.
 
 Both containers are read: the zip of torch >= 1.6, and the older one of four pickles and then the
-storages. `write_torch` writes the zip. Of this package's other folders the module needs only
-`errors`, so that `files/mels.py` can read mels with it.
+storages. `write_torch` writes the zip. Besides the other `torch_` modules, this module needs only
+`errors` of this package, so that `files/mels.py` can read mels with it.
 """
 
 import io
@@ -112,7 +112,7 @@ class TorchFile:
 
 @contextmanager
 def open_torch(path: str | Path) -> Iterator[TorchFile]:
-    """Opens a PyTorch file. Raises UserError if it is no such file, damaged, or not wholly inert."""
+    """Opens a PyTorch file. Raises UserError if it is none, is damaged, or is not wholly inert."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "rb"))
