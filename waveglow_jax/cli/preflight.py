@@ -1,4 +1,4 @@
-"""preflight: estimates time and memory of a program on accelerators that are not there."""
+"""preflight: estimates what a program needs on accelerators that are not there."""
 
 import argparse
 import dataclasses

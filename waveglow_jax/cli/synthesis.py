@@ -202,7 +202,7 @@ def _memory_told() -> Iterator[None]:
 
 
 def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
-    """Synthesises files in order, by windows that may hold parts of several; returns the exit code."""
+    """Synthesises files in order, by windows that may hold several; returns the exit code."""
     data, dtype = voice.config.data, arguments.dtype
     lengths = [n for item in items if (n := _frames_of(item.path, voice))]
     try:
