@@ -162,7 +162,10 @@ class WaveGlowConfig:
 
     @property
     def n_parameters(self) -> int:
-        """The number of parameters that `flow.waveglow.init` creates, norms included."""
+        """The number of parameters that `flow.waveglow.init` creates.
+
+        It includes the norms of weight norm.
+        """
         mels, taps, conditioning = self.n_mel_channels, self.upsample_kernel, self.n_mel_channels
         if self.conditioning == "group":
             taps //= self.n_group

@@ -148,7 +148,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 def _split_overrides(
     argv: Sequence[str], parser: argparse.ArgumentParser
 ) -> tuple[list[str], dict[str, Any]]:
-    """Splits options such as `--train.batch_size 8` and `--data.segment_length=8192` off.
+    """Separates options such as `--train.batch_size 8` and `--data.segment_length=8192`.
 
     Returns the other arguments, and the overrides by their names. An option with a dot in its name
     sets a field of the config; its value is parsed as JSON, or else taken as a string.
