@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a program within a second, with a message of one line, whatever it is doing.
+"""Ctrl-C and SIGTERM end a program within a second, with a one-line message, whatever it does.
 
 The signal handlers raise an exception, so that unfinished files are removed while it propagates.
 But such an exception can be lost, in a callback of the garbage collector or in a library that

@@ -162,7 +162,7 @@ def source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def weights_of(arguments: argparse.Namespace) -> str:
-    """The WEIGHTS that `source_arguments` parsed; refuses none and two of them."""
+    """The WEIGHTS that `source_arguments` parsed; refuses none, and two values."""
     if (arguments.source is None) == (arguments.weights is None):
         arguments.refuse("give WEIGHTS once, by itself or by -w/--weights")
     return arguments.source if arguments.weights is None else arguments.weights
