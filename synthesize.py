@@ -1,4 +1,4 @@
-"""Mels or recordings in, speech out: python synthesize.py INPUT... -o DIR [-w WEIGHTS]"""
+"""Converts mels or recordings to speech: python synthesize.py INPUT... -o DIR [-w WEIGHTS]"""
 
 from waveglow_jax.interrupts import program
 

@@ -1,10 +1,10 @@
 """Strict numerics for every test: eight CPU devices, no silent rank promotion.
 
 `WAVEGLOW_JAX_TEST_DEVICE=accelerator pytest -n 0` runs the tests on the devices that JAX finds.
-Float32 matmuls are exact there too (`highest`) unless a test asks for the device's default. What
-needs more devices than there are is skipped.
+Float32 matmuls are exact there too (`highest`) unless a test asks for the device's default. Tests
+that need more devices than there are are skipped.
 
-What one test compiles, another finds, in whatever process: for as long as the run lasts.
+All tests of a run, in all its processes, share one cache of compiled programs.
 """
 
 import atexit
@@ -35,7 +35,7 @@ from browser import browser  # noqa: E402, F401 - a fixture
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked with more devices than there are."""
+    """Skips tests that are marked with more devices than there are."""
     there = jax.device_count()
     for item in items:
         marker = item.get_closest_marker("devices")
@@ -46,11 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_program_cache(monkeypatch):
-    """Commands run by a test keep nothing in the user's cache folder."""
+    """Commands that a test runs write nothing to the user's cache folder."""
     monkeypatch.setattr("waveglow_jax.synthesis.program_cache.keep_programs", lambda folder: None)
 
 
 @pytest.fixture
 def no_full_scale(monkeypatch):
-    """Random weights know no full scale: their samples come out as they are."""
+    """Disables the limit at full scale: random weights exceed it, and their samples stay as is."""
     monkeypatch.setattr("waveglow_jax.synthesis.levels.FULL_SCALE", float("inf"))

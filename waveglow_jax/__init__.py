@@ -5,7 +5,7 @@
     audio = voice.synthesize(voice.mel(recording))     # samples in [-1, 1]
     z, log_det = wg.forward(params, config, audio, mel)
 
-Names are imported when they are first used, so that a command's help does not wait for JAX.
+Names are imported at their first use, so that a command's help does not wait for JAX.
 """
 
 from waveglow_jax.interrupts import listen_if_program
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from waveglow_jax.paths import give_libraries_caches  # noqa: E402
 
-if TYPE_CHECKING:  # what editors and type checkers see of the names below
+if TYPE_CHECKING:  # declares the names below to editors and type checkers
     from waveglow_jax import synthesis as synthesis
     from waveglow_jax.audio.mel import log_mel as log_mel
     from waveglow_jax.config import Config as Config

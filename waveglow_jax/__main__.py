@@ -4,7 +4,7 @@ from waveglow_jax.interrupts import program
 
 
 def main() -> NoReturn:
-    """The program: the same for `python -m waveglow_jax` and for the script of that name."""
+    """Runs the program, for `python -m waveglow_jax` and for the script of that name alike."""
     program(_run)
 
 

@@ -1,9 +1,9 @@
 """Frozen hyper-parameters, and their JSON.
 
 A file has the sections of the original's `config.json` (`waveglow_config`, `data_config`,
-`train_config`), and `synthesis_config`; the original's own file loads unchanged. Every field is
-checked here, once, so that no other file has to. The message names an unknown field, gives the
-limits that a value exceeds, which stand beside its field, and both numbers of an impossible
+`train_config`), and `synthesis_config`; the original's own file loads unchanged. This module checks
+every field once, so that no other module has to. An error message names an unknown field, gives the
+limits that a value exceeds (they stand beside its field), or gives both numbers of an impossible
 combination.
 """
 
@@ -31,17 +31,17 @@ from waveglow_jax.text import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 LATENT: Literal["latent"] = "latent"
-"""The consistency that searches for a typical z, in place of a number of corrections."""
+"""The `consistency` that selects the search for a typical z instead of a number of corrections."""
 MAX_CONSISTENCY = 10_000
 MAX_PARAMETERS = 2**31
-"""Of a voice in all: 8 GiB in float32, eight times the paper's model."""
+"""The most parameters of a voice: 8 GiB in float32, eight times the paper's model."""
 MAX_REACH = 2**22
-"""Samples to either side that a sample may depend on; the published weights' 24,480."""
+"""The most samples to either side that a sample may depend on (published weights: 24,480)."""
 
 
 _NEVER = 10**9
-# A file comes from anywhere: beyond the bounds of the fields below, nothing would end or fit into
-# memory.
+# Config files may come from any source: beyond the bounds of the fields below, programs would not
+# finish or would exceed the memory.
 _MOST_SIGMAS = 100
 _MOST_OVERLAP = 64
 
@@ -50,8 +50,8 @@ _MOST_OVERLAP = 64
 class WNConfig:
     """WN, the dilated convolutional conditioner of a coupling.
 
-    `n_channels` are the residual channels; `n_skip_channels` 0 means as many (the published
-    weights: 256 and 256; the paper: 512 and 256).
+    `n_channels` counts the residual channels; `n_skip_channels` 0 means equally many (the published
+    weights have 256 and 256, the paper 512 and 256).
     """
 
     n_layers: Annotated[int, Bounds(1, 16)] = 8
@@ -65,11 +65,14 @@ class WNConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Steps to either side that all layers span together: layer i spans 2^i (kernel // 2)."""
+        """Steps to either side that all layers span together; layer i adds 2^i (kernel // 2)."""
         return (2**self.n_layers - 1) * (self.kernel_size // 2)
 
     def n_parameters(self, half: int, conditioning: int) -> int:
-        """The numbers in one WN, the norms of weight norm included; both arguments in channels."""
+        """The number of parameters of one WN, weight norm's norms included.
+
+        Both arguments are in channels.
+        """
 
         def layer(seen: int, features: int) -> int:
             return (seen + 2) * features  # weights, bias and norm
@@ -92,10 +95,10 @@ class WNConfig:
 
 @dataclass(frozen=True)
 class MelWhitening:
-    """Whitening of the audio by the spectrum its mel tells, renewed every `block` samples.
+    """Whitening of the audio by the spectrum that its mel gives, updated every `block` samples.
 
-    order 0 whitens each block by itself; above 0, a linear predictor of that order goes across the
-    blocks' borders (`flow/whitening.py`). `floor` is the standard deviation of assumed noise.
+    `order` 0 whitens each block by itself; above 0, a linear predictor of that order runs across
+    block borders (`flow/whitening.py`). `floor` is the standard deviation of the assumed noise.
     """
 
     block: Annotated[int, Bounds(2, 2**16)] = 64
@@ -109,12 +112,12 @@ class MelWhitening:
 
 @dataclass(frozen=True)
 class WaveGlowConfig:
-    """The flow. Defaults are the published weights'.
+    """The flow. The defaults are those of the published weights.
 
-    `upsample_kernel` is in samples, for either `conditioning`: "sample" (the original: the mel
-    is upsampled to the sample rate, then squeezed) or "group" (straight to the rate of groups).
-    `alternating_halves`: in odd flows the second half conditions the first, as in the oldest
-    published class.
+    `upsample_kernel` is in samples for both kinds of `conditioning`: "sample" (the original: the
+    mel is upsampled to the sample rate, then squeezed) and "group" (the mel is upsampled directly
+    to the rate of groups). `alternating_halves`: in odd flows the second half conditions the first,
+    as in the oldest published class.
     """
 
     n_mel_channels: Annotated[int, Bounds(1, 1024)] = 80
@@ -134,33 +137,35 @@ class WaveGlowConfig:
 
     @property
     def whitening(self) -> MelWhitening:
-        """`mel_whitening`, where it is known that there is one."""
+        """`mel_whitening`, for callers that know that it is not None."""
         assert self.mel_whitening is not None
         return self.mel_whitening
 
     @property
     def whitening_order(self) -> int:
-        """The order of the whitening's predictor; 0 without one, and without whitening."""
+        """The order of the whitening's predictor; 0 without a predictor or without whitening."""
         return self.mel_whitening.order if self.mel_whitening else 0
 
     def leaves_before(self, flow: int) -> bool:
-        """Whether `n_early_size` channels leave before this flow."""
+        """Whether an early output of `n_early_size` channels precedes this flow."""
         return flow > 0 and flow % self.n_early_every == 0
 
     def channels(self, flow: int) -> int:
-        """Channels that this flow works on."""
+        """The number of channels that this flow transforms."""
         return self.n_group - self.n_early_size * sum(map(self.leaves_before, range(flow + 1)))
 
     def exits(self) -> list[slice]:
-        """z's channels by when they leave, in their order: before each flow that some leave
-        before, then those that go all the way."""
+        """z's channels as slices, in order: each early output, then the last flow's channels."""
         left = [self.n_group - self.channels(k) for k in range(self.n_flows)]
         borders = sorted({0, *left, self.n_group})
         return [slice(a, b) for a, b in pairwise(borders)]
 
     @property
     def n_parameters(self) -> int:
-        """How many numbers `flow.waveglow.init` makes, the norms of weight norm among them."""
+        """The number of parameters that `flow.waveglow.init` creates.
+
+        It includes the norms of weight norm.
+        """
         mels, taps, conditioning = self.n_mel_channels, self.upsample_kernel, self.n_mel_channels
         if self.conditioning == "group":
             taps //= self.n_group
@@ -172,7 +177,7 @@ class WaveGlowConfig:
 
     @property
     def reach(self) -> int:
-        """Samples to either side that the conditioners of all flows span together."""
+        """Context of all flows' conditioners together, in samples to either side."""
         return self.n_flows * self.WN.receptive_field * self.n_group
 
     def halves_swapped(self, flow: int) -> bool:
@@ -212,7 +217,7 @@ class WaveGlowConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The audio and its mel; `segment_length` is a training clip, in samples."""
+    """The audio and its mel; `segment_length` is the length of a training clip in samples."""
 
     training_files: str = ""
     segment_length: Annotated[int, Bounds(1, 2**24)] = 16000
@@ -240,22 +245,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. `batch_size` counts the clips of a step over all devices together.
+    """A training run. `batch_size` counts the clips per step over all devices together.
 
     A run ends after `steps`, or after `epochs` if that is above 0 and comes sooner. The learning
-    rate rises linearly over `warmup_steps`; from `decay_start` (a share of the run) it falls by a
-    cosine to `final_learning_rate` (0: stays constant). `plateau_patience` above 0 drops it to
+    rate rises linearly over `warmup_steps`; from `decay_start` (a share of the run) it falls along
+    a cosine to `final_learning_rate` (0: it stays constant). `plateau_patience` above 0 drops it to
     `plateau_learning_rate` after that many validations in a row without a better one.
-    `noise_std` is added to the training clips (never to their mels); from `decay_start` it
-    falls geometrically to `final_noise_std` (0: stays constant).
-    `on_save_failure` "continue" trains on where "stop" stops: when the disk does not take a
-    checkpoint in the middle of the run.
-    TensorBoard's clips come at the voice's own sigma (`SynthesisConfig`), then at each of
-    `synthesis_sigmas`. `wandb_project`: of Weights & Biases, told as well.
-    For larger batches than fit:
-    `gradient_accumulation` computes each device's share of the batch in so many parts, one after
-    another, which changes nothing but rounding; `checkpoint_flows` keeps of each flow only its
-    input and computes the rest anew in the backward pass.
+    Noise of the standard deviation `noise_std` is added to the training clips (never to their
+    mels); from `decay_start` it falls geometrically to `final_noise_std` (0: it stays constant).
+    `on_save_failure` decides whether the run stops ("stop") or goes on ("continue") if a checkpoint
+    in the middle of the run cannot be saved.
+    TensorBoard gets clips at the voice's own sigma (`SynthesisConfig`), then at each of
+    `synthesis_sigmas`. `wandb_project` names a Weights & Biases project that gets the log as well.
+    Two fields allow larger batches than the memory holds at once: `gradient_accumulation` computes
+    each device's share of the batch in that many parts, one after another, which changes nothing
+    but rounding; `checkpoint_flows` saves only each flow's input as a residual and recomputes the
+    rest in the backward pass.
     """
 
     seed: Annotated[int, Bounds(0, 2**32 - 1)] = 1234
@@ -303,12 +308,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SynthesisConfig:
-    """How the voice speaks where it is not told otherwise.
+    """The voice's defaults for synthesis.
 
     `sigma` is its own temperature. `consistency` counts the corrections of the sample towards its
     mel (`synthesis/consistency.py`; 0: none). `bandwidth` is the highest frequency, in Hz, of the
-    recordings that the voice was trained on: where the mel does not reach either, corrections
-    silence what is beyond it (0: they leave it as the flow has it).
+    recordings that the voice was trained on. Corrections silence the frequencies above it that the
+    mel does not cover either (0: they leave the flow's output there unchanged).
     """
 
     sigma: Annotated[float, Bounds(0, 100)] = 0.6
@@ -326,7 +331,7 @@ _SECTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run needs; hashable, so it can be a static argument of a jitted function."""
+    """All settings of a run; hashable, so it can be a static argument of a jitted function."""
 
     waveglow: WaveGlowConfig = field(default_factory=WaveGlowConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -377,15 +382,15 @@ class Config:
 
     @property
     def clip_frames(self) -> int:
-        """Mel frames of a training clip: those whose centre lies in it or at its end."""
+        """The number of mel frames whose centre lies in a training clip or at its end."""
         return self.data.segment_length // self.data.hop_length + 1
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads a config file, or a preset by its name, such as "nvidia256".
 
-    `overrides` maps dotted names, as `train.batch_size`, to values. Raises UserError if the file is
-    missing, is no JSON, or holds an unknown or impossible field.
+    `overrides` maps dotted names, such as `train.batch_size`, to values. Raises UserError if the
+    file is missing, is not JSON, or holds an unknown or impossible field.
     """
     path = config_path(path)
     raw = read_json(path)
@@ -398,7 +403,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def field_facts() -> list[FieldFacts]:
-    """The facts of every field, named as a command line sets it: `--section.field VALUE`."""
+    """The facts of every field, by its name on the command line: `--section.field VALUE`."""
     return [
         facts
         for name, section in _SECTIONS.items()
@@ -424,7 +429,7 @@ def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """JSON sections of a config; `config_from_dict` reads them back to an equal one."""
+    """JSON sections of a config; `config_from_dict` converts them back to an equal config."""
     return {
         "description": config.description,
         "waveglow_config": dataclasses.asdict(config.waveglow),

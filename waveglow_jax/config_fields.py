@@ -1,9 +1,9 @@
-"""Dataclasses of settings: read from JSON, checked, and listed.
+"""Reads dataclasses of settings from JSON, checks them, and lists their fields.
 
-A field's type says what its values may be: `Annotated[int, Bounds(1, 64)]` is a number within
-these bounds, `Annotated[str, OneOf("a", "b")]` one of these words, `tuple[KIND, ...]` a list, a
-dataclass a section of its own, `SECTION | None` one that may be missing. Sections are called by
-their dotted names in the file, such as `waveglow_config.WN_config`.
+A field's type gives its possible values: `Annotated[int, Bounds(1, 64)]` is a number within these
+bounds, `Annotated[str, OneOf("a", "b")]` is one of these words, `tuple[KIND, ...]` is a list, a
+dataclass is a section of its own, and `SECTION | None` is a section that may be missing. Sections
+have their dotted names in the file, such as `waveglow_config.WN_config`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _MOST_SHOWN = 60
 
 @dataclass(frozen=True)
 class Bounds:
-    """The lowest and highest value of a number, and whether these themselves are excluded."""
+    """The lowest and highest value of a number, and whether these bounds are excluded."""
 
     low: float
     high: float
@@ -41,7 +41,7 @@ class Bounds:
 
 @dataclass(frozen=True, init=False)
 class OneOf:
-    """The words that a field may be."""
+    """The words that are a field's possible values."""
 
     words: tuple[str, ...]
 
@@ -71,7 +71,7 @@ def _without_none(kind: Any) -> Any:
 
 
 def _limit(kind: Any) -> Bounds | OneOf | None:
-    """What limits the values of a type, or a list's items."""
+    """The limit of a type's values, or of a list's items; None if there is none."""
     if get_origin(kind) is tuple:
         return _limit(get_args(kind)[0])
     return kind.__metadata__[0] if get_origin(kind) is Annotated else None
@@ -82,7 +82,7 @@ def _bare(kind: Any) -> Any:
 
 
 def _with_inner(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections by their dotted names, with those inside of them."""
+    """The sections by their dotted names, nested sections included."""
     found: dict[str, Any] = {}
     for where, section in sections.items():
         kinds = {name: _without_none(kind) for name, kind in _kinds(section).items()}
@@ -116,7 +116,7 @@ def _check_limit(limit: Bounds | OneOf, value: Any, place: str) -> None:
 
 
 def _shown(text: str) -> str:
-    """A value as a message shows it, which a file may have made of any length."""
+    """A value as a message shows it: cut to a limit, because a file's values have any length."""
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
@@ -126,8 +126,8 @@ def _shown(text: str) -> str:
 def read_section(sections: Mapping[str, Any], where: str, raw: Any) -> Any:
     """The section `where` of a file from its JSON.
 
-    `sections` are the file's, by name. Raises UserError for a field that is unknown or of another
-    type, and does not check limits.
+    `sections` maps the names of the file's sections to their types. Raises UserError for a field
+    that is unknown or of another type; does not check limits.
     """
     return _section(_with_inner(sections), where, raw)
 
@@ -164,13 +164,13 @@ def _typed(sections: Mapping[str, Any], kind: Any, value: Any, where: str) -> An
 
 
 def typed(kind: type, value: Any, where: str) -> Any:
-    """A string, number or truth value of the type `kind`. Raises UserError if it is none."""
-    # JSON writes 1e-4 and 8000.0 as numbers of either kind; true is not a number here.
+    """The value as a string, number or boolean of the type `kind`; UserError if it is none."""
+    # JSON does not distinguish integers from floats; true is not a number here.
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
-            return math.inf  # which is beyond the bounds of every field
+            return math.inf  # infinity exceeds the bounds of every field
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -181,7 +181,7 @@ def typed(kind: type, value: Any, where: str) -> Any:
 
 
 def unknown_field(name: str, known: list[str], sections: Mapping[str, Any]) -> str:
-    """A message that refuses a name, with the field of that name elsewhere or the closest one."""
+    """The message for an unknown name; suggests that field elsewhere, or the closest one."""
     import difflib
 
     field = name.rpartition(".")[2]
@@ -199,8 +199,8 @@ def unknown_field(name: str, known: list[str], sections: Mapping[str, Any]) -> s
 
 @dataclass(frozen=True)
 class FieldFacts:
-    """One field: its dotted name, its type, its default in JSON, its limit in words ("": anything
-    of the type), and the limit itself."""
+    """Facts of one field: its dotted name, its type, its default in JSON, its limit in words ("":
+    anything of the type), and the limit itself."""
 
     name: str
     kind: str
@@ -210,7 +210,7 @@ class FieldFacts:
 
 
 def facts_of(section: Any, where: str) -> Iterator[FieldFacts]:
-    """The facts of every field of a section, those of sections inside of it included."""
+    """The facts of every field of a section, nested sections included."""
     for name, kind in _kinds(section).items():
         place, inner = f"{where}.{name}", _without_none(kind)
         if inner is not kind:

@@ -1,4 +1,4 @@
-"""The original's and older configs in today's names."""
+"""Renames the fields of the original's and of older configs to today's names."""
 
 import json
 from typing import Any
@@ -10,14 +10,16 @@ from waveglow_jax.errors import UserError
 def in_our_names(raw: dict[str, Any]) -> dict[str, Any]:
     """The JSON of a config under today's names; `raw` is changed in place.
 
-    To be called before overrides are applied, which win over what the file says under either name.
-    Raises UserError for what has no counterpart, or is there under both names with two values.
+    It must run before overrides are applied, which take precedence over the file's value under
+    either name. Raises UserError for a field that has no counterpart, or that the file holds under
+    both names with two values.
     """
     return _with_sigma_moved(_from_the_original(raw))
 
 
 def _from_the_original(raw: dict[str, Any]) -> dict[str, Any]:
-    """The original's file in our names, without what is set elsewhere here (--output, pmap)."""
+    """The original's config in our names, without fields that are set elsewhere here (--output,
+    pmap)."""
     train = raw.get("train_config")
     raw.pop("dist_config", None)
     if not isinstance(train, dict):
@@ -35,7 +37,7 @@ def _from_the_original(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_sigma_moved(raw: dict[str, Any]) -> dict[str, Any]:
-    """The file with train_config.synthesis_sigma as what it is today, synthesis_config.sigma."""
+    """Renames train_config.synthesis_sigma to its name of today, synthesis_config.sigma."""
     train = raw.get("train_config")
     if not isinstance(train, dict) or "synthesis_sigma" not in train:
         return raw
@@ -53,13 +55,13 @@ def _with_sigma_moved(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def override(raw: dict[str, Any], name: str, value: Any) -> None:
-    """Sets one field of a config's JSON, named as on the command line, in place."""
+    """Sets one field of a config's JSON in place; `name` is its name on the command line."""
     section, *rest = name.split(".")
     section = section if section.endswith("_config") else f"{section}_config"
     if not rest:
         raise UserError(f"--{name}: name the section too, such as --train.{name}")
     if (section, rest) == ("train_config", ["synthesis_sigma"]):
-        section, rest = "synthesis_config", ["sigma"]  # as it was called in older commands
+        section, rest = "synthesis_config", ["sigma"]  # its name in older commands
     node = raw
     for key in (section, *rest[:-1]):
         if node.get(key) is None:

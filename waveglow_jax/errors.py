@@ -1,18 +1,18 @@
-"""The one error that reaches the person at the keyboard, and what may be shown to them."""
+"""The error and the warnings that reach the user, and the escaping of text shown to them."""
 
 import re
 
-# What a terminal obeys rather than shows: control characters, and marks that turn the direction of
-# text, so that a name reads as another one.
+# Characters that a terminal interprets rather than shows: control characters, and marks that change
+# the direction of text, by which one name can look like another.
 _COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):
     """One line: which file or field, what is wrong with it, and what to do about it.
 
-    Commands print it to stderr without a traceback and exit with 1. Names that come out of a file
-    may hold anything: what does not print becomes a question mark, and a byte that is no character
-    of UTF-8, as in names of files from elsewhere, its number.
+    Commands print it to stderr without a traceback and exit with 1. Names that come from a file may
+    hold any characters: unprintable ones become a question mark, and a byte that is not valid
+    UTF-8, as in file names from other systems, becomes its number.
     """
 
     def __init__(self, message: str):
@@ -22,23 +22,26 @@ class UserError(ValueError):
 def _printable(character: str) -> str:
     if character.isprintable():
         return character
-    if "\udc80" <= character <= "\udcff":  # how Python holds such a byte
+    if "\udc80" <= character <= "\udcff":  # Python's form of such a byte
         return f"\\x{ord(character) - 0xDC00:02x}"
     return " " if character.isspace() else "?"
 
 
 class FileWarning(UserWarning):
-    """One line: what is odd about a file or folder, without which things go on. Commands print it
-    to stderr."""
+    """One line: an oddity of a file or folder that does not stop the command.
+
+    Commands print it to stderr.
+    """
 
     def __init__(self, message: str):
         super().__init__(escaped(message))
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """The text with what a terminal would obey written out, as Python writes it: `\\x1b`.
+    """The text with characters that a terminal would interpret escaped as in Python: `\\x1b`.
 
-    keep: such characters to leave as they are. Names and descriptions out of files hold anything.
+    keep: such characters to leave as they are. Names and descriptions from files may hold any
+    characters.
     """
 
     def written(found: re.Match[str]) -> str:
@@ -49,7 +52,7 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 class LevelWarning(UserWarning):
-    """One line: samples, given or made, are far beyond full scale. Commands print it to stderr."""
+    """One line: input or output samples are far beyond full scale. Commands print it to stderr."""
 
 
 def why(error: Exception) -> str:

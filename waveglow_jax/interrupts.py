@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM end a program within a second, with one line, whatever it is doing.
+"""Ctrl-C and SIGTERM end a program within a second, with a one-line message, whatever it does.
 
-Their handlers raise an exception, so that what is unfinished is cleared away on the way out. But
-such an exception can be lost, in a callback of the garbage collector or in a library that catches
-everything, and it has to wait until compiled code returns. So a thread, which signals reach by a
-pipe, ends the process after a while by itself.
+The signal handlers raise an exception, so that unfinished files are removed while it propagates.
+But such an exception can be lost, in a callback of the garbage collector or in a library that
+catches everything, and it has to wait until compiled code returns. Therefore a thread, which
+signals reach by a pipe, ends the process after PATIENCE by itself.
 
-Nothing here happens in processes that only import the package.
+Processes that only import the package are not affected.
 """
 
 import itertools
@@ -24,10 +24,10 @@ from typing import Any, NoReturn
 PATIENCE = 0.4  # seconds
 
 unfinished: set[Path] = set()
-"""Files and folders to remove if the process is ended here, where no `finally` sees to it."""
+"""Files and folders to remove if this module ends the process, where no `finally` block runs."""
 
 obeyed = threading.Event()
-"""Set by who has said that the command was interrupted."""
+"""Set by the code that has already reported the interruption to the user."""
 
 _came: list[int] = []
 _ending = threading.Lock()
@@ -35,33 +35,35 @@ _listening = threading.Event()
 
 
 def program(run: Callable[[], int]) -> NoReturn:
-    """Runs a command as the program that this process is, and ends the process with its code."""
+    """Runs a command as this process's main program, and ends the process with its exit code."""
     listen()
     try:
         code: Any = run()
     except SystemExit as asked:
         code = asked.code
     except BaseException:
-        # While something was imported, or as what a library made of it.
+        # A signal may have come during an import, or a library may have converted its exception.
         if not _came:
             raise
     if _came:
         _end(_came[0])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # nothing is left to be done
+        signal.signal(number, signal.SIG_DFL)  # no work is left
     sys.exit(code)
 
 
 def listen_if_program() -> None:
-    """Listens already while the package is imported, if it is so by its own program."""
+    """Calls `listen` already while the package is imported, if its own program imports it."""
     by_module = ("-m", "waveglow_jax") in itertools.pairwise(sys.orig_argv)
     if by_module or Path(sys.argv[0]).name == "waveglow-jax":
         listen()
 
 
 def listen() -> None:
-    """From now on the process ends at Ctrl-C and SIGTERM, unless whoever started it has them
-    ignored."""
+    """Makes the process end at Ctrl-C and SIGTERM from now on.
+
+    A signal that the parent process has set to be ignored stays ignored.
+    """
     if _listening.is_set() or threading.current_thread() is not threading.main_thread():
         return
     _listening.set()
@@ -71,7 +73,7 @@ def listen() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise)
-    # For multiprocessing's own helper, which would tell of what a killed child leaves to it.
+    # multiprocessing's resource tracker would warn about resources that a killed child leaves.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     otherwise = sys.unraisablehook
     sys.unraisablehook = lambda lost: None if _is_ours(lost.exc_type) else otherwise(lost)
@@ -81,8 +83,10 @@ def listen() -> None:
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes that are started meanwhile ignore Ctrl-C, which a terminal sends to them too: this
-    one ends them."""
+    """Makes processes that start within the block ignore Ctrl-C.
+
+    A terminal sends it to them too, but this process ends them.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -95,7 +99,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
     if _ending.locked():
         return
     if _imports(frame):
-        _end(number)  # an extension module that is being built up can crash of an exception
+        _end(number)  # an exception can crash an extension module that is being initialised
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
@@ -112,7 +116,7 @@ def _is_ours(kind: type[BaseException]) -> bool:
 
 
 def _leave_to_parent() -> None:
-    """In a child that was forked and would wake its parent's thread."""
+    """Resets the signals in a forked child, which would otherwise wake its parent's thread."""
     signal.set_wakeup_fd(-1)
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),
@@ -132,7 +136,7 @@ def _watch(reading: int) -> None:
 def _end(number: int) -> NoReturn:
     """Ends the process and its children at once, without waiting for threads."""
     while not _ending.acquire(blocking=False):
-        time.sleep(1)  # the other thread is about to
+        time.sleep(1)  # the other thread is about to end the process
     if "multiprocessing" in sys.modules:
         for child in sys.modules["multiprocessing"].active_children():
             child.kill()
@@ -141,7 +145,7 @@ def _end(number: int) -> NoReturn:
         with suppress(OSError):
             path.unlink(missing_ok=True)
     if number == signal.SIGINT and not obeyed.is_set():
-        # Not by way of sys.stderr, whose lock may be held where the exception was lost.
+        # os.write avoids sys.stderr, whose lock may be held where the exception was lost.
         with suppress(OSError):
             os.write(2, b"error: interrupted\n")
     os._exit(128 + number)

@@ -1,6 +1,6 @@
-"""Walking over JAX's programs: their evaluation step by step, and the programs inside of a step.
+"""Traverses JAX's programs: evaluates them step by step, and finds the programs inside a step.
 
-What depends on JAX's version about jaxprs is in this file alone.
+All code that depends on how JAX's versions represent jaxprs is in this file.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 Rule = Callable[[JaxprEqn, list[Any]], list[Any]]
-"""The results of one step (equation) from the values of its inputs."""
+"""Computes the results of one step (equation) from the values of its inputs."""
 
 
 def evaluate(program: ClosedJaxpr, values: Sequence[Any], rule: Rule) -> list[Any]:
-    """The program's outputs for these inputs, each step computed by the rule.
+    """The program's outputs for these inputs; the rule computes each step.
 
-    Steps that no output depends on are left out. A rule that has nothing to change about a step
-    returns `plainly(eqn, values, rule)`.
+    Steps that no output depends on are skipped. A rule that does not change a step returns
+    `plainly(eqn, values, rule)`.
     """
     jaxpr = program.jaxpr
     wanted, needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
@@ -38,9 +38,9 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Any], rule: Rule) -> list[An
 
 
 def plainly(eqn: JaxprEqn, values: list[Any], rule: Rule) -> list[Any]:
-    """The results that JAX itself would give, with the rule inside of calls and branches.
+    """The results that JAX itself would give; the rule applies inside calls and branches.
 
-    Loops (scan, while) and whatever else holds a program run as they are.
+    Loops (scan, while) and other steps that hold a program run as they are.
     """
     if eqn.primitive.name == "cond":
         return _branch(eqn.params["branches"], values, rule)
@@ -63,7 +63,7 @@ def _branch(branches: Sequence[ClosedJaxpr], values: list[Any], rule: Rule) -> l
 
 
 def scan_inputs(eqn: JaxprEqn) -> tuple[int, int]:
-    """How many of a scan's inputs are constants, and how many are carried from step to step."""
+    """The number of a scan's inputs that are constants, and of those that are carried."""
     if "ft_in" in eqn.params:  # since JAX 0.11
         constants, carries, _ = eqn.params["ft_in"].unpack()
         return len(constants), len(carries)

@@ -1,4 +1,4 @@
-"""Who could have put something into a folder: asked before anything in it is run."""
+"""Checks who could have put files into a folder, before anything in it is run."""
 
 import errno
 import grp
@@ -7,19 +7,19 @@ import pwd
 import stat
 from pathlib import Path
 
-# O_PATH opens folders that can be passed through and not listed, as /home often is.
+# O_PATH opens folders that can be traversed but not listed, as /home often is.
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
 _MOST_LINKS = 40
 
 
 def not_own(folder: str | os.PathLike[str], *, make: bool = False) -> str:
-    """Why somebody else could change what lies at this path; empty if nobody but root can.
+    """The reason why others could change the contents of this path; empty if only root could.
 
-    Every folder on the way, and every symbolic link, must belong to this user or to root, and
-    others must not be able to write to it; they may where its sticky bit keeps their hands off
-    what is not theirs, as in /tmp. The way is gone by descriptors, so that what is looked at is
-    what is there. What does not exist is made with mode 0700 if `make`, and is nobody's otherwise.
-    Raises OSError.
+    Every folder along the path, and every symbolic link, must belong to this user or to root, and
+    others must not be able to write to it, unless its sticky bit protects files that are not
+    theirs, as in /tmp. The path is traversed by descriptors, so that the checked folders are the
+    ones in use. With `make`, missing folders are created with mode 0700; without it, a missing
+    folder gives an empty reason. Raises OSError.
     """
     steps = list(reversed(Path(folder).absolute().parts[1:]))
     at, where, links = os.open("/", _FOLDER), Path("/"), 0
@@ -51,7 +51,7 @@ def not_own(folder: str | os.PathLike[str], *, make: bool = False) -> str:
 
 
 def _go(at: int, name: str) -> int:
-    """The descriptor of a folder in the place of that of the one it lies in."""
+    """Opens a folder's descriptor and closes that of its parent."""
     there = os.open(name, _FOLDER, dir_fd=at)
     os.close(at)
     return there
@@ -60,7 +60,7 @@ def _go(at: int, name: str) -> int:
 def _reason(found: os.stat_result, where: Path) -> str:
     if found.st_uid not in (0, os.getuid()):
         return f"{where} belongs to {_user(found.st_uid)}"
-    if stat.S_ISLNK(found.st_mode):  # whose permissions mean nothing
+    if stat.S_ISLNK(found.st_mode):  # a link's permissions have no meaning
         return ""
     others = stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
     if others == stat.S_IWGRP and _is_own_group(found.st_gid):
@@ -76,7 +76,7 @@ def _user(uid: int) -> str:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether it is the group of the user's name that many systems make for nobody else."""
+    """Whether it is the user's private group, which many systems create under the user's name."""
     try:
         name, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(gid)
     except KeyError:

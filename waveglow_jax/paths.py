@@ -1,4 +1,4 @@
-"""Paths as people write them, and folders for caches where there is no home to hold them."""
+"""Interprets paths that users write, and finds folders for caches where there is no home."""
 
 import atexit
 import logging
@@ -16,7 +16,7 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.interrupts import unfinished
 from waveglow_jax.ownership import not_own
 
-# pathlib makes one slash of two, so that one is enough for the schemes that are known.
+# pathlib reduces two slashes to one, so one suffices for the known schemes.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<more>/?)")
 _COPIED_BY = {
     "gs": "gcloud storage cp -r",
@@ -27,17 +27,17 @@ _COPIED_BY = {
     "hf": "hf download",
 }
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, as Linux has them
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, Linux's limits
 
 _stand_ins: set[Path] = set()
 
 
 def local_path(text: str | os.PathLike[str]) -> str:
-    """The path on this machine that a person means by `text`.
+    """The path on this machine that a user means by `text`.
 
-    `~` and `~user` at the start become a home folder, and a `file://` address its path. Everything
-    else is given back as it is. Raises UserError for an address of another kind (`gs://`, `s3://`
-    and the like), for `~` where there is no home, and for a name that no file can have.
+    `~` and `~user` at the start become a home folder, and a `file://` address becomes its path. Any
+    other text is returned unchanged. Raises UserError for an address of another kind (`gs://`,
+    `s3://` and the like), for `~` where there is no home, and for a name that no file can have.
     """
     text = os.fspath(text)
     _check_possible(text)
@@ -62,8 +62,7 @@ def local_path(text: str | os.PathLike[str]) -> str:
 
 
 def _check_possible(text: str) -> None:
-    """Refuses what no file can be called, which the system would not say of a name but of every
-    use of it."""
+    """Refuses names that no file can have; the system would refuse only each use of them."""
     if "\0" in text:
         raise UserError(f"{text}: no file can have a name with a NUL character; correct the name")
     try:
@@ -80,8 +79,10 @@ def _check_possible(text: str) -> None:
 
 
 def check_no_device(path: str | os.PathLike[str]) -> None:
-    """Raises UserError if there is a pipe, a device or a socket, which might be read for ever, and
-    which writing would replace by a file; OSError if there is nothing."""
+    """Raises UserError if the path is a pipe, a device or a socket; OSError if it does not exist.
+
+    Reading one might never end, and writing would replace it by a file.
+    """
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UserError(f"{path}: a pipe, device or socket where a file was expected; name a file")
@@ -100,20 +101,25 @@ def _of_file_address(text: str) -> str:
 
 
 def home() -> Path | None:
-    """The user's home folder, which need not exist; None where neither HOME nor the system's list
-    of users names one."""
+    """The user's home folder, which need not exist.
+
+    None if neither HOME nor the system's list of users names one.
+    """
     named = os.environ.get("HOME")
     if not named:
         try:
             named = pwd.getpwuid(os.getuid()).pw_dir
-        except KeyError:  # a user who exists in this container as a number alone
+        except KeyError:  # a container's user may have only a number
             return None
     return Path(named) if named else None
 
 
 def cache_base() -> Path | None:
-    """Where caches go: `$XDG_CACHE_HOME`, or else `~/.cache`. None where there is neither, or what
-    there is only stands in for it until this process ends (`give_libraries_caches`)."""
+    """The folder for caches: `$XDG_CACHE_HOME`, or else `~/.cache`.
+
+    None if there is neither, or only a temporary replacement that lasts until this process ends
+    (`give_libraries_caches`).
+    """
     folder = _user_folder("XDG_CACHE_HOME", ".cache")
     return None if folder in _stand_ins else folder
 
@@ -126,12 +132,13 @@ def _user_folder(variable: str, below_home: str) -> Path | None:
 
 
 def give_libraries_caches() -> None:
-    """Lets librosa, numba and matplotlib work where they cannot write to the user's folders, and
-    keeps numba, which runs what it finds, out of a folder of caches that others can write to.
+    """Gives libraries a temporary folder for caches where the user's folders cannot be used.
 
-    They refuse to be imported in the first case, or warn at length. They, and whoever else asks
-    for XDG_CACHE_HOME, get a temporary folder instead, which is deleted when this process ends.
-    Logs a warning if it does so. Processes that are started from here use the same folder.
+    librosa, numba and matplotlib fail to import, or print long warnings, where they cannot write to
+    the user's folders; and numba, which runs the code in its cache, must not use a folder that
+    others can write to. In both cases they, and any other code that reads XDG_CACHE_HOME, get a
+    temporary folder, which is deleted when this process ends. Logs a warning if it replaces
+    XDG_CACHE_HOME. Child processes use the same folder.
     """
     caches = _user_folder("XDG_CACHE_HOME", ".cache")
     settings = _user_folder("XDG_CONFIG_HOME", ".config")
@@ -141,7 +148,7 @@ def give_libraries_caches() -> None:
     if not (settings_needed or caches_needed):
         return
     temporary = _temporary_folder()
-    if temporary is None:  # nothing can be written at all; the libraries say so themselves
+    if temporary is None:  # nothing is writable; the libraries report it themselves
         return
     atexit.register(_remove, temporary, os.getpid())
     unfinished.add(Path(temporary))
@@ -150,7 +157,7 @@ def give_libraries_caches() -> None:
     if caches_needed:
         os.environ["XDG_CACHE_HOME"] = temporary
         _stand_ins.add(Path(temporary))
-        if caches is not None:  # what was downloaded before can still be read
+        if caches is not None:  # earlier downloads stay readable
             os.environ.setdefault("HF_HOME", str(caches / "huggingface"))
         where = unsafe or f"{caches} cannot be written"
         where = where if caches is not None else "there is no home folder"
@@ -162,7 +169,7 @@ def give_libraries_caches() -> None:
 
 
 def _of_others(folder: Path) -> str:
-    """Why others could change what is in the folder; empty if they cannot, or it does not open."""
+    """The reason why others could change the folder; empty if they cannot, or it does not open."""
     try:
         return not_own(folder)
     except OSError:
@@ -170,7 +177,10 @@ def _of_others(folder: Path) -> str:
 
 
 def _temporary_folder() -> str | None:
-    """Where temporary files go, or in memory, which containers let be written if nothing else."""
+    """A new temporary folder, on disk or else in memory (/dev/shm); None if neither is writable.
+
+    In some containers only the latter is writable.
+    """
     for place in (None, "/dev/shm"):
         with suppress(OSError):
             return tempfile.mkdtemp(prefix="waveglow_jax-", dir=place)
@@ -178,12 +188,12 @@ def _temporary_folder() -> str | None:
 
 
 def _writable(folder: Path | None) -> bool:
-    """Whether files can be made in the folder, or in the one that it would be made in."""
+    """Whether files can be created in the folder, or in its nearest existing parent."""
     if folder is None:
         return False
     there = next((each for each in (folder, *folder.parents) if os.path.exists(each)), None)
     try:
-        # Permissions do not tell of read-only mounts and of folders that no system lets grow.
+        # Permissions do not show read-only mounts and folders that never accept new files.
         with tempfile.TemporaryFile(dir=there):
             return True
     except OSError:
@@ -191,5 +201,5 @@ def _writable(folder: Path | None) -> bool:
 
 
 def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # and not a worker that inherited the folder
+    if os.getpid() == owner:  # not a worker that inherited the folder
         shutil.rmtree(folder, ignore_errors=True)

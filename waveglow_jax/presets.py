@@ -1,4 +1,4 @@
-"""The configs that come with the package, by their names."""
+"""Finds the configs that come with the package, by their names."""
 
 import os
 from pathlib import Path
@@ -10,16 +10,16 @@ from waveglow_jax.paths import local_path
 def presets() -> dict[str, Path]:
     """The files of the presets, by their names."""
     package = Path(__file__).parent
-    # A wheel has them inside the package, a checkout beside it.
+    # A wheel has them inside the package, a checkout has them beside it.
     folders = (package / "configs", package.parent / "configs")
     folder = next((each for each in folders if each.is_dir()), folders[0])
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
 def config_path(named: str | Path) -> str:
-    """The file that `named` means: itself, or where there is none, the preset of that name.
+    """The path of the config `named`: that file, or if there is none, the preset of that name.
 
-    Raises UserError for a name that is neither; a path is given back as it is.
+    Raises UserError for a name that is neither; any other path is returned unchanged.
     """
     path = local_path(named)
     if os.path.isfile(path):

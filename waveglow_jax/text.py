@@ -1,5 +1,5 @@
-"""Text files as editors of every kind leave them: UTF-8, with a byte order mark or without, or
-UTF-16 with one."""
+"""Reads text files from any editor: UTF-8 with or without a byte order mark, or UTF-16 or UTF-32
+with one."""
 
 import codecs
 import json
@@ -10,12 +10,12 @@ from typing import Any
 from waveglow_jax.errors import UserError
 
 MARK = "\ufeff"
-"""The byte order mark, as a character. Files that were joined have one inside."""
+"""The byte order mark, as a character. Concatenated files may have one inside."""
 
-# Bytes. Lists of millions of recordings are so long; a device may never end.
+# Limits in bytes. Lists of millions of recordings are that long; a device may never end.
 _LONGEST, _LONGEST_PIPE = 1 << 30, 16 << 20
 
-# The longer ones first: UTF-32's begins as UTF-16's does.
+# The longer marks come first: UTF-32's begins with UTF-16's.
 _ENCODINGS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -28,7 +28,8 @@ _ENCODINGS = (
 def decode(content: bytes, name: str | os.PathLike[str], what: str = "file") -> str:
     """The text of a file's bytes, without byte order marks at its start.
 
-    name, what: of the file, for the UserError that is raised if the bytes are no such text.
+    name, what: the file's name and kind, for the UserError that is raised if the bytes are not such
+    a text.
     """
     encoding = next(encoding for mark, encoding in _ENCODINGS if content.startswith(mark))
     try:
@@ -44,12 +45,12 @@ def decode(content: bytes, name: str | os.PathLike[str], what: str = "file") -> 
 
 
 def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
-    """A file's text, `what` the file is. Raises UserError if it cannot be read or decoded."""
+    """A file's text; `what` is the kind of file. Raises UserError if it is unreadable."""
     try:
         content = _content(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except ValueError as error:  # of a name
+    except ValueError as error:  # an invalid name
         raise UserError(f"{path}: cannot be read ({error}); check the path") from None
     if content is None:
         raise UserError(f"{path}: holds more than a {what} can; check the path")
@@ -57,8 +58,10 @@ def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
 
 
 def _content(path: str | os.PathLike[str]) -> bytes | None:
-    """A file's bytes, None if there are too many. A pipe may stand for a file, as a
-    shell's `<(...)` does, but is not waited for if nobody writes to it."""
+    """A file's bytes; None if there are too many.
+
+    The file may be a pipe, such as a shell's `<(...)`; a pipe without a writer is not waited for.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         os.set_blocking(descriptor, True)

@@ -1,4 +1,4 @@
-"""Parameter trees as dictionaries of named leaves and as one vector, and the ways back."""
+"""Converts parameter trees to dictionaries of named leaves, and these and vectors back to trees."""
 
 from collections.abc import Callable, Mapping
 from itertools import accumulate
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths joined by dots, such as `flows.3.wn.in_layer_2.v`."""
+    """The leaves by their dotted paths, such as `flows.3.wn.in_layer_2.v`."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -18,7 +18,7 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> Any:
-    """The tree of `named`'s leaves: keys that are all numbers make a list, others a dictionary."""
+    """The tree of `named`'s leaves: keys that are all numbers give a list, others a dictionary."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *path, last = name.split(".")

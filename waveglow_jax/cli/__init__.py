@@ -1,6 +1,6 @@
-"""Every command. Exit code 0: done; 1: something could not be done; 2: wrong arguments.
+"""The command line. Exit codes: 0: done; 1: something could not be done; 2: wrong arguments.
 
-Errors are one line on stderr. JAX is imported by the command that needs it, not before.
+Errors are one line on stderr. Only the commands that need JAX import it.
 """
 
 import argparse
@@ -70,7 +70,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "doctor": (doctor_arguments, run_doctor),
     "listening-test": (listening_test_arguments, run_listening_test),
 }
-"""Name: what adds its arguments (its docstring is the help), and what runs it."""
+"""Per command name: the function that adds its arguments (its docstring is the help text), and the
+function that runs it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +101,7 @@ def _nearest(word: str) -> str:
 
 
 def run_single(command: str, argv: Sequence[str] | None = None) -> int:
-    """One command as a program of its own, as train.py and synthesize.py are."""
+    """Runs one command as a program of its own, for train.py and synthesize.py."""
     add_arguments, _ = COMMANDS[command]
     parser = argparse.ArgumentParser(description=add_arguments.__doc__)
     parser.set_defaults(command=command)
@@ -110,25 +111,25 @@ def run_single(command: str, argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """The exit code of the command that the arguments name."""
+    """Runs the command that the arguments name; returns its exit code."""
     try:
         try:
             return _run(parser, argv)
         finally:
-            sys.stdout.flush()  # at the interpreter's end it would be too late to say why not
+            sys.stdout.flush()  # a failure at the interpreter's exit could not be reported
     except UserError as error:
         return fail(str(error))
     except KeyboardInterrupt:
         obeyed.set()
         fail("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has gone
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         stdout_refusal()
         return 1
     except OSError as error:
         if refusal := stdout_refusal():
             return fail(f"stdout: cannot be written: {refusal}; choose another place for it")
-        # A file without a name is stdout: what is written goes through `replacing`.
+        # An error without a file name is stdout's: all files are written through `replacing`.
         return fail(f"{error.filename or 'stdout'}: cannot be used: {why(error)}; choose another")
     except MemoryError:
         return fail("the memory is not enough for so much at once; give less")
@@ -147,9 +148,10 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 def _split_overrides(
     argv: Sequence[str], parser: argparse.ArgumentParser
 ) -> tuple[list[str], dict[str, Any]]:
-    """Takes `--train.batch_size 8` and `--data.segment_length=8192` out of the arguments.
+    """Separates options such as `--train.batch_size 8` and `--data.segment_length=8192`.
 
-    An option with a dot in its name sets a field of the config; values are JSON, or else strings.
+    Returns the other arguments, and the overrides by their names. An option with a dot in its name
+    sets a field of the config; its value is parsed as JSON, or else taken as a string.
     """
     plain: list[str] = []
     overrides: dict[str, Any] = {}

@@ -16,14 +16,16 @@ _MOST_WORKERS = 256
 
 
 def given(text: str) -> str:
-    """A path (as `local_path` reads it) or a name. An empty one comes of a variable that is not
-    set, and would be a folder."""
+    """A path (as `local_path` interprets it) or a name; refuses an empty one.
+
+    An unset shell variable gives an empty path, which would mean the current folder.
+    """
     if not text:
         raise argparse.ArgumentTypeError("an empty name")
     try:
         return local_path(text)
     except UserError as error:
-        # One line that names the remedy, where argparse would add the usage of the whole command.
+        # One line with the remedy suffices; argparse would add the usage of the whole command.
         sys.exit(fail(str(error)))
 
 
@@ -88,7 +90,7 @@ _WEIGHTS = (
 
 
 def examples(parser: argparse.ArgumentParser, *lines: str, before: str = "") -> None:
-    """Ends the command's help with these command lines, each without the program's name."""
+    """Adds these command lines, each without the program's name, to the end of the help text."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     shown = "\n".join(f"  {parser.prog} {line}".rstrip() for line in lines)
     parser.epilog = f"{before}example{'s' if len(lines) > 1 else ''}:\n{shown}"
@@ -132,7 +134,7 @@ def output_arguments(parser: argparse.ArgumentParser, suffix: str) -> Any:
 
 
 def check_file(arguments: argparse.Namespace, items: Sized, suffix: str) -> None:
-    """Refuses `-f` for several inputs, and a name that promises another kind of file."""
+    """Refuses `-f` for several inputs, and a name with the suffix of another file type."""
     if arguments.file is None:
         return
     if Path(arguments.file).suffix.lower() != suffix:
@@ -160,7 +162,7 @@ def source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def weights_of(arguments: argparse.Namespace) -> str:
-    """What `source_arguments` took. Refuses none, and two."""
+    """The WEIGHTS that `source_arguments` parsed; refuses none, and two values."""
     if (arguments.source is None) == (arguments.weights is None):
         arguments.refuse("give WEIGHTS once, by itself or by -w/--weights")
     return arguments.source if arguments.weights is None else arguments.weights

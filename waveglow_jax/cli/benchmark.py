@@ -1,4 +1,4 @@
-"""benchmark: how fast the machine at hand runs a model."""
+"""benchmark: measures how fast this machine runs a model."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _voice(arguments: argparse.Namespace) -> Voice:
     from waveglow_jax.synthesis.vocoder import load
 
     source = arguments.source or arguments.weights
-    return load(source, keep_programs=False)  # compiling is measured too
+    return load(source, keep_programs=False)  # the compile time is measured too
 
 
 def _config(arguments: argparse.Namespace) -> Config:

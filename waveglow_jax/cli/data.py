@@ -1,4 +1,4 @@
-"""prepare and mel: recordings made fit to train on, and their log-mels."""
+"""prepare and mel: convert recordings for training, and compute their log-mels."""
 
 import argparse
 import dataclasses
@@ -116,7 +116,10 @@ def run_mel(arguments: argparse.Namespace) -> int:
 
 
 def mel_of_recording(path: Path, voice: Any, convert: bool = False) -> Any:
-    """`[F, M]`; convert: also of a recording of another rate or of several channels."""
+    """The log-mel of a recording, `[F, M]`. Raises UserError if it is too short for one.
+
+    convert: also accept another rate and several channels.
+    """
     audio = read_audio(path, voice.config.data.sampling_rate, convert=convert)
     needed = voice.config.data.filter_length // 2 + 1
     if len(audio) < needed:

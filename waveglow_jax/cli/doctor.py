@@ -1,4 +1,4 @@
-"""doctor: what is wrong with a mel that sounds wrong."""
+"""doctor: finds the fault of a mel that sounds wrong."""
 
 import argparse
 import json
@@ -91,7 +91,7 @@ def _config(weights: str | None) -> Any:
 
 
 def _samples(path: Path) -> tuple[Any, int]:
-    """`[T]` and their rate, which may be any: the mel may be of samples of that rate."""
+    """A recording's samples `[T]` and their rate, which may be any: the mel may have that rate."""
     if path.suffix.lower() not in AUDIO_SUFFIXES:
         raise UserError(f"{path}: no recording; give RECORDING MEL in this order, or MEL alone")
     samples, rate = read_samples(path)

@@ -1,4 +1,4 @@
-"""evaluate and listening-test: how good systems are, by metrics and by people."""
+"""evaluate and listening-test: rate systems by metrics and by listeners."""
 
 import argparse
 import json
@@ -71,13 +71,13 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _baselines(text: str) -> tuple[str, ...]:
-    # Imported here and not at the top: it imports JAX, which other commands can do without.
+    # This import is not at the top, because it imports JAX, which other commands do not need.
     from waveglow_jax.evaluation.baselines import check_baselines
 
     try:
         return check_baselines(text.split(","))
     except UserError as error:
-        reason = str(error).removeprefix("--baselines ")  # argparse names the option itself
+        reason = str(error).removeprefix("--baselines ")  # argparse adds the option's name
         raise argparse.ArgumentTypeError(reason) from None
 
 

@@ -1,4 +1,4 @@
-"""invertibility and likelihood: what only a flow can be asked."""
+"""invertibility and likelihood: measure properties that only a flow has."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from waveglow_jax.files.mels import read_mel
 from waveglow_jax.files.sound import read_audio
 
 _NOISE = 0.1
-# A mel that is not centred has so many frames less than one that is.
+# An uncentred mel has this many frames fewer than a centred one.
 _EDGE_FRAMES = 4
 
 
@@ -85,7 +85,7 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
         arguments.refuse("-w/--weights and --random exclude each other")
     import jax
 
-    # Of this process alone, and before anything has been computed: float64 is to be float64.
+    # float64 must stay float64. The setting affects only this process and precedes all computation.
     jax.config.update("jax_enable_x64", True)
     from waveglow_jax.analysis.invertibility import analyse
     from waveglow_jax.analysis.invertibility_report import as_json, markdown, write_reports
@@ -114,7 +114,10 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
 
 
 def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
-    """The voice, its name, and the recordings: WEIGHTS are not before them if there are others."""
+    """The voice, its name, and the recordings.
+
+    With -w or --random, the first positional argument is a recording and not WEIGHTS.
+    """
     from waveglow_jax.synthesis.vocoder import Voice, load
 
     first = [arguments.source] if arguments.source else []
@@ -134,7 +137,7 @@ def _subject(arguments: argparse.Namespace) -> tuple[Any, str, list[str]]:
 
 
 def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -> list[Any]:
-    """Pieces of one length: of each recording, and of noise under its own mel."""
+    """Pieces of equal length: one per recording, and one of white noise under its own mel."""
     from waveglow_jax.analysis.signals import signal_of
     from waveglow_jax.weights.release import BUNDLED_VOICE
 
@@ -223,7 +226,7 @@ def run_likelihood(arguments: argparse.Namespace) -> int:
 
 
 def _likelihood(item: Input, voice: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What is told of a recording; its picture is drawn where it is asked for."""
+    """The reported values of a recording; also draws its picture with --plot."""
     import dataclasses
 
     from waveglow_jax.analysis.likelihoods import likelihood_figure, likelihood_of, noisy
@@ -251,7 +254,11 @@ def _likelihood(item: Input, voice: Any, arguments: argparse.Namespace) -> dict[
 
 
 def _mel_for(path: str, own: np.ndarray, voice: Any) -> np.ndarray:
-    """A mel file as long as the recording's own mel, or nearly: frames are cut, or samples are."""
+    """The mel of a file, at most as long as the recording's own mel.
+
+    A longer mel loses its last frames here; for a shorter one the caller cuts the samples. Raises
+    UserError if the lengths differ by more than _EDGE_FRAMES.
+    """
     mel = read_mel(path, voice.config.waveglow.n_mel_channels)
     if abs(len(mel) - len(own)) > _EDGE_FRAMES:
         raise UserError(
@@ -262,7 +269,7 @@ def _mel_for(path: str, own: np.ndarray, voice: Any) -> np.ndarray:
 
 
 def _finite(value: Any) -> Any:
-    """As JSON has it: arrays are lists, and what is not finite is null."""
+    """The value in the types of JSON: arrays become lists, and non-finite numbers become null."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, dict):

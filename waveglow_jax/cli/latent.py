@@ -1,4 +1,4 @@
-"""resynthesize, interpolate, sweep: what the latent of a recording holds, made audible."""
+"""resynthesize, interpolate, sweep: make the contents of a recording's latent audible."""
 
 import argparse
 import math
@@ -278,7 +278,7 @@ def _synthesized(
 def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:
     from waveglow_jax.analysis import latent
 
-    mel_of_recording(path, voice)  # refuses what is too short for a mel
+    mel_of_recording(path, voice)  # refuses recordings too short for a mel
     audio = read_audio(path, voice.config.data.sampling_rate)
     return audio, latent.encode(voice, audio)
 
@@ -295,7 +295,7 @@ def _told(target: Path, voice: Any, audio: Any) -> dict[str, Any]:
 
 
 def _write(target: Path, audio: Any, mel: Any, voice: Any, titles: Sequence[str]) -> None:
-    """The audio, and beside it a picture of the mel that was given above the mel of what came."""
+    """Writes the audio, and beside it a picture of the given mel above the output's mel."""
     write_wav(target, audio, voice.config.data.sampling_rate)
     _picture(
         target.with_suffix(".png"),

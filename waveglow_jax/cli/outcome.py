@@ -1,4 +1,4 @@
-"""How a command tells what became of each file: a line or JSON, errors on stderr, exit codes."""
+"""Reports the result per file: a line or JSON on stdout, errors on stderr, and exit codes."""
 
 import argparse
 import io
@@ -19,12 +19,12 @@ from waveglow_jax.errors import FileWarning, LevelWarning, UserError, escaped, w
 from waveglow_jax.files.inputs import Input, find_inputs, find_unread
 
 INTERRUPTED = 130
-# How tqdm goes to the line of one of several bars.
+# tqdm moves the cursor to the line of one of several bars by this sequence.
 _OF_A_BAR = re.compile(r"(\x1b\[A)+")
 
 
 class _Forgiving(io.TextIOWrapper):
-    """A stderr that can be full or closed at its other end, which is no reason to stop."""
+    """A stderr that ignores write errors: a full disk or a closed pipe must not stop a command."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -37,19 +37,20 @@ class _Forgiving(io.TextIOWrapper):
 
 
 def ready_streams() -> None:
-    """Lets any name of a file be printed, without the terminal obeying what is in it, and what is
-    odd about a file be said in one line.
+    """Prepares stdout, stderr and warnings for the output of commands.
 
-    Streams that whoever started the command has closed lead nowhere: the next file that is opened
-    would take a closed one's number, and get what libraries print.
+    Any file name can be printed, and the terminal does not interpret control characters in it.
+    Warnings about a file take one line. Streams that the parent process has closed are replaced by
+    the null device: otherwise the next opened file would get a closed stream's number and receive
+    the libraries' output.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     elif type(sys.stderr) is io.TextIOWrapper:
@@ -60,10 +61,10 @@ def ready_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
             if "write" not in vars(stream):
-                # Of the stream itself: argparse, tqdm and tracebacks print names, too.
+                # The stream itself is patched, as argparse, tqdm and tracebacks print names too.
                 setattr(stream, "write", partial(_write_escaped, stream.write))  # noqa: B010
     shown = warnings.showwarning
-    if not (isinstance(shown, partial) and shown.func is _show):  # of an earlier command
+    if not (isinstance(shown, partial) and shown.func is _show):  # an earlier command set it
         warnings.showwarning = partial(_show, shown)
 
 
@@ -85,7 +86,7 @@ def _show(otherwise: Callable[..., None], message: Any, category: type, *rest: A
 
 @contextmanager
 def levels_of(path: Path) -> Iterator[None]:
-    """While it lasts, a warning about a level is of this file: one line on stderr that names it."""
+    """Within the block, a warning about a level is one line on stderr that names this file."""
 
     def show(otherwise: Callable[..., None], message: Any, category: type, *rest: Any) -> None:
         if issubclass(category, LevelWarning):
@@ -105,16 +106,21 @@ def inputs_of(
     with_outputs: bool = True,
     output: str | None = None,
 ) -> list[Input]:
-    """As `find_inputs`; a line on stderr names each file in a folder that looks like sound and is
-    of a type that is not read."""
+    """The result of `find_inputs`; also reports unread sound files.
+
+    A line on stderr names each file in a folder that looks like sound but has an unsupported type.
+    """
     for path, reason in find_unread(inputs):
         print(escaped(f"left out: {path}: {reason}"), file=sys.stderr)
     return find_inputs(inputs, suffixes, with_outputs, output)
 
 
 def stdout_refusal() -> str | None:
-    """Why stdout takes nothing more, None if it does. What it has not taken is dropped then, so
-    that the interpreter does not complain at its end."""
+    """The reason why stdout accepts no more output; None if it does accept it.
+
+    If it does not, the pending output is dropped, so that the interpreter reports no error at its
+    exit.
+    """
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -135,7 +141,10 @@ def each(
     suffix: str,
     work: Callable[[Input, Path], dict[str, Any]],
 ) -> int:
-    """Does the work from each file to its output; one that fails is told of and left out."""
+    """Runs `work` on each file and its output; reports and skips files that fail.
+
+    Returns the exit code.
+    """
     failed = 0
     inputs = {os.path.realpath(item.path) for item in items}
     with counted(len(items), "files") as bar:
@@ -157,9 +166,11 @@ def each(
 def target_of(
     item: Input, arguments: argparse.Namespace, suffix: str, inputs: Collection[str]
 ) -> Path:
-    """Where a file's result goes: -f/--file, or its place below -o. Raises UserError if an input
-    is there."""
-    file = getattr(arguments, "file", None)  # some commands have -o alone
+    """The path of a file's result: -f/--file, or its place below -o.
+
+    Raises UserError if an input has that path.
+    """
+    file = getattr(arguments, "file", None)  # some commands have only -o
     target = Path(file or Path(arguments.output) / item.relative.with_suffix(suffix))
     if os.path.realpath(target) in inputs:
         raise UserError(
@@ -175,7 +186,7 @@ def check_other_file(output: str | Path, *read: str | Path) -> None:
 
 
 def tell(item: Input, result: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """A line, of the result's own words `said` if it has some; or JSON, without them."""
+    """Prints a file's result: JSON without `said`, or a line with the text of `said` if present."""
     said = result.pop("said", None)
     if arguments.json:
         line = json.dumps({"input": str(item.path), **result})

@@ -1,4 +1,4 @@
-"""Sound to the loudspeaker, through whatever player the system has."""
+"""Plays sound through the first known player that the system has."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ _PLAYERS = (
 
 
 def player() -> tuple[str, ...]:
-    """The command that plays the file that is named after it. Raises UserError if there is none."""
+    """The command that plays a file given as its last argument; UserError if there is none."""
     for command in _PLAYERS:
         if shutil.which(command[0]):
             return command
@@ -27,7 +27,7 @@ def play(path: Path) -> None:
     command = player()
     try:
         done = subprocess.run(
-            [*command, str(path.resolve())],  # from the root on, and so never an option
+            [*command, str(path.resolve())],  # an absolute path is never taken for an option
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

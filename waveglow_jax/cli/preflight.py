@@ -1,4 +1,4 @@
-"""preflight: what a program would take on accelerators that are not there."""
+"""preflight: estimates what a program needs on accelerators that are not there."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""What is under way and for how long, on a terminal alone; pipes and files get none of it."""
+"""Progress displays: the current work and its time. Only terminals show them, no pipes or files."""
 
 import sys
 import threading
@@ -18,27 +18,31 @@ _COUNT = "{desc}: {n_fmt} of {total_fmt} {unit} done [{elapsed}]"
 
 @contextmanager
 def stages(first: str) -> Iterator[Callable[[str], None]]:
-    """One line that tells what is being done; called with the next thing, it tells that."""
+    """A line that shows the current stage; the yielded function sets the next stage's name."""
     with _bar(desc=first, bar_format="{desc} [{elapsed}]") as bar:
         yield bar.set_description_str
 
 
 @contextmanager
 def counted(total: int, unit: str) -> Iterator["tqdm[Any]"]:
-    """How many of so many are done. What is being done is the bar's description."""
+    """A bar that counts finished units out of `total`; its description is the current one."""
     with _bar(total=total, unit=unit, bar_format=_COUNT) as bar:
         yield bar
 
 
 @contextmanager
 def audio_seconds(total: float) -> Iterator["tqdm[Any]"]:
-    """Seconds of audio out of so many; `tell_speed` adds how fast they come."""
+    """A bar of the seconds of audio out of `total`; `tell_speed` advances it and adds the speed."""
     with _bar(total=total, desc="compiling", bar_format=_AUDIO) as bar:
         yield bar
 
 
 def tell_speed(bar: "tqdm[Any]", seconds: float, computing: float) -> None:
-    """seconds: of audio that came since the last call; computing: since the start."""
+    """Advances the bar and shows the speed.
+
+    seconds: seconds of audio since the last call.
+    computing: seconds of computing since the start.
+    """
     bar.set_description_str("synthesising", refresh=False)
     factor = (bar.n + seconds) / max(computing, 1e-9)
     bar.set_postfix_str(f"{factor:.1f} x real time", refresh=False)
@@ -46,7 +50,7 @@ def tell_speed(bar: "tqdm[Any]", seconds: float, computing: float) -> None:
 
 
 def print_line(line: str, file: TextIO) -> None:
-    """Prints a line; a bar that stands on the terminal makes room for it."""
+    """Prints a line; a bar on the terminal moves below it."""
     if "tqdm" not in sys.modules:
         print(line, file=file)
         return
@@ -58,7 +62,7 @@ def print_line(line: str, file: TextIO) -> None:
 
 @contextmanager
 def _bar(**settings: Any) -> Iterator["tqdm[Any]"]:
-    """A bar whose clock goes on by itself, gone at the end."""
+    """A bar whose clock runs by itself and which disappears at the end."""
     from tqdm import tqdm
 
     over = threading.Event()

@@ -1,4 +1,4 @@
-"""synthesize: mels or recordings in, audio out, as files or as a stream."""
+"""synthesize: converts mels or recordings to audio, as files or as a stream."""
 
 import argparse
 import os
@@ -165,7 +165,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, output=arguments.output)
     check_file(arguments, items, ".wav")
     if arguments.play:
-        player()  # refuses, where there is none, before anything is computed
+        player()  # a missing player is refused before any computation
     from waveglow_jax.synthesis.vocoder import load
 
     with stages("loading the voice"):
@@ -187,7 +187,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _memory_told() -> Iterator[None]:
-    """What an accelerator or NumPy says when memory runs out, as one line."""
+    """Converts the out-of-memory errors of accelerators and NumPy to a UserError of one line."""
     import jax
 
     try:
@@ -202,7 +202,7 @@ def _memory_told() -> Iterator[None]:
 
 
 def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
-    """Files in, files out, by way of windows that may hold several: read and written in order."""
+    """Synthesises files in order, by windows that may hold several; returns the exit code."""
     data, dtype = voice.config.data, arguments.dtype
     lengths = [n for item in items if (n := _frames_of(item.path, voice))]
     try:
@@ -228,7 +228,7 @@ def _write_files(
     compile_seconds: float,
     bar: Any,
 ) -> int:
-    """The files of a plan that has been compiled."""
+    """Synthesises and writes the files of a compiled plan; returns the exit code."""
     inputs = {os.path.realpath(item.path) for item in items}
     config, data, dtype = voice.config, voice.config.data, arguments.dtype
     failed, clock = 0, _Clock()
@@ -264,7 +264,7 @@ def _write_files(
         except UserError as error:
             failed += fail(str(error))
             continue
-        # Windows hold parts of several files: a file's time is its share of all so far.
+        # Windows hold parts of several files, so a file's time is its share of the time so far.
         seconds = len(mel) * data.hop_length / data.sampling_rate
         done_seconds += seconds
         speed = done_seconds / max(clock.seconds, 1e-9)
@@ -288,14 +288,17 @@ def _write_files(
 
 
 def _shown(blocks: Iterator[Any], clock: "_Clock", bar: Any, rate: int) -> Iterator[Any]:
-    """The same blocks, each told to the bar."""
+    """The same blocks; reports each to the bar."""
     for number, block in blocks:
         tell_speed(bar, len(block) / rate, clock.seconds)
         yield number, block
 
 
 def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
-    """Files in, files out, each the flow's typical sample for its mel, searched as a whole."""
+    """Synthesises each file as the flow's typical sample for its whole mel, found by a search.
+
+    Returns the exit code.
+    """
     from waveglow_jax.synthesis.denoiser import denoise
     from waveglow_jax.synthesis.levels import limited
 
@@ -340,12 +343,12 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
 
 @dataclass
 class _Clock:
-    """Seconds that computing took."""
+    """Measures the seconds spent computing."""
 
     seconds: float = 0.0
 
     def timed(self, blocks: Iterator[Any]) -> Iterator[Any]:
-        """The same, with the time that each took to come."""
+        """The same blocks; adds the time that each took to the clock."""
         while True:
             began = time.monotonic()
             block = next(blocks, None)
@@ -356,7 +359,7 @@ class _Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leaves out what happens meanwhile."""
+        """Excludes the time of the block from the clock."""
         began = time.monotonic()
         try:
             yield
@@ -365,7 +368,7 @@ class _Clock:
 
 
 def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
-    """Files in, raw samples to stdout, one file after another."""
+    """Writes the files' raw samples to stdout, one after another; returns the exit code."""
     if sys.__stdout__ is None:
         raise UserError("--stream writes samples to stdout, which is closed; pipe them somewhere")
     if sys.stdout.isatty():
@@ -408,7 +411,7 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
 
 
 def _of_file(item: Input, blocks: Iterator[Any]) -> Iterator[Any]:
-    """The blocks of a stream; what is wrong with one names the file."""
+    """The blocks of a stream; errors and warnings about them name the file."""
     with levels_of(item.path):
         try:
             yield from blocks
@@ -423,7 +426,7 @@ def mel_of(path: Path, voice: Any) -> Any:
 
 
 def _frames_of(path: Path, voice: Any) -> int:
-    """The frames of a file's mel, 0 if it cannot be read: that is told when its turn comes."""
+    """The frames of a file's mel; 0 for an unreadable file, which is reported when it is read."""
     try:
         if path.suffix.lower() in MEL_SUFFIXES:
             return len(read_mel(path, voice.config.waveglow.n_mel_channels))

@@ -1,4 +1,4 @@
-"""train: a run from a config and recordings."""
+"""train: runs a training from a config and recordings."""
 
 import argparse
 import multiprocessing
@@ -90,7 +90,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if not data:
         raise UserError(f"{arguments.config}: names no training_files; give --data DIR_OR_LIST")
     for named in (data, config.train.validation_files):
-        local_path(named)  # refuses an address before anything is written
+        local_path(named)  # refuses addresses before anything is written
     from waveglow_jax.training.processes import join
 
     join(arguments.coordinator, arguments.processes, arguments.process)
@@ -114,11 +114,11 @@ def _train(config: Config, data: str, arguments: argparse.Namespace) -> tuple[in
             mels=arguments.mels,
             allow_changed_data=arguments.allow_changed_data,
         )
-        # As a shell tells of a program that a signal ended.
+        # The exit code that a shell gives for a program that a signal ended.
         code = 128 + outcome.stopped_by if outcome.stopped_by else 0
         return code, still_working()
     except UserError as error:
-        # TensorBoard's writer would try a full disk again at the interpreter's end, and wait.
+        # On a full disk, TensorBoard's writer would retry, and wait, at the interpreter's exit.
         return fail(str(error)), many or still_working() or isinstance(error, NotSavedError)
     except jax.errors.JaxRuntimeError as error:
         if not many:
@@ -131,13 +131,14 @@ def _train(config: Config, data: str, arguments: argparse.Namespace) -> tuple[in
     except Exception:
         if not many:
             raise
-        traceback.print_exc()  # a fault of ours: the other processes must not wait for this one
+        traceback.print_exc()  # a bug here: the other processes must not wait for this one
         return 1, True
 
 
 def _end(code: int, at_once: bool) -> int:
     if at_once:
-        # Threads may be compiling, other processes may wait for us in a step: nobody is joined.
+        # Threads may be compiling and other processes may wait for this one in a step, so that
+        # joining any of them could take long.
         for worker in multiprocessing.active_children():
             worker.kill()
         sys.stdout.flush()
@@ -147,7 +148,7 @@ def _end(code: int, at_once: bool) -> int:
 
 
 def _start_from(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """Weights and Adam's moments, None where there are none; tells which."""
+    """The weights and Adam's moments (None if there are none); reports on stderr which they are."""
     from waveglow_jax.weights.release import read_weights
 
     found = read_weights(arguments.init_from, with_moments=not arguments.fresh_optimizer)

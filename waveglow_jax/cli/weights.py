@@ -1,4 +1,4 @@
-"""convert, inspect, export: weights of any kind to another form, or told about."""
+"""convert, inspect, export: convert weights of any kind to another form, or report on them."""
 
 import argparse
 import json
@@ -82,7 +82,10 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def _likelihood(recording: Path, weights: Any) -> float:
-    """In nats per sample: trained weights find speech far more likely than random ones do."""
+    """Log-likelihood of a recording in nats per sample.
+
+    Trained weights give speech a far higher likelihood than random ones do.
+    """
     from waveglow_jax.synthesis.vocoder import Voice
 
     voice = Voice(weights.config, weights.params)

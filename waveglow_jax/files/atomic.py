@@ -17,15 +17,15 @@ from waveglow_jax.paths import check_no_device
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path in the same folder, with the same suffix, that becomes `path` at the end.
 
-    The folder is created. If the block raises, the temporary file is removed and whatever stood at
-    `path` is left as it was. An OSError (no space, not permitted, ...) becomes a UserError.
+    The folder is created. If the block raises, the temporary file is removed and an existing file
+    at `path` stays unchanged. An OSError (no space, not permitted, ...) becomes a UserError.
 
         with replacing(target) as temporary:
             temporary.write_bytes(content)
     """
     path = Path(path)
-    # Hidden, so that a search of the folder in the meantime does not find it; a fresh name rather
-    # than one from tempfile, whose files only their owner may read.
+    # The name is hidden, so that a concurrent search of the folder does not find the file. It does
+    # not come from tempfile, because only the owner may read tempfile's files.
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     unfinished.add(temporary)
     try:
@@ -39,16 +39,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
             f"{path}: cannot be written: {why(error)}; free some space or choose another place"
         ) from error
     finally:
-        # If the folder itself is what failed, there is nothing to remove.
+        # If the folder could not be created, there is nothing to remove.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         unfinished.discard(temporary)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all, creating folders. Raises UserError.
+    """Writes a UTF-8 text file, whole or not at all, and creates its folders. Raises UserError.
 
-    What UTF-8 cannot hold, which only names of files from elsewhere have, is escaped.
+    Characters that UTF-8 cannot encode, which occur only in file names from other systems, are
+    escaped.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,7 +1,7 @@
-"""What the bytes of a sound file promise, before a decoder believes them.
+"""Checks of a sound file's container, made before a decoder trusts its headers.
 
-libsndfile trusts headers: it reads a file that is cut short to its end without a word, stops where
-a header that was never filled in says so, and leaves out whatever was joined on behind.
+libsndfile trusts headers: it reads a truncated file to its end without an error, stops where a
+header that was never filled in says so, and ignores audio that was appended to the file.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import IO
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import CONVERT
 
-# Programs that write to a pipe put a length there that hardly a file has: GStreamer 0x7fff0000,
-# SoX 0x7ffff000, arecord 0x80000000, ffmpeg 0xffffffff, and others a little less than these.
+# Programs that write to a pipe put a length into the header that real files hardly have: GStreamer
+# 0x7fff0000, SoX 0x7ffff000, arecord 0x80000000, ffmpeg 0xffffffff, and others a little less.
 _ENDLESS = 0x7FFF0000
-# ... or something else that is far from the truth: at least this, and this many times the truth.
+# A length also counts as a placeholder if it is at least _FAR bytes and at least _FAR_TIMES the
+# bytes that are there.
 _FAR, _FAR_TIMES = 1 << 28, 64
-# Programs that count headers into the length, one or all of them, are off by so many bytes. A file
-# that was cut is hardly ever cut there.
+# Programs that count one or all headers into the length are off by this many bytes. A truncated
+# file hardly ever lacks exactly that many.
 _HEADERS = range(8, 37)
-# A file of zeros would be chunks without end.
+# A file of zeros would give an endless series of chunks.
 _MOST_CHUNKS = 10_000
 
 _RIFF_FORMS, _AU = ("<I", ">I"), b".snd"
@@ -34,12 +35,12 @@ _RIFF_FORMS, _AU = ("<I", ">I"), b".snd"
 class Container:
     """How to give a sound file to the decoder.
 
-    parts: contents to decode one after the other in the place of the file; none: the file itself.
-    counted: the samples that its frames hold where its header does not say so; the decoder's own
-        count is then not to be believed.
-    note: what the user should know of a file that is read all the same; empty if nothing.
+    parts: contents to decode one after the other instead of the file; empty: the file itself.
+    counted: the number of samples in its frames where the header does not give it; the decoder's
+        own count is then unreliable.
+    note: a warning for the user about a file that is read all the same; empty if there is none.
     mpeg: whether it is a stream of MPEG frames, or may be taken for one.
-    sure: whether the decoder's count, where it is to be believed, need not be seen to be true.
+    sure: whether the decoder's count, where it is used, needs no verification by decoding.
     """
 
     parts: tuple[bytes, ...] = ()
@@ -50,9 +51,9 @@ class Container:
 
 
 def inspect(path: Path) -> Container:
-    """Looks at a file's containers of sound; raises UserError if it is cut short or misshapen.
+    """Inspects a sound file's container; raises UserError if it is truncated or malformed.
 
-    Formats that are not known here are given to the decoder as they are. Raises OSError.
+    Formats that this module does not know go to the decoder as they are. Raises OSError.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -72,9 +73,12 @@ def inspect(path: Path) -> Container:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk of a RIFF, AIFF, CAF or Wave64 file: its content lies at `start`, and its `length`
-    (None: up to the end of the file) is written at `field` in struct's format `form`, where it
-    counts so many bytes of its own header also."""
+    """A chunk of a RIFF, AIFF, CAF or Wave64 file.
+
+    Its content begins at `start`. Its `length` (None: up to the end of the file) is stored at
+    `field` in struct's format `form`; the stored number also counts `counts_also` bytes of the
+    chunk's own header.
+    """
 
     name: bytes
     start: int
@@ -85,7 +89,7 @@ class _Chunk:
 
 
 def _chunked(head: bytes, file: IO[bytes], path: Path, size: int) -> Container | None:
-    """None if the file is none of those that say the length of their sound in bytes."""
+    """Checks a format that gives its sound's length in bytes; None for other formats."""
     if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
         chunks, name = _riff_chunks(file, "<I", size), b"data"
     elif head[:4] == b"RIFX" and head[8:] == b"WAVE":
@@ -113,7 +117,7 @@ def _chunked(head: bytes, file: IO[bytes], path: Path, size: int) -> Container |
 
 
 def _check_pad(chunk: _Chunk, file: IO[bytes], path: Path) -> None:
-    """Refuses a chunk of odd length whose pad byte was not written; keeps the file's place."""
+    """Refuses a chunk of odd length without its pad byte; restores the file's position."""
     place = file.tell()
     file.seek(chunk.start + (chunk.length or 0))
     following = file.read(4)
@@ -137,7 +141,7 @@ def _riff_chunks(file: IO[bytes], form: str, size: int) -> Iterator[_Chunk]:
         name, length = head[:4], struct.unpack(form, head[4:])[0]
         start = file.tell()
         chunk = _Chunk(name, start, length, start - 4, form)
-        if name == b"ds64" and len(sizes := file.read(16)) == 16:  # what does not fit 32 bits
+        if name == b"ds64" and len(sizes := file.read(16)) == 16:  # holds the 64-bit sizes
             long = _Chunk(b"data", 0, struct.unpack("<Q", sizes[8:])[0], start + 8, "<Q")
         if name == b"data" and length == 0xFFFFFFFF:
             chunk = replace(long, start=start) if long else replace(chunk, length=None)
@@ -170,7 +174,7 @@ def _wave64_chunks(file: IO[bytes], size: int) -> Iterator[_Chunk]:
 
 
 def _measured(chunk: _Chunk, file: IO[bytes], path: Path, size: int) -> Container:
-    """The length that the sound's own chunk promises, held against what is there."""
+    """Compares the length that the sound's chunk gives with the bytes that are there."""
     there = size - chunk.start
     if there <= 0 and not chunk.length:
         return Container()
@@ -196,8 +200,11 @@ def _measured(chunk: _Chunk, file: IO[bytes], path: Path, size: int) -> Containe
 
 
 def _untold(chunk: _Chunk, file: IO[bytes], path: Path, size: int) -> Container:
-    """To the end, where the header leaves open where that is. WAV and AIFF are piped every day;
-    a file of another kind without its length is more often one that was cut."""
+    """Reads to the end of a file whose header does not give the sound's length.
+
+    WAV and AIFF often come from pipes, so they get no note. Other formats without a length are
+    more often truncated files, so they get one.
+    """
     found = _to_the_end(chunk, file, size)
     if chunk.form in _RIFF_FORMS and chunk.name != _AU:
         return found
@@ -206,7 +213,7 @@ def _untold(chunk: _Chunk, file: IO[bytes], path: Path, size: int) -> Container:
 
 
 def _ends_in_chunks(chunk: _Chunk, file: IO[bytes], size: int) -> bool:
-    """Whether what lies behind an empty chunk is chunks up to the very end, and no sound."""
+    """Whether only further chunks, and no sound, follow an empty chunk up to the file's end."""
     place = chunk.start
     for _ in range(_MOST_CHUNKS):
         if place >= size:
@@ -221,7 +228,7 @@ def _ends_in_chunks(chunk: _Chunk, file: IO[bytes], size: int) -> bool:
 
 
 def _to_the_end(chunk: _Chunk, file: IO[bytes], size: int) -> Container:
-    """The file with the length that it has, unless libsndfile stops at the file's end by itself."""
+    """The file with its true length in the header, unless libsndfile stops at its end anyway."""
     if chunk.length != 0 and chunk.form in _RIFF_FORMS and chunk.name != _AU:
         return Container()
     file.seek(0)
@@ -236,7 +243,7 @@ def _to_the_end(chunk: _Chunk, file: IO[bytes], size: int) -> Container:
 
 
 def _ogg(content: bytes, path: Path) -> Container:
-    """Checks the pages, and takes a chain apart: libsndfile decodes its first link alone."""
+    """Checks the pages and splits a chain into its links: libsndfile decodes only the first."""
     starts, place, flags, after_first_page = [0], 0, 0, False
     while (place := content.find(b"OggS", place)) >= 0:
         head = content[place : place + 27]
@@ -278,7 +285,7 @@ _BITRATES = {
 class _Frame:
     """A frame of MPEG audio: its bytes, its samples, and where its side information ends.
 
-    kind: what all frames of a stream have in common.
+    kind: version, layer and rate, which all frames of a stream share.
     """
 
     kind: tuple[bool, int, int]
@@ -308,19 +315,20 @@ def _frame(content: bytes, place: int) -> _Frame | None:
 
 
 def _mpeg(content: bytes, path: Path) -> Container:
-    """Counts the frames. Where the header does not give their number, gives the frames alone.
+    """Counts the frames. Where the header does not give their number, returns the frames alone.
 
-    libsndfile guesses the number then, and stops there: in the middle of a recording whose bit rate
-    varies; and where files were joined, the first one's number stands for all.
+    Without that number, libsndfile guesses it and stops there, which is in the middle of a
+    recording with a variable bit rate. Where files were joined, it takes the first one's number
+    for all of them.
     """
     place = _behind_tags(content, 0)
     start, first = _next_frame(content, place, None)
     if first is None:
         return Container(
             mpeg=True
-        )  # something else, or nothing that this reads: the decoder will say
+        )  # another format, or an unreadable file: the decoder reports which it is
     promised = _promised(content, start, first)
-    place = start + (first.size if promised is not None else 0)  # that frame holds no sound
+    place = start + (first.size if promised is not None else 0)  # the header's frame holds no sound
     frames: list[bytes] = []
     broken = False
     while place < len(content):
@@ -336,7 +344,7 @@ def _mpeg(content: bytes, path: Path) -> Container:
         place += frame.size
     if promised is not None and promised == len(frames):
         return Container(mpeg=True)
-    # Some programs count the frame that holds the number.
+    # Some programs also count the frame that holds the header.
     if promised is not None and promised > len(frames) + (0 if broken else 1):
         return Container(mpeg=True, sure=False)
     note = "ends in the middle of a frame, so that it may be cut short; it was read to there"
@@ -351,7 +359,7 @@ def _mpeg(content: bytes, path: Path) -> Container:
 def _next_frame(
     content: bytes, place: int, kind: tuple[bool, int, int] | None
 ) -> tuple[int, _Frame | None]:
-    """The next frame (of this kind) that another one follows, or the end of the file."""
+    """The next frame (of this kind) that is followed by another one or by the end of the file."""
     while (place := content.find(b"\xff", place)) >= 0:
         frame = _frame(content, place)
         if frame and kind in (None, frame.kind):
@@ -363,7 +371,7 @@ def _next_frame(
 
 
 def _behind_tags(content: bytes, place: int) -> int:
-    """Behind the ID3 and APE tags that begin here."""
+    """The position after the ID3 and APE tags that begin at `place`."""
     while True:
         head = content[place : place + 32]
         if head.startswith(b"ID3") and len(head) >= 10:
@@ -385,6 +393,6 @@ def _promised(content: bytes, start: int, first: _Frame) -> int | None:
         if content[at : at + 4] in (b"Xing", b"Info") and at + 12 <= len(content):
             flags, frames = struct.unpack(">II", content[at + 4 : at + 12])
             return frames if flags & 1 else -1
-    if content[start + 36 : start + 40] == b"VBRI":  # its count is one that libsndfile ignores
+    if content[start + 36 : start + 40] == b"VBRI":  # libsndfile ignores its count
         return -1
     return None

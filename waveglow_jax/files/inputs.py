@@ -1,4 +1,4 @@
-"""The files that a person means: by name, folder, glob or list."""
+"""Finds input files by name, folder, glob or list."""
 
 import glob
 import io
@@ -16,7 +16,7 @@ AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"),
 )
-# What looks like sound and is not read: no decoder of these comes with libsndfile.
+# Sound formats that are not read, because libsndfile has no decoder for them.
 UNREAD_SUFFIXES = (
     *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".aac", ".ac3", ".eac3", ".dts"),
     *(".webm", ".weba", ".mkv", ".mka", ".avi", ".flv", ".ogv", ".ogm", ".ogx", ".wma", ".wmv"),
@@ -30,11 +30,11 @@ MEL_SUFFIXES = (".npy", ".npz", ".pt", ".safetensors")
 
 @dataclass(frozen=True)
 class Input:
-    """One file to work on, and where its result belongs under an output folder.
+    """One input file, and its result's place under an output folder.
 
     path: the file itself.
-    relative: its place under the output folder, still with the input's own suffix. A mel that is
-        named after its recording, `u00.wav.pt`, has the place `u00.pt`.
+    relative: its place under the output folder, with the input's own suffix. A mel that is named
+        after its recording, such as `u00.wav.pt`, has the place `u00.pt`.
     """
 
     path: Path
@@ -47,24 +47,24 @@ def find_inputs(
     with_outputs: bool = True,
     output: str | Path | None = None,
 ) -> list[Input]:
-    """Every file that the inputs stand for, in order, each file once.
+    """Every file that the inputs name, in order, each file once.
 
     inputs: each a file; a folder (searched recursively in sorted order, hidden names ignored); a
         glob; a `.txt` list (a path per line, `path|text` allowed, looked up beside the list and
-        then in the current folder); or `-` for such a list on stdin. All of them, and the lines of
-        a list, as `local_path` reads them.
-    suffixes: the file types wanted, e.g. `AUDIO_SUFFIXES`. Others are passed over in folders and
+        then in the current folder); or `-` for such a list on stdin. `local_path` interprets all
+        of them, and the lines of a list.
+    suffixes: the file types wanted, e.g. `AUDIO_SUFFIXES`. Other types are skipped in folders and
         globs, and refused where they are named one by one.
-    with_outputs: whether each file becomes another, so that no two may share a place.
-    output: the folder that recordings are written to, below no folder that is searched and has
-        recordings there: these are results of an earlier run.
+    with_outputs: whether each file yields an output file, so that no two may share a place.
+    output: the folder that recordings are written to. It must not lie below a searched folder and
+        already hold recordings, which would be results of an earlier run.
 
-    Sub-folders are kept in `relative`: below a folder given, below the fixed part of a glob, as
-    written in a list (absolute paths in a list: below the folder they have in common).
+    `relative` keeps sub-folders: those below a given folder, those below the fixed part of a glob,
+    or those written in a list (absolute paths in a list: those below their common folder).
 
-    Raises UserError if something named is missing or of another type, if a folder, glob or list
-    yields nothing or recordings in the output folder, or, with outputs, if two files would have the
-    same result (same `relative` but for the suffix).
+    Raises UserError if a named file is missing or of another type, if a folder, glob or list
+    yields nothing or yields recordings in the output folder, or, with outputs, if two files would
+    have the same result (same `relative` except for the suffix).
     """
     wanted = tuple(suffix.lower() for suffix in suffixes)
     found: list[Input] = []
@@ -72,7 +72,7 @@ def find_inputs(
         path = Path(text)
         if text == "-":
             some = _listed("stdin", _stdin(), [Path()], wanted)
-        elif os.path.isdir(path):  # os.path: unlike pathlib, not an error for a name too long
+        elif os.path.isdir(path):  # unlike pathlib, os.path raises no error for a name too long
             some = [Input(p, p.relative_to(path)) for p in _walk(path, wanted)]
             _check_results(some, path, output)
         elif os.path.isfile(path) and path.suffix.lower() == ".txt":
@@ -96,9 +96,9 @@ def find_inputs(
 
 
 def find_unread(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
-    """Files in folders and globs that look like sound and are not read, each with why not.
+    """Files in folders and globs that look like sound and are not read, each with the reason.
 
-    inputs: as for `find_inputs`, which passes these over.
+    inputs: as for `find_inputs`, which skips these files.
     """
     found: list[Path] = []
     for text in map(local_path, inputs):
@@ -114,7 +114,7 @@ def _unread(path: Path) -> str:
 
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these types below a folder, sorted; links are followed, but never in a circle."""
+    """Files of these types below a folder, sorted; follows links, but never in a cycle."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be searched: {error.strerror}") from error
@@ -137,7 +137,7 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _check_results(found: list[Input], searched: Path, output: str | Path | None) -> None:
-    """Refuses a folder that an earlier run has written recordings into, as inputs of the next."""
+    """Refuses inputs that an earlier run has written into the output folder."""
     if output is None or not lies_in(output, searched) or lies_in(searched, output):
         return
     for item in found:
@@ -155,7 +155,7 @@ def lies_in(path: str | Path, folder: str | Path) -> bool:
 
 
 def check_outside(output: str | Path, folder: str | Path | None) -> None:
-    """Raises UserError if recordings that are written to `output` would be among the folder's."""
+    """Raises UserError if `output` lies in the folder, so that its recordings would join those."""
     if folder is not None and lies_in(output, folder):
         raise UserError(
             f"{output}: recordings that are made would lie among those of {folder}, and the next "
@@ -164,7 +164,7 @@ def check_outside(output: str | Path, folder: str | Path | None) -> None:
 
 
 def _fixed_part(pattern: str) -> Path:
-    """Of a glob: the folder above its first magic part."""
+    """The folder above the first part of a glob that holds a wildcard."""
     parts = Path(pattern).parts
     return Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
 
@@ -184,9 +184,9 @@ def _matched(pattern: str, suffixes: tuple[str, ...]) -> list[Input]:
 
 
 def _stdin() -> str:
-    if sys.stdin is None:  # closed by whoever started the command
+    if sys.stdin is None:  # the parent process has closed it
         raise UserError("-: there is no stdin to read a list from; give the list as a file")
-    if not hasattr(sys.stdin, "buffer"):  # replaced by a stream of text, as in a notebook
+    if not hasattr(sys.stdin, "buffer"):  # a notebook replaces it by a text stream
         return sys.stdin.read()
     return decode(sys.stdin.buffer.read(), "stdin", "list")
 
@@ -194,7 +194,7 @@ def _stdin() -> str:
 def _listed(name: str, text: str, folders: list[Path], suffixes: tuple[str, ...]) -> list[Input]:
     found: list[Input] = []
     elsewhere: list[Path] = []
-    # As Python's readlines ends lines, and not as splitlines does: a sentence may hold U+2028.
+    # Lines end as in Python's readlines and not as in splitlines: a sentence may hold U+2028.
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         written = line.lstrip(MARK).split("|", 1)[0].strip()
         if not written:
@@ -207,7 +207,7 @@ def _listed(name: str, text: str, folders: list[Path], suffixes: tuple[str, ...]
         if path is None:
             raise UserError(f"{name}, line {number}: no such file: {written}; correct the list")
         _of_type(path, suffixes)
-        # normpath turns a/../b into b; what still begins with .. has no place below the output.
+        # normpath turns a/../b into b; a path that still begins with .. would leave the output.
         below = Path(os.path.normpath(written))
         if below.is_absolute() or below.parts[0] == "..":
             below = Path(os.path.abspath(path))
@@ -240,7 +240,7 @@ def _each_once(found: list[Input]) -> list[Input]:
 
 
 def _place_of(relative: Path) -> Path:
-    """Without the recording's suffix in a mel's name, for the sound to be named as it was."""
+    """Drops a recording's suffix from a mel's name, so that the sound has the original name."""
     inner = Path(relative.stem)
     if relative.suffix.lower() in MEL_SUFFIXES and inner.suffix.lower() in AUDIO_SUFFIXES:
         return relative.with_name(inner.stem + relative.suffix)

@@ -1,7 +1,7 @@
-"""Mel files: read with suspicion, written whole or not at all.
+"""Reads mel files with full validation, and writes them whole or not at all.
 
-A mel is `[F, M]` float32 (frames, bins) in memory and `[M, F]` in a file. Everything that is wrong
-with a file is a `UserError` of one line that begins with the file's name.
+A mel is `[F, M]` float32 (frames, bins) in memory and `[M, F]` in a file. Every fault of a file
+raises a `UserError` of one line that begins with the file's name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from waveglow_jax.files.torch_file import open_torch, tensors_in
 from waveglow_jax.files.torch_values import said
 from waveglow_jax.paths import check_no_device, local_path
 
-# Of a compressed mel: silence alone shrinks further.
+# Limits of a compressed mel: bytes unpacked, and their ratio to the packed bytes. Only silence
+# compresses further.
 _MOST_UNPACKED, _MOST_GROWTH = 64 << 20, 20
 
 
@@ -36,9 +37,9 @@ def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
 
     n_mel_channels: M, the number of bins that the model takes.
 
-    Raises UserError if the file is missing, unreadable, cut short, a pickle, not of floating point,
-    empty, not finite, or of another number of bins. Nothing is unpickled, and sizes are checked
-    against the file before memory is taken.
+    Raises UserError if the file is missing, unreadable, truncated, a pickle, not floating point,
+    empty, not finite, or has another number of bins. Nothing is unpickled, and sizes are checked
+    against the file before memory is allocated.
     """
     path = local_path(path)
     mel = _read_array_file(Path(path), n_mel_channels)
@@ -51,16 +52,16 @@ def read_mel(path: str | Path, n_mel_channels: int) -> np.ndarray:
 
 
 def read_any_mel(path: str | Path) -> np.ndarray:
-    """What a mel file holds, whatever its convention: `[A, B]` float64, as it is.
+    """The array of a mel file in any convention: `[A, B]` float64, unchanged.
 
-    Of any number of bins, either axis first, finite or not; otherwise read and refused as
-    `read_mel` does.
+    It may have any number of bins, either axis first, and non-finite values; otherwise it is read
+    and refused as by `read_mel`.
     """
     return np.asarray(_read_array_file(Path(path), None), np.float64)
 
 
 def _read_array_file(path: Path, n_mel_channels: int | None) -> np.ndarray:
-    """`[A, B]`, one of which is n_mel_channels if that is given."""
+    """The file's array `[A, B]`; A or B is n_mel_channels if that is given."""
     suffix = path.suffix.lower()
     readers = {
         ".npy": _read_npy,
@@ -79,14 +80,14 @@ def _read_array_file(path: Path, n_mel_channels: int | None) -> np.ndarray:
         raise UserError(f"{path}: no such file; check the path") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {why(error)}") from error
-    # Squeezed before the axes are told apart: [1, M, F].
+    # [1, M, F] is squeezed before the caller identifies the axes.
     return mel[0] if mel.ndim == 3 else mel
 
 
 def _check_array(
     path: Path, shape: tuple[int, ...], kind: str, n_mel_channels: int | None, name: str
 ) -> None:
-    """Refuses what cannot be a mel, from the header alone. kind: numpy's dtype.kind."""
+    """Refuses arrays that cannot be a mel, by the header alone. kind: NumPy's dtype.kind."""
     if kind == "O":
         raise UserError(
             f"{path}: holds Python objects, which are never unpickled; save plain floats"
@@ -114,7 +115,7 @@ def _said_shape(shape: tuple[int, ...]) -> str:
 
 
 def _read_array(file: IO[bytes], size: int, path: Path, n_mel_channels: int | None) -> np.ndarray:
-    """One array in NumPy's format, its header checked against `size`, the bytes that there are."""
+    """Reads an array in NumPy's format; checks its header against `size`, the bytes available."""
     try:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
@@ -123,9 +124,9 @@ def _read_array(file: IO[bytes], size: int, path: Path, n_mel_channels: int | No
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
         else:
             raise ValueError(f"version {version} of the format")
-        if any(isinstance(size, bool) for size in shape):  # an int, to NumPy
+        if any(isinstance(size, bool) for size in shape):  # NumPy accepts a bool as an int
             raise ValueError(f"shape {shape}")
-    # The header is parsed as Python: what is none of Python's may raise what its parser does.
+    # The header is parsed as Python, so an invalid one may raise any error of Python's parser.
     except (ValueError, TypeError, SyntaxError, RecursionError, tokenize.TokenError) as error:
         raise UserError(
             f"{path}: not a readable NumPy array; save it again with numpy.save"
@@ -160,11 +161,11 @@ def _read_npz(path: Path, n_mel_channels: int | None) -> np.ndarray:
                 )
             with archive.open(member) as file:
                 return _read_array(file, member.file_size, path, n_mel_channels)
-    except UserError:  # a ValueError too, and said already
+    except UserError:  # it is a ValueError too, and already has its message
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise UserError(f"{path}: damaged or cut short ({why(error)}); copy it again") from error
-    except (NotImplementedError, RuntimeError) as error:  # a compression of another kind; encrypted
+    except (NotImplementedError, RuntimeError) as error:  # another compression; encryption
         raise UserError(
             f"{path}: not a plain .npz ({why(error)}); save it again with numpy.savez"
         ) from error
@@ -189,7 +190,7 @@ def _check_tensor(path: Path, tensor: Any, n_mel_channels: int | None) -> None:
 
 
 def _pick_tensor(path: Path, tensors: list[tuple[str, Any]], n_mel_channels: int | None) -> Any:
-    """The one that must be the mel: called so, the only one, or the only one of a mel's shape."""
+    """The tensor that is the mel: named "mel", the only one, or the only one of a mel's shape."""
 
     def could_be(tensor: Any) -> bool:
         try:
@@ -211,10 +212,10 @@ def _pick_tensor(path: Path, tensors: list[tuple[str, Any]], n_mel_channels: int
 
 
 def _read_safetensors(path: Path, n_mel_channels: int | None) -> np.ndarray:
-    import ml_dtypes  # noqa: F401 - NumPy learns bfloat16
+    import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
     import safetensors
 
-    os.stat(path)  # so that a missing file is reported as one
+    os.stat(path)  # a missing file raises FileNotFoundError here
     try:
         # Opening checks the offsets of every tensor against the file's size.
         with safetensors.safe_open(path, framework="np") as file:
@@ -249,7 +250,8 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
         raise ValueError(f"write_mel writes [F, M] to a .npy file, got {mel.shape} for {path}")
     if not np.isfinite(mel).all():
         raise UserError(f"{path}: not written, its values are not all finite numbers")
-    # By way of memory: writing an array straight to a file, NumPy does not say why it failed.
+    # NumPy writes to memory first: if it writes an array straight to a file, its errors do not
+    # give the reason.
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(mel.T), allow_pickle=False)
     with replacing(path) as temporary, open(temporary, "wb") as file:

@@ -1,8 +1,8 @@
-"""Reading recordings with suspicion: the one way in which sound comes into this program.
+"""Reads recordings with full validation. All sound enters this program through this module.
 
-Audio is mono here, `[T]` float32 in [-1, 1], except for `read_samples`. Everything that is wrong
-with a file is a `UserError` of one line that begins with the file's name, whatever the libraries
-below raise; what is odd about a file that is read all the same is a `FileWarning`.
+Audio is mono here, `[T]` float32 in [-1, 1], except for `read_samples`. Every fault of a file
+raises a `UserError` of one line that begins with the file's name, whatever the libraries below
+raise. An oddity of a file that is read all the same gives a `FileWarning`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from waveglow_jax.files.containers import Container, inspect
 from waveglow_jax.files.inputs import CONVERT
 from waveglow_jax.paths import check_no_device, local_path
 
-# A recording that never exceeds this is silent: a third of the smallest step of 16 bits.
+# A recording that never exceeds this is silent: it is a third of the smallest 16-bit step.
 SILENCE = 1e-5
 # Decoders of lossy formats overshoot full scale by a little, which is clipped. Samples far beyond
 # it were never in [-1, 1] (16-bit values stored as floats, say), and clipping would destroy them.
 _OVERSHOOT = 2.0
-# No recording has another rate (Hz); a damaged header has, and resampling from 1 Hz fills memory.
+# All recordings have rates in this range (Hz). A damaged header may give a rate outside it, and
+# resampling from 1 Hz would fill the memory.
 _RATES = (1000, 1_000_000)
-# Bytes that a file may be decoded to: so many, and so many for each of its own. Silence alone
-# shrinks further.
+# Limits of the bytes that a file may decode to: a constant, and a factor per byte of the file. Only
+# silence compresses further.
 _MOST_DECODED, _MOST_GROWTH = 64 << 20, 512
-# FLAC has 36 bits for the number of samples; this and more stands for "not known".
+# FLAC has 36 bits for the number of samples; this value or a larger one means "not known".
 _UNKNOWN = 2**36 - 1
 # Values decoded at a time: 1 MiB.
 _BLOCK = 1 << 18
@@ -51,9 +52,9 @@ _PREPARE = "python -m waveglow_jax prepare IN -o OUT"
 def read_samples(path: str | Path) -> tuple[np.ndarray, int]:
     """A whole recording of any rate and number of channels: `[T, C]` float32, and its rate in Hz.
 
-    The values are as decoded: not clipped, not checked beyond being complete. Raises UserError if
-    the file is missing, unreadable, cut short or empty. Warns (FileWarning) where that cannot be
-    known.
+    The values are as decoded: they are not clipped, and only their number is checked. Raises
+    UserError if the file is missing, unreadable, truncated or empty. Warns (FileWarning) where
+    truncation cannot be detected.
     """
     with _opened(path) as sound:
         return _whole(sound), sound.rate
@@ -63,12 +64,12 @@ def read_audio(path: str | Path, sampling_rate: int, *, convert: bool = False) -
     """A mono recording, `[T]` float32 in [-1, 1].
 
     sampling_rate: the rate in Hz that the file must have.
-    convert: take files of other rates and of several channels too, with a FileWarning that tells
-        what became of them: channels are averaged, the rate is changed by soxr (VHQ).
+    convert: accept other rates and several channels too, with a FileWarning that reports the
+        conversion: channels are averaged, and soxr (VHQ) changes the rate.
 
-    Raises UserError if the file is missing, unreadable, cut short, empty, silent, holds samples
-    that are not finite or far beyond full scale, or, unless it is converted, if it is of another
-    rate or of more than one channel. Warns as `read_samples` does.
+    Raises UserError if the file is missing, unreadable, truncated, empty or silent, if it holds
+    samples that are not finite or far beyond full scale, or, without `convert`, if it has another
+    rate or more than one channel. Warns as `read_samples` does.
     """
     path = local_path(path)
     with _opened(path) as sound:
@@ -88,12 +89,12 @@ def read_audio(path: str | Path, sampling_rate: int, *, convert: bool = False) -
 
 
 def audio_frames(path: str | Path, sampling_rate: int, *, convert: bool = False) -> int:
-    """The number of samples of a mono recording; decodes it only where nothing else tells it.
+    """The number of samples of a mono recording; decodes it only where nothing else gives it.
 
-    convert: as for `read_audio`; the number is that after the conversion, or one more.
-    Raises UserError as `read_audio` does for what can be told without decoding: missing,
-    unreadable, cut short, empty, another rate, more than one channel. Warns as it does, but not of
-    a conversion.
+    convert: as for `read_audio`; the result is the number after the conversion, or one more.
+    Raises UserError as `read_audio` does for faults that show without decoding: missing,
+    unreadable, truncated, empty, another rate, more than one channel. Warns as it does, but not
+    about a conversion.
     """
     with _opened(path) as sound:
         if convert:
@@ -105,9 +106,9 @@ def audio_frames(path: str | Path, sampling_rate: int, *, convert: bool = False)
 def read_clip(path: str | Path, start: int, stop: int) -> np.ndarray:
     """Samples `start` up to `stop` of a mono recording, `[stop - start]` float32 in [-1, 1].
 
-    Only those are decoded, or, where a clip would not be exact otherwise, all before them too (see
-    `decoded_from_start`). Raises UserError if the file cannot deliver all of them, has more than
-    one channel, or if they are not finite or far beyond full scale.
+    Only these samples are decoded, or, where a clip would not be exact otherwise, all samples
+    before them too (see `decoded_from_start`). Raises UserError if the file does not hold all of
+    them or has more than one channel, or if they are not finite or far beyond full scale.
     """
     with _opened(path, warn=False) as sound:
         _check_mono(sound)
@@ -127,7 +128,8 @@ def read_clip(path: str | Path, start: int, stop: int) -> np.ndarray:
 def decoded_from_start(path: str | Path) -> bool:
     """Whether `read_clip` decodes all before the clip, as it does for Ogg, MP3 and a few codecs.
 
-    A decoder that is sent into the middle of these does not deliver what it would have come to.
+    After a seek into the middle of these, a decoder does not give the samples that it gives when it
+    decodes from the start.
     """
     with _opened(path, warn=False) as sound:
         return not sound.seeks
@@ -137,7 +139,7 @@ def decoded_from_start(path: str | Path) -> bool:
 
 
 class _File(soundfile.SoundFile):
-    """Goes on where it stands. soundfile itself seeks after each read, if a file says it can."""
+    """Reads on without seeking. soundfile itself seeks after each read of a seekable file."""
 
     def seekable(self) -> bool:
         return False
@@ -148,11 +150,11 @@ class _Sound:
     """An open recording.
 
     files: its parts, to be decoded one after the other.
-    frames: samples that there must be; None if only decoding tells.
-    counted: samples that there should be, a frame or two aside; None if unknown.
-    sure: whether `frames` can be believed without decoding.
-    seeks: whether the decoder, sent into the middle, delivers what it would have come to.
-    most: samples that a file of this size may be decoded to.
+    frames: the number of samples that must be there; None if only decoding gives it.
+    counted: the number of samples that should be there, except for a frame or two; None if unknown.
+    sure: whether `frames` is reliable without decoding.
+    seeks: whether the decoder gives the same samples after a seek as from the start.
+    most: the number of samples that a file of this size may decode to.
     """
 
     path: Path
@@ -197,7 +199,7 @@ def _opened(path: str | Path, warn: bool = True) -> Iterator[_Sound]:
     except soundfile.LibsndfileError as error:
         said = error.error_string.strip().rstrip(".")
         raise UserError(f"{path}: damaged or cut short ({said}); copy it again") from error
-    except Exception as error:  # of whatever kind: one file must not end a run over many
+    except Exception as error:  # any kind: one file must not end a run over many
         raise UserError(
             f"{path}: cannot be decoded ({type(error).__name__}: {why(error)}); copy it again or "
             "leave it out"
@@ -208,15 +210,16 @@ def _sources(path: Path, container: Container) -> list[str | bytes | io.BytesIO]
     if container.parts:
         memory = _Unending if container.mpeg else io.BytesIO
         return [memory(part) for part in container.parts]
-    # In bytes, because soundfile refuses names that are not UTF-8; Windows has no others.
+    # The name is in bytes, because soundfile refuses a str that is not UTF-8. Windows has only
+    # names that are.
     return [os.fsencode(path) if os.name == "posix" else str(path)]
 
 
 class _Unending(io.BytesIO):
-    """Pretends to be far longer than it is.
+    """A stream that reports a far greater length than it has.
 
-    libmpg123 guesses the number of samples from the length, and libsndfile stops there. It looks
-    for a tag at the pretended end, where it finds zeros.
+    libmpg123 guesses the number of samples from the length, and libsndfile stops there. libmpg123
+    looks for a tag at the reported end, where it finds zeros.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -246,7 +249,7 @@ def _sound_file(source: str | bytes | io.BytesIO, path: Path) -> _File:
         return _File(source)
     except (soundfile.LibsndfileError, TypeError) as error:
         said = getattr(error, "error_string", str(error)).strip().rstrip(".")
-        # What libsndfile says of a file that is there and is no MP3.
+        # libsndfile says this of a file that exists and is no MP3.
         said = "" if not said or "does not exist" in said else f" ({said})"
         raise UserError(
             f"{path}: not readable as audio{said}; copy it again or leave it out"
@@ -289,7 +292,7 @@ def _sound(path: Path, size: int, container: Container, files: tuple[_File, ...]
 
 
 def _whole(sound: _Sound) -> np.ndarray:
-    """All samples [T, C] float32; UserError if there are fewer than promised."""
+    """All samples [T, C] float32; raises UserError if there are fewer than the header gives."""
     samples = _decode(sound, 0, None)
     promised = sound.frames
     if promised is None and sound.counted is not None:
@@ -306,7 +309,7 @@ def _whole(sound: _Sound) -> np.ndarray:
 
 
 def _decode(sound: _Sound, start: int, stop: int | None) -> np.ndarray:
-    """Samples start..stop (None: to the end) [n, C] float32; fewer where the sound ends before."""
+    """Samples start..stop (None: to the end) [n, C] float32; fewer where the sound ends earlier."""
     place = 0
     if sound.seeks and start:
         place = sound.files[0].seek(start)
@@ -335,7 +338,7 @@ def _length(sound: _Sound, path: str | Path) -> int:
     if sound.frames is None or not sound.sure:
         return len(_whole(sound))
     if sound.format == "FLAC" and not len(_decode(sound, sound.frames - 1, sound.frames)):
-        # FLAC's header promises a length wherever the file ends: see whether the end is there.
+        # FLAC's header gives a length even if the file is truncated: check that the end is there.
         raise UserError(f"{path}: cut short, its last sample is not there; copy it again")
     return sound.frames
 
@@ -376,7 +379,7 @@ _MPG123 = re.compile(
 
 
 class _Sieve:
-    """Where stderr goes while libmpg123, which cannot be kept quiet, is at work in any thread."""
+    """Captures stderr while libmpg123, which cannot be silenced, runs in any thread."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -385,7 +388,7 @@ class _Sieve:
     def open(self) -> None:
         with self.lock:
             if not self.users:
-                os.pread  # noqa: B018 - before anything is changed: Windows has none
+                os.pread  # noqa: B018 - fails before anything changes: Windows has none
                 self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the last user
                 self.own = os.dup(2)
                 os.dup2(self.file.fileno(), 2)
@@ -397,7 +400,7 @@ class _Sieve:
             self.users -= 1
             if not self.users:
                 os.dup2(self.own, 2)
-            # Not through the file's own place, which is that of whoever writes to stderr.
+            # pread leaves the file's position alone, which the writers to stderr share.
             size = os.fstat(self.file.fileno()).st_size - self.passed
             content = os.pread(self.file.fileno(), size, self.passed)
             whole = len(content) if not self.users else content.rfind(b"\n") + 1
@@ -415,10 +418,10 @@ _SIEVE = _Sieve()
 
 @contextmanager
 def _without_mpg123() -> Iterator[None]:
-    """Drops the lines that libmpg123 writes to stderr; what others write comes a moment later."""
+    """Drops libmpg123's lines on stderr; the output of other code appears a moment later."""
     try:
         _SIEVE.open()
-    except (OSError, AttributeError):  # no stderr, no room for it, or a system without pread
+    except (OSError, AttributeError):  # no stderr, no space for it, or no pread on this system
         yield
         return
     try:

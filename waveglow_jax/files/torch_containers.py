@@ -1,6 +1,6 @@
 """Both containers of `torch.save`: the zip of torch >= 1.6, and the older one of four pickles.
 
-Sizes are checked against the file before memory is taken.
+Sizes are checked against the file before memory is allocated.
 """
 
 import io
@@ -19,17 +19,18 @@ from waveglow_jax.files.torch_values import DTYPES, RefusedError, storage_of
 MAX_PICKLE_BYTES = 64 << 20
 MAX_ZIP_ENTRIES = 20_000
 MAX_PIECE = 4 << 20
-"""Bytes that are read from a file at once."""
+"""The most bytes that one read takes from a file."""
 
 
 class InPieces:
-    """A file that is never read in larger pieces than MAX_PIECE, nor beyond `end`.
+    """A file that is never read in pieces larger than MAX_PIECE, nor beyond `end`.
 
-    For the readers of archives, which would believe a size that lies. They see a ValueError.
+    It protects the readers of archives, which would trust a false size. A larger read raises
+    ValueError in them.
     """
 
     def __init__(self, file: io.BufferedIOBase, end: int | None = None):
-        """end: by default the file's size."""
+        """end: where the readable part ends (default: the file's size)."""
         self._file, self._end = file, file.seek(0, 2) if end is None else end
         file.seek(0)
 
@@ -86,8 +87,7 @@ class Zip:
                 )
 
     def read(self, key: str, start: int, numel: int) -> np.ndarray:
-        """The whole storage, its checksum verified, `[bytes]`; views of a storage have no place
-        in this container."""
+        """The whole storage with verified checksum, `[bytes]`; this container has no views."""
         return self._contents(f"{self._root}/data/{key}")
 
     def _all_of(self, name: str, limit: int) -> bytes:
@@ -109,7 +109,7 @@ class Zip:
                     raise RefusedError(f"its entry {name[:80]!r} is cut short; copy it again")
                 raw[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
                 done += len(piece)
-            file.read(1)  # the end is where the checksum is compared
+            file.read(1)  # zipfile compares the checksum at the end
         return raw
 
 
@@ -133,7 +133,7 @@ def _zip_refusals() -> Iterator[None]:
 
 
 def _checked_entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Every entry by its name; refuses what torch.save never writes."""
+    """Every entry by its name; refuses archives that torch.save never writes."""
     entries: dict[str, zipfile.ZipInfo] = {}
     listed = archive.infolist()
     if not 0 < len(listed) <= MAX_ZIP_ENTRIES:
@@ -165,7 +165,7 @@ def _checked_entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Z
 
 
 class Legacy:
-    """Four pickles (magic number, version, system, what was saved), the keys, the storages."""
+    """Four pickles (magic number, version, system, saved object), the keys, the storages."""
 
     NAME = "older than torch 1.6"
 
@@ -196,7 +196,7 @@ class Legacy:
             raise RefusedError(f"storage {key[:80]} is missing; copy it again")
 
     def _find(self, keys: list[str], position: int, size: int) -> dict[str, int]:
-        """Where each storage's numbers begin; before them stands how many there are."""
+        """The position of each storage's numbers; their count stands before them."""
         places: dict[str, int] = {}
         for key in keys:
             if key not in self._sizes or key in places:
@@ -215,7 +215,7 @@ class Legacy:
         return places
 
     def read(self, key: str, start: int, numel: int) -> np.ndarray:
-        """The bytes of `numel` numbers from byte `start` of a storage on, `[bytes]`."""
+        """The bytes of `numel` numbers of a storage, from byte `start` on, `[bytes]`."""
         raw = np.empty(numel * np.dtype(DTYPES[self._sizes[key][0]]).itemsize, np.uint8)
         self._file.seek(self._places[key] + start)
         if self._file.readinto(memoryview(raw)) != len(raw):

@@ -1,14 +1,15 @@
-"""PyTorch's files without PyTorch: read as inert data, nothing in them imported, called or run.
+"""Reads PyTorch's files without PyTorch, as inert data: it imports, calls and runs nothing in them.
 
-A file of `torch.save` is a pickle, a program for a small stack machine, beside raw storages. The
-machine here knows PyTorch's own vocabulary and no other: a global is a name that is never looked
-up, an object of a class a `Holder` of its state, a tensor a `Tensor` that says where its numbers
-lie. Whatever else the program asks for is refused by its name. Sizes are checked against the file
-before memory is taken, and a tensor's numbers are read only when they are asked for.
+A file of `torch.save` holds a pickle, which is a program for a small stack machine, and raw
+storages. The machine here implements only PyTorch's own globals. A global becomes a name that is
+never looked up, an object of a class becomes a `Holder` of its state, and a tensor becomes a
+`Tensor` that gives the place of its numbers. Any other request of the program is refused, with its
+name in the message. Sizes are checked against the file before memory is allocated, and a tensor's
+numbers are read only on request.
 
 Both containers are read: the zip of torch >= 1.6, and the older one of four pickles and then the
-storages. `write_torch` writes the former. Of the house this needs only `errors`, so that
-`files/mels.py` reads mels with it.
+storages. `write_torch` writes the zip. Besides the other `torch_` modules, this module needs only
+`errors` of this package, so that `files/mels.py` can read mels with it.
 """
 
 import io
@@ -28,17 +29,17 @@ from waveglow_jax.files.torch_machine import CODE
 from waveglow_jax.files.torch_values import DTYPES, Array, Holder, RefusedError, Storage, Tensor
 
 _LONGEST_NAME = 100
-# The first pickle of the older container.
+# The content of the older container's first pickle.
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY_MAGIC = b"\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
 
 
 class TorchFile:
-    """An opened file: `tree`, what was saved, and the numbers of its tensors.
+    """An opened file: the saved object as `tree`, and access to the numbers of its tensors.
 
     tree: dicts, lists, tuples, strings, bytes, numbers and None, with `Tensor`, `Array`, `Holder`
-    and `Token` in their places. Sets are tuples. Cycles and shared parts are possible, as in the
-    file.
+    and `Token` in place of other objects. Sets become tuples. The tree may hold cycles and shared
+    parts, as the file does.
     """
 
     def __init__(self, file: io.BufferedIOBase, name: str):
@@ -62,10 +63,11 @@ class TorchFile:
         return self._container.NAME
 
     def array(self, tensor: Tensor | Array) -> np.ndarray:
-        """The tensor's numbers, in a contiguous array of their own; bfloat16 widened to float32.
+        """The tensor's numbers as a contiguous array; bfloat16 is converted to float32.
 
-        Tensors may share a storage, read once for those that follow each other. Raises UserError
-        if they are damaged, or if all that was read exceeds the file: then its tensors overlap.
+        Tensors may share a storage, which is read once for consecutive requests. Raises UserError
+        if the numbers are damaged, or if all arrays together exceed the file's size: then its
+        tensors overlap.
         """
         with self._refusals():
             if isinstance(tensor, Array) and tensor.stored is None:
@@ -125,13 +127,13 @@ _BRANCHES = (Tensor, Array, dict, list, tuple, Holder)
 
 
 def tensors_in(tree: Any) -> list[tuple[str, Tensor | Array]]:
-    """Every tensor and array of a tree with its name there, such as `out.mel` or `out[0]`."""
+    """Every tensor and array of a tree with its name, such as `out.mel` or `out[0]`."""
     found: list[tuple[str, Tensor | Array]] = []
     seen: set[int] = set()
     to_visit: list[tuple[str, Any]] = [("", tree)]
     while to_visit:
         name, node = to_visit.pop()
-        name = name[-_LONGEST_NAME:]  # a deep tree would have names as long as it is deep
+        name = name[-_LONGEST_NAME:]  # the names of a deep tree would grow with its depth
         children: list[tuple[str, Any]] = []
         match node:
             case Tensor() | Array():
@@ -158,8 +160,10 @@ def _what_it_is(start: bytes) -> str:
 
 
 def write_torch(path: Path, tree: Any) -> None:
-    """Writes an array of float32 or float16, or nested dicts and lists of those, numbers and
-    strings, as `torch.save` does.
+    """Writes a tree of arrays as `torch.save` does.
+
+    The tree is an array of float32 or float16, or nested dicts and lists of such arrays, numbers
+    and strings.
 
     `torch.load(path, weights_only=True)` reads it. Raises ValueError for anything else.
     """

@@ -1,7 +1,7 @@
-"""PyTorch's own vocabulary: what each global that a checkpoint names builds.
+"""PyTorch's own globals: the inert value that each global of a checkpoint builds.
 
-A global is a name that is never looked up; one that is not in `FUNCTIONS` stays a `Token`, and an
-object of it becomes a `Holder`.
+A global is a name that is never looked up. A global that is not in `FUNCTIONS` stays a `Token`,
+and an object of it becomes a `Holder`.
 """
 
 import math
@@ -29,7 +29,7 @@ from waveglow_jax.files.torch_values import (
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str) -> Tensor:
-    """A tensor whose every number lies inside its storage."""
+    """The tensor; refuses one that does not lie inside its storage."""
     sizes = (offset, *shape, *strides) if _tuples(shape, strides) else (None,)
     if not isinstance(storage, Storage) or not all(
         type(n) is int and 0 <= n < MAX_NUMBERS for n in sizes
@@ -47,7 +47,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str) -> 
         raise RefusedError(
             f"a tensor of {numel} numbers does not fit its storage {storage.key[:80]} of {capacity}"
         )
-    # Along an axis of one number the stride means nothing; it may be anything.
+    # Along an axis of length 1 the stride has no meaning and may have any value.
     strides = tuple(s if n > 1 and numel else 0 for n, s in zip(shape, strides, strict=True))
     return Tensor(storage, dtype, offset if numel else 0, shape, strides)
 
@@ -75,7 +75,7 @@ def _rebuild_parameter(function: Token, arguments: tuple[Any, ...]) -> Tensor | 
 
 
 def _rebuild_subclass(function: Token, arguments: tuple[Any, ...]) -> Tensor | Array:
-    """Of a tensor with attributes or a class of its own: (function, class, arguments, state)."""
+    """Rebuilds a tensor with attributes or an own class: (function, class, arguments, state)."""
     inner, _, inner_arguments, *_ = _at_least(4, function, arguments)
     rebuild = _TENSORS.get(inner) if isinstance(inner, Token) else None
     if rebuild is None or not isinstance(inner_arguments, tuple):
@@ -89,7 +89,7 @@ def _rebuild_type(function: Token, arguments: tuple[Any, ...]) -> NumPyType:
 
 
 def _rebuild_array(function: Token, arguments: tuple[Any, ...]) -> Array:
-    return Array()  # to be filled by what follows it in the pickle
+    return Array()  # the pickle's next operations fill it
 
 
 def _rebuild_from_buffer(function: Token, arguments: tuple[Any, ...]) -> Array:
@@ -120,7 +120,7 @@ def _rebuild_set(function: Token, arguments: tuple[Any, ...]) -> tuple[Any, ...]
 
 
 def _rebuild_bytes(function: Token, arguments: tuple[Any, ...]) -> bytes | Holder:
-    """Protocol 2 has no bytes: empty ones are bytes(), a bytearray is that of a latin-1 text."""
+    """Protocol 2 has no bytes: bytes() gives empty ones, and a latin-1 text gives a bytearray."""
     match arguments:
         case ():
             return b""
@@ -148,7 +148,7 @@ def _at_least(count: int, function: Token, arguments: tuple[Any, ...]) -> tuple[
 
 _BUILTINS = ("builtins", "__builtin__")
 OF_TENSORS = ("torch._utils", "torch._tensor")
-# Neither these functions nor any other is called: the right column only notes what they would make.
+# Neither these functions nor any others are called: the values build an inert form of their result.
 _TENSORS: dict[Token, Callable[[Token, tuple[Any, ...]], Tensor | Array]] = {
     **{
         Token("torch._utils", name): _rebuild_tensor
@@ -159,7 +159,7 @@ _TENSORS: dict[Token, Callable[[Token, tuple[Any, ...]], Tensor | Array]] = {
         for name in (
             "_rebuild_parameter",
             "_rebuild_parameter_with_state",
-            # Of a TPU's and other devices': the tensor, or array, as it was on the CPU.
+            # For tensors of TPUs and other devices: the tensor, or array, as it was on the CPU.
             "_rebuild_device_tensor_from_cpu_tensor",
             "_rebuild_device_tensor_from_numpy",
             "_rebuild_xla_tensor",
@@ -188,7 +188,7 @@ FUNCTIONS: dict[Token, Callable[[Token, tuple[Any, ...]], Any]] = {
         for module in _BUILTINS
         for name in ("bytes", "bytearray")
     },
-    # What optimizers, random states and hyper-parameters are made of; nobody reads them here.
+    # Parts of optimizers, random states and hyper-parameters, which this package does not read.
     **{
         token: _rebuild_inert
         for token in (

@@ -18,9 +18,9 @@ from waveglow_jax.files.torch_values import (
     set_array,
 )
 
-MAX_OPS = 1_000_000  # three times those of the largest published model with its optimizer
+MAX_OPS = 1_000_000  # three times as many as the largest published model with its optimizer has
 CALL_COST = 10
-"""What a tensor or a storage takes in time, in operations."""
+"""The time cost of a tensor or a storage, counted in operations."""
 MAX_STRING = 16 << 20
 MAX_INTEGER_BYTES = 32
 
@@ -48,7 +48,7 @@ class Machine:
         self._left = MAX_OPS
 
     def run(self) -> Any:
-        """What the pickle builds; `position` is then behind it."""
+        """The value that the pickle builds; `position` is then the first byte after the pickle."""
         while True:
             self._left -= 1
             if self._left < 0:
@@ -178,7 +178,7 @@ class Machine:
         fill(into, items)
 
     def _add_items(self) -> None:
-        # A set: kept as a list, whose items need no hash.
+        # The machine stores a set as a list, whose items need no hash.
         self._append_to_mark()
 
     def _append_to_mark(self) -> None:
@@ -206,7 +206,7 @@ class Machine:
         self._push(self._rebuilt(rebuild, function, arguments))
 
     def _rebuilt(self, rebuild: Callable[..., Any], function: Token, arguments: tuple) -> Any:
-        # What is remembered can be copied over and over by a few bytes each.
+        # A few bytes suffice to copy a memoized list, over and over, so each copy costs its length.
         copied = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else ()
         self._spend(CALL_COST + len(copied))
         return rebuild(function, arguments)
@@ -235,7 +235,7 @@ class Machine:
             match state:
                 case (int(), tuple(shape), NumPyType() as kind, bool(by_columns), content):
                     set_array(target, content, kind, shape, "F" if by_columns else "C")
-        elif not isinstance(target, dict | Tensor):  # whose attributes say nothing of weights
+        elif not isinstance(target, dict | Tensor):  # their attributes are no part of the weights
             raise RefusedError(f"wants to set the state of {said(target)}; it is not touched")
 
     def _persistent_id(self) -> None:

@@ -1,4 +1,4 @@
-"""Inert values of a file of `torch.save`: tensors, storages, arrays, states of objects."""
+"""Inert values in a file of `torch.save`: tensors, storages, arrays, states of objects."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ import numpy as np
 
 MAX_DIMENSIONS = 8
 MAX_NUMBERS = 1 << 48
-# Little-endian, as the files' checked byte order; bfloat16 is the upper half of a float32.
+# All are little-endian, like the files, whose byte order is checked. bfloat16 is the upper half of
+# a float32.
 DTYPES = {
     "float32": "<f4",
     "float16": "<f2",
@@ -41,7 +42,7 @@ NUMPY_TYPES = {
 
 
 class Token(NamedTuple):
-    """The name of a global: of a class or function that the file mentions. Never imported."""
+    """The name of a global, which is a class or function that the file names; never imported."""
 
     module: str
     name: str
@@ -51,7 +52,7 @@ class Token(NamedTuple):
 
 
 ENCODE = Token("_codecs", "encode")
-"""Makes bytes of a text in protocol 2, which has none."""
+"""The function by which protocol 2, which has no bytes, converts a text to bytes."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage, in numbers: the same meaning as PyTorch's offset, size and stride."""
+    """A view of a storage; offset, shape and strides count numbers, as PyTorch's do."""
 
     storage: Storage
     dtype: str
@@ -77,7 +78,7 @@ class Tensor:
 
 @dataclass(eq=False)
 class Holder:
-    """An object of the class that `kind` names: what the file says about it, and no more."""
+    """An object of the class that `kind` names; it holds only the data from the file."""
 
     kind: Token
     state: Any = None
@@ -86,16 +87,17 @@ class Holder:
 
 @dataclass(eq=False)
 class NumPyType:
-    """A dtype of NumPy's: `code` as "f4"; `order` is "<", ">" or, where there is none, "|"."""
+    """A NumPy dtype: `code` such as "f4"; `order` is "<", ">" or "|" (no byte order)."""
 
     code: str
     order: str = "<"
 
 
 class Stored(NamedTuple):
-    """An array's numbers: bytes, or as protocol 2 has them, a text whose letters are the bytes.
+    """An array's numbers: bytes, or in protocol 2 a text whose characters are the bytes.
 
-    As they are in the file, for a few bytes of it can ask for the same text over and over.
+    They stay undecoded here, because a few bytes of a file can refer to the same text over and
+    over.
     """
 
     content: bytes | str
@@ -113,7 +115,7 @@ class Stored(NamedTuple):
 
 @dataclass(eq=False)
 class Array:
-    """An array of NumPy's inside the pickle; `stored` is None if it is not of plain numbers."""
+    """A NumPy array inside the pickle; `stored` is None if it does not hold plain numbers."""
 
     dtype: str = "object"
     shape: tuple[int, ...] = ()
@@ -121,14 +123,14 @@ class Array:
 
 
 class RefusedError(Exception):
-    """Why a file is not read; becomes a UserError that names the file."""
+    """The reason why a file is not read; becomes a UserError that names the file."""
 
 
 def storage_of(pid: Any, sizes: dict[str, tuple[str, int]]) -> Any:
-    """What a persistent id stands for; keeps the size of each storage for its container to check.
+    """The value of a persistent id; records each storage's size for the container to check.
 
-    ('storage', type, key, device, numel), the older container with a view (key, start, numel) at
-    the end; or ('module', class, file, source), whose source is ignored.
+    The id is ('storage', type, key, device, numel), to which the older container appends a view
+    (key, start, numel); or ('module', class, file, source), whose source is ignored.
     """
     match pid:
         case ("module", Token() as kind, *_):
@@ -155,7 +157,7 @@ def fill(into: dict[Any, Any], items: list[Any]) -> None:
     if len(items) % 2:
         raise RefusedError("damaged: a key in its pickle has no value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Nested tuples as keys take for ever to hash, and large integers can share one hash.
+        # Nested tuples as keys take too long to hash, and large integers can share one hash.
         if not (key is None or isinstance(key, str | int | float)):
             raise RefusedError(f"a dictionary in its pickle has {said(key)} for a key")
         if isinstance(key, int) and not -(2**63) <= key < 2**64:
@@ -164,7 +166,7 @@ def fill(into: dict[Any, Any], items: list[Any]) -> None:
 
 
 def said(value: Any) -> str:
-    """What a value of a tree is, in words."""
+    """A description of a tree's value in words."""
     if isinstance(value, Token):
         return str(value)[:120]
     if isinstance(value, Holder):
@@ -175,7 +177,7 @@ def said(value: Any) -> str:
 def set_array(
     array: Array, content: Any, kind: NumPyType, shape: tuple[Any, ...], order: Literal["C", "F"]
 ) -> None:
-    """Fills an array. One that is not of plain numbers stays without any: nobody reads it."""
+    """Fills an array. An array of other values than plain numbers stays empty, as it is unused."""
     match content:
         case Holder(kind=kind_of_content, state=(str(text), "latin1" | "latin-1")):
             content = text if kind_of_content == ENCODE else None

@@ -1,4 +1,4 @@
-"""Recordings written as 16-bit WAV files, whole or not at all.
+"""Writes recordings as 16-bit WAV files, whole or not at all.
 
 Audio is mono here, `[T]` floating point in [-1, 1].
 """
@@ -17,13 +17,13 @@ from waveglow_jax.paths import local_path
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Samples in [-1, 1] as int16 of the same shape: times 32768, rounded, clipped."""
+    """Samples in [-1, 1] as int16 of the same shape: multiplied by 32768, rounded and clipped."""
     scaled = np.rint(np.asarray(samples, dtype=np.float32) * np.float32(32768))
     return np.clip(scaled, -32768, 32767).astype(np.int16)
 
 
 def write_wav(path: str | Path, samples: np.ndarray, sampling_rate: int) -> None:
-    """Writes a mono 16-bit WAV, whole or not at all, creating folders.
+    """Writes a mono 16-bit WAV file, whole or not at all, and creates its folders.
 
     samples: `[T]` floating point, full scale 1 (see `to_int16`).
     sampling_rate: in Hz.
@@ -35,14 +35,14 @@ def write_wav(path: str | Path, samples: np.ndarray, sampling_rate: int) -> None
 
 
 def write_wav_blocks(path: str | Path, blocks: Iterable[np.ndarray], sampling_rate: int) -> None:
-    """`write_wav` of samples that come in blocks `[n]`, each written when it is there."""
+    """`write_wav` for samples in blocks `[n]`; writes each block as soon as it arrives."""
     form = struct.pack("<HHIIHH", 1, 1, sampling_rate, 2 * sampling_rate, 2, 16)
 
     def header(size: int) -> bytes:
         riff = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<I", 16) + form
         return riff + b"data" + struct.pack("<I", size)
 
-    # Not through soundfile: a full disk would not be noticed there.
+    # soundfile would not report a full disk, so this code writes the file itself.
     with replacing(path) as temporary, open(temporary, "wb") as file:
         size = 0
         file.write(header(size))
@@ -57,7 +57,7 @@ def write_wav_blocks(path: str | Path, blocks: Iterable[np.ndarray], sampling_ra
 
 
 def pcm16(samples: np.ndarray, path: str | Path) -> bytes:
-    """Samples `[T]` in [-1, 1] as 16-bit little-endian PCM, for the file that is named.
+    """Samples `[T]` in [-1, 1] as 16-bit little-endian PCM, for the file `path`.
 
     Raises UserError if they are not finite, ValueError if they are not one-dimensional floats.
     """
