@@ -26,7 +26,7 @@ FLOWS, LAYERS, CHANNELS, MELS, GROUP = 12, 8, 256, 80, 8
 
 
 def named(module: str, name: str, kind: Any) -> Any:
-    """Registers a class or function where pickle will look for PyTorch's of that name."""
+    """Registers a class or function where pickle will look for PyTorch's object of that name."""
     kind.__module__, kind.__qualname__, kind.__name__ = module, name, name
     parts = module.split(".")
     for i in range(len(parts)):
@@ -49,7 +49,7 @@ rebuild_tensor = named("torch._utils", "_rebuild_tensor_v2", rebuild)
 
 
 class FakeTensor:
-    """Pickled as PyTorch's tensors are; its numbers go to a storage of their own."""
+    """A stand-in that is pickled as PyTorch's tensors are, with a storage of its own."""
 
     def __init__(self, *shape: int):
         self.shape = shape
@@ -133,7 +133,7 @@ def make(path: Path) -> None:
 
 
 def measured(*command: str) -> tuple[float, float]:
-    """Seconds and peak memory in bytes of a process."""
+    """Runs a process and returns its seconds and its peak memory in bytes."""
     began = time.monotonic()
     script = (
         "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
