@@ -1,4 +1,4 @@
-"""One command that tests, measures and trains on an accelerator, and stores the results.
+"""One command that proves, measures and trains on an accelerator, and keeps what it found.
 
     python benchmarks/measurements/accelerator_day.py -o OUT [--stages machine tests ...]
         [--scale full|tiny] [--data CORPUS] [--minutes STAGE=MINUTES ...]
@@ -367,7 +367,7 @@ def add_torch_compile(
 
 
 def measure_machine(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
-    """Measures FLOP/s of matmuls and bytes/s of a copy; records device, memory, driver, versions."""
+    """Measures FLOP/s of matmuls and bytes/s of a copy, and records the device and the versions."""
     import jax
     import jax.numpy as jnp
     import jaxlib

@@ -1,4 +1,4 @@
-"""Measures corrections towards the mel with the bundled voice (docs/measurements/consistency.md).
+"""What corrections towards the mel do to the bundled voice (docs/measurements/consistency.md).
 
     python benchmarks/measurements/consistency.py CORPUS/heldout -o WORK
 

@@ -2,10 +2,10 @@
 
     python benchmarks/measurements/read_checkpoint.py FOLDER
 
-Makes FOLDER/full_size.pt (676 MB: the published model's shape, 256 channels, as a pickled module
-whose convolutions carry a stale plain weight beside weight_g and weight_v, random numbers) and
-tells, each in a process of its own: seconds to read the bytes alone, to read the weights, to
-convert them; and the peak memory of each, in multiples of the file.
+It writes FOLDER/full_size.pt (676 MB: the published model's shape with 256 channels and random
+numbers, as a pickled module whose convolutions hold a stale plain weight beside weight_g and
+weight_v). It then reports the seconds to read only the bytes, to read the weights and to convert
+them, each in a process of its own, and the peak memory of each in multiples of the file's size.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/measurements/wn_forms.py [--channels 256] [--layers 8] [--scale full|tiny]
 
-Random weights, bfloat16 operands. Each form runs forwards over 8 utterances of 10 s and, with its
-gradients, over 24 training clips. `wn` is the package's own, as it is for that backend; the others
-are written out below, gradients by autodiff. FLOPs are those of the published form.
+Weights are random, and operands are bfloat16. Each form runs forwards over 8 utterances of 10 s
+and, with its gradients, over 24 training clips. `wn` is the package's own form for that backend;
+the others are defined below, with gradients by autodiff. FLOPs are those of the published form.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Measures how much likelihood a wrong mel costs: every common mistake on held-out recordings.
+"""What a wrong mel costs in likelihood: every common mistake on held-out recordings.
 
 python benchmarks/measurements/wrong_mels.py CORPUS/heldout [--files 12] [--seconds 4]
 
-Each recording's mel is computed with librosa in the voice's own convention and in wrong ones; the
-recording stays the same, so all figures of a row are of the same samples. Rewrites the table of
+Each recording's mel is computed with librosa in the voice's own convention and in wrong ones. The
+recordings stay the same, so all rows refer to the same samples. The program rewrites the table of
 docs/measurements/wrong-mels.md between its two marks.
 """
 
@@ -69,12 +69,12 @@ def decibels(audio: np.ndarray) -> np.ndarray:
 
 
 def normalised(audio: np.ndarray) -> np.ndarray:
-    """A mel in [0, 1] as descendants of Tacotron 1 write it: minus 20 dB, with a range of 100 dB."""
+    """A mel in [0, 1] as descendants of Tacotron 1 write it: 20 dB lower, with 100 dB of range."""
     return np.clip((decibels(audio) - 20 + 100) / 100, 0, 1)
 
 
 def resampled(audio: np.ndarray, rate: int) -> np.ndarray:
-    """The mel of the recording resampled to another rate, with as many frames as the voice needs."""
+    """The mel of the recording resampled to another rate, with the voice's number of frames."""
     other = librosa.resample(audio, orig_sr=RATE, target_sr=rate)
     mel = log_mel(other, rate=rate)
     wanted = 1 + len(audio) // HOP
@@ -147,7 +147,7 @@ def measure(voice: wg.Voice, audios: list[np.ndarray]) -> dict[str, list[Likelih
 
 
 def table(found: dict[str, list[Likelihood]]) -> list[str]:
-    """A table with one row per convention: its likelihood, its loss, and whether that shows."""
+    """A table with one row per convention: its likelihood, its loss, and whether they reveal it."""
     right = np.array([each.nats for each in found[RIGHT]])
     spread = [each.z.std for each in found[RIGHT]]
     lines = [

@@ -164,8 +164,7 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 def with_weight_norm(model: TorchWaveGlow) -> TorchWaveGlow:
-    """The model for training: every convolution of WN but the last is split into direction and norm.
-    """
+    """The model for training: every convolution of WN but the last as direction and norm."""
     for wn in model.wns:
         for conv in (wn.start, wn.cond, *wn.in_layers, *wn.res_skip):
             parametrizations.weight_norm(conv)
