@@ -258,7 +258,7 @@ def clips_of(heldout: Path, work: Path) -> Clips:
     )
 
 
-# ------------------------------------------------------------------------------ what it shows
+# ------------------------------------------------------------------------------ tables and figures
 
 BEGIN, END = "<!-- tables: {} -->", "<!-- end: {} -->"
 COLUMNS = ("pesq_wb", "stoi", "visqol", "mcd", "log_mel_l1", "mr_stft")

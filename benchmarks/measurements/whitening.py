@@ -302,7 +302,7 @@ def relative(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.sqrt(np.mean(difference**2) / np.mean(exact[both].astype(np.float64) ** 2)))
 
 
-# ------------------------------------------------------------------------------ telling
+# ------------------------------------------------------------------------------ figures and tables
 
 
 def draw(path: Path, figure: Any) -> None:

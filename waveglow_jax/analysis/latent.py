@@ -99,7 +99,7 @@ def scaled(z: np.ndarray, part: np.ndarray, factor: float) -> np.ndarray:
     return np.where(part, z * np.float32(factor), z)
 
 
-# ------------------------------------------------------------------------------ between two
+# ------------------------------------------------------------------------------ interpolation
 
 
 def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
