@@ -2,12 +2,12 @@
 
     python benchmarks/assets/build_corpus.py -o CORPUS
 
-Needs apt-get (or the packages, with --debs), dpkg-deb and ffmpeg. CORPUS/train has a folder for
-each of five speakers, CORPUS/heldout the last 62 utterances of one of them, never trained on. The
-recordings are `festvox-ru` (one man, read speech, BSD-like licence) and the English, French,
-Spanish and Russian `asterisk-core-sounds` (four women, prompts; CC-BY-SA-3.0, Russian CC-BY-3.0),
-all at 16 kHz. About 200 MB are downloaded; expect 3 hours of audio after a few minutes. Can be run
-again without redoing work.
+It needs apt-get (or the packages, with --debs), dpkg-deb and ffmpeg. CORPUS/train has a folder for
+each of five speakers, and CORPUS/heldout has the last 62 utterances of one of them, which are never
+trained on. The recordings are `festvox-ru` (one man, read speech, BSD-like licence) and the
+English, French, Spanish and Russian `asterisk-core-sounds` (four women, prompts; CC-BY-SA-3.0,
+Russian CC-BY-3.0), all at 16 kHz. It downloads about 200 MB and makes 3 hours of audio in a few
+minutes. A repeated run does not redo finished work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPEAKERS = {
 FIRST_HELD_OUT = 755  # utterances ru_0755 and later
 HELD_OUT = 62
 LEVEL_DBFS = -22.0
-# Prompts that are not speech: tones, and a troop of monkeys. The folder `silence` is what it says.
+# Prompts that are not speech: tones, and a troop of monkeys. The folder `silence` holds silence.
 NOT_SPEECH = {
     *("beep", "beeperr", "ascending-2tone", "descending-2tone"),
     *("confbridge-join", "confbridge-leave", "tt-monkeys"),
@@ -47,7 +47,7 @@ NOT_SPEECH = {
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> None:
-    """Runs a program; UserError with the last line it said if it fails."""
+    """Runs a program. Raises UserError with the last line that it printed if it fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace")
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
@@ -60,7 +60,7 @@ def need(program: str, remedy: str) -> None:
 
 
 def packages(debs: Path, download: bool) -> dict[str, Path]:
-    """The .deb file of each package in `debs`, downloaded there if allowed and missing."""
+    """The .deb file of each package in `debs`; missing ones are downloaded there if allowed."""
     found = {}
     for name in SPEAKERS:
         if download and not list(debs.glob(f"{name}_*.deb")):
@@ -76,7 +76,7 @@ def packages(debs: Path, download: bool) -> dict[str, Path]:
 
 
 def unpack(deb: Path, folder: Path) -> Path:
-    """Unpacks a package, without installing it."""
+    """Unpacks a package without installing it."""
     if not folder.is_dir():
         # Renamed when complete, so that an interrupted run is not taken for a finished one.
         partial = folder.with_name(folder.name + ".partial")
@@ -87,7 +87,7 @@ def unpack(deb: Path, folder: Path) -> Path:
 
 
 def decode(source: Path, target: Path) -> None:
-    """G.722 (64 kbit/s, 16 kHz, mono, no header) to WAV, with the source's time."""
+    """Decodes G.722 (64 kbit/s, 16 kHz, mono, no header) to WAV, with the source's file time."""
     if target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns:
         return
     with replacing(target) as temporary:
@@ -141,7 +141,7 @@ def hours(folder: Path) -> dict[str, tuple[int, float]]:
 
 
 def build(output: Path, debs: Path | None, workers: int) -> list[str]:
-    """Builds the corpus; the lines of its summary."""
+    """Builds the corpus and returns the lines of its summary."""
     need("dpkg-deb", "install the package dpkg")
     need("ffmpeg", "install the package ffmpeg")
     source = output / "source"

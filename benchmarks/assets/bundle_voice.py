@@ -2,8 +2,8 @@
 
 python benchmarks/assets/bundle_voice.py RUN CORPUS/heldout
 
-Weights in float16; the picture of the model card is drawn from the first recording. The card's own
-figures come from report_voice.py, which is to be run afterwards.
+The weights are stored in float16. The picture of the model card is drawn from the first recording.
+The card's own figures come from report_voice.py, which must be run afterwards.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     trained = wg.load(arguments.run)
-    # Where the run's validation set lay says nothing to anybody else.
+    # The path of the run's validation set is of no use to anybody else.
     train = dataclasses.replace(trained.config.train, validation_files="")
     config = dataclasses.replace(trained.config, train=train)
     save(BUNDLED_VOICE, config, trained.params, dtype="float16")

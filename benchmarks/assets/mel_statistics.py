@@ -2,9 +2,9 @@
 
 python benchmarks/assets/mel_statistics.py CORPUS/train [--every N]
 
-Log-mels of every Nth training recording, as the voice takes them. Writes mel_statistics.json beside
-the voice: per band mean, deviation and quantiles over all frames; and how `doctor`'s features of a
-recording are spread over recordings (their 0.5%, 50% and 99.5% quantiles).
+It computes the log-mels of every Nth training recording in the voice's convention. It writes
+mel_statistics.json beside the voice, with each band's mean, standard deviation and quantiles over
+all frames, and the 0.5%, 50% and 99.5% quantiles of `doctor`'s features over the recordings.
 """
 
 import argparse

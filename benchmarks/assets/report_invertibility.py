@@ -2,7 +2,7 @@
 
 python benchmarks/assets/report_invertibility.py [voice|nvidia256]
 
-Rewrites docs/measurements/invertibility/MODEL/ and, between the model's two marks, the tables of
+It rewrites docs/measurements/invertibility/MODEL/ and, between the model's two marks, the tables of
 docs/measurements/invertibility.md. The voice takes two to three minutes on two cores.
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def with_tables(page: str, model: str, report: str) -> str:
-    """The page with the report's first sections, its picture, and where the others are."""
+    """The page with the report's first sections, its picture, and a link to the other sections."""
     begin, end = f"<!-- {model} -->", f"<!-- end of {model} -->"
     first = report.split(REST)[0].split("\n", 2)[2].strip()
     section = (

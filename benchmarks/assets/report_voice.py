@@ -2,9 +2,9 @@
 
 python benchmarks/assets/report_voice.py CORPUS/heldout [--work out/voice_report] [--files N]
 
-Needs `pip install -e '.[dev,eval]'` and a Chromium, which takes the picture of the page. What is
-measured already lies under --work, and is not measured again. The report has pictures and no sound;
-with sound: `python -m waveglow_jax evaluate` with the arguments that voice/report.md begins with.
+It needs `pip install -e '.[dev,eval]'` and Chromium, which takes the picture of the page. It stores
+measurements under --work and does not repeat them. The report has pictures but no sound. For sound,
+run `python -m waveglow_jax evaluate` with the arguments at the top of voice/report.md.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def with_command(text: str) -> str:
-    """The report with the command that makes it under its title."""
+    """The report, with the command that creates it inserted below its title."""
     command = "python -m waveglow_jax evaluate --reference CORPUS/heldout -o REPORT"
     lines = [command, *(f"    --system {shlex.quote(each)}" for each in SYSTEMS)]
     block = "```\n" + " \\\n".join(lines) + "\n```"
@@ -94,7 +94,7 @@ def with_command(text: str) -> str:
 
 
 def with_section(page: str, found: Evaluation, docs: str) -> str:
-    """The page with the table and the picture between its two marks."""
+    """The page with the table and the picture inserted between its two marks."""
     metrics = [metric for metric in METRICS if metric.key in PAGE_COLUMNS]
     lines = [
         *markdown_table(found, metrics),
@@ -112,7 +112,7 @@ def with_section(page: str, found: Evaluation, docs: str) -> str:
 
 
 def take_picture(page: Path, picture: Path) -> None:
-    """From the title to the end of the first file's spectrograms."""
+    """Takes a picture from the page's title to the end of the first file's spectrograms."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")

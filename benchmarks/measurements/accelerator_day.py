@@ -5,12 +5,12 @@
 
 Each stage is a process of its own with a time limit. It writes one line of JSON to
 OUT/STAGE.jsonl as soon as it has measured something, so that nothing is lost when the time is up.
-The same command goes on where it was stopped: what OUT already holds is not measured again.
-OUT/report.md has a table for each stage.
+The same command resumes where it was stopped: it does not repeat measurements that OUT already
+holds. OUT/report.md has a table for each stage.
 
 Stages: machine (device, driver, measured peaks), tests (the suite's accelerator part), reverse (mel
 to samples, beside PyTorch), training (one step, beside PyTorch), invertibility (round trips at each
-matmul precision), voice (a training run on CORPUS, for all the time that is left).
+matmul precision), voice (a training run on CORPUS, for the remaining time).
 
 docs/how-to/accelerator.md explains the tables.
 """
@@ -48,7 +48,8 @@ MINUTES = {
 """Time limits of the stages, which run in this order."""
 
 SECONDS_TO_STOP = 90
-"""What a stage has for its last words: the training run saves a checkpoint and a release."""
+"""Time that a stage has to finish after its limit; the training run saves a checkpoint and a
+release."""
 
 PUBLISHED_FIGURES = {
     "reverse": "The published model card states 1,200 kHz in float16 on one V100 (256 channels).",
@@ -56,24 +57,24 @@ PUBLISHED_FIGURES = {
 }
 
 SHAPES = ("nvidia256", "paper")
-"""The configs of the published shape and of the paper's."""
+"""The configs of the published model's shape and of the paper's."""
 
 SECONDS_OF_COMPILING = 150
-"""What a training run spends before its first step, with room to spare."""
+"""Generous upper bound of the time that a training run needs before its first step."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """The size of the measurements."""
 
     matmul: int
     copy_bytes: int
     sizes: tuple[tuple[float, int], ...]
-    """Seconds and batch of a reverse pass, the most telling first."""
+    """Seconds and batch of each reverse pass, the most informative first."""
     steps: tuple[tuple[str, int, bool], ...]
-    """Config, clips and `checkpoint_flows` of a training step, likewise."""
+    """Config, clips and `checkpoint_flows` of each training step, the most informative first."""
     at_once: int
-    """Programs that are compiled beside each other."""
+    """Number of programs that are compiled concurrently."""
     few: tuple[tuple[str, int], ...]
     """Fields of waveglow_config that make the models small, for a rehearsal."""
 
@@ -115,7 +116,7 @@ def main() -> int:
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--data", type=Path, metavar="CORPUS", help="recordings, for stage voice")
     parser.add_argument("--minutes", nargs="+", default=[], metavar="STAGE=MINUTES")
-    parser.add_argument("--run-stage", help=argparse.SUPPRESS)  # what the process of a stage does
+    parser.add_argument("--run-stage", help=argparse.SUPPRESS)  # for the process of a stage
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.run_stage:
@@ -145,7 +146,10 @@ def limits_of(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def finished(command: list[str], seconds: float) -> str:
-    """How the process ended. At its limit it is asked to stop with all its own, and then killed."""
+    """Runs a command and returns how its process ended.
+
+    At its time limit, the process group gets SIGTERM first and is then killed.
+    """
     process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait(seconds)
@@ -163,12 +167,12 @@ def finished(command: list[str], seconds: float) -> str:
 
 
 class Rows:
-    """The lines of one stage, each with a `key` that names what was measured."""
+    """The JSON lines of one stage, each with a `key` that names what was measured."""
 
     def __init__(self, output: Path, stage: str):
         self.path = output / f"{stage}.jsonl"
         if self.path.exists():
-            # A line that a time limit cut short goes, and is measured again.
+            # A line that a time limit cut short is removed and measured again.
             whole, _, cut = self.path.read_text(encoding="utf-8").rpartition("\n")
             if cut:
                 self.path.write_text(whole + "\n" * bool(whole), encoding="utf-8")
@@ -185,7 +189,7 @@ class Rows:
         self.known.add(row["key"])
 
     def measure(self, key: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Writes what the work finds; where the memory does not suffice, that."""
+        """Writes the result of the work, or "out of memory" if the memory does not suffice."""
         if key in self.known:
             return
         try:
@@ -220,16 +224,16 @@ def run_stage(arguments: argparse.Namespace) -> int:
 
 
 SECONDS_OF_TIMING = 3.0
-"""What the rounds of one measurement take together; there are 2 to 20 of them."""
+"""Total duration of the rounds of one measurement; there are 2 to 20 of them."""
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
-    """The median of some runs after one that warms up. `run` waits for its own result."""
+    """The median seconds of several runs after a warm-up run. `run` waits for its own result."""
     return in_turns({"only": run})["only"]
 
 
 def in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """The median seconds of each, which run one after another in every round."""
+    """The median seconds of each function; every round runs them one after another."""
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -250,12 +254,13 @@ Timing = Callable[[], dict[str, Any]]
 def measure_all(
     rows: Rows, jobs: dict[str, Callable[[], Timing]], names: Iterable[str], scale: Scale
 ) -> None:
-    """Compiles some programs beside each other, then times them one by one, then the next.
+    """Compiles `scale.at_once` programs concurrently, times them one by one, then takes the next.
 
-    A job compiles, and returns what measures. A program takes one to two minutes of one core here,
-    so that one after another would take hours. A fault of one measurement leaves the others.
+    A job compiles and returns the function that measures. A program takes one to two minutes of one
+    core to compile here, so compiling one after another would take hours. If one measurement fails,
+    the others still run.
     """
-    for name in names:  # before the threads, each of which would make them
+    for name in names:  # before the threads start, each of which would make them
         parameters(name, scale)
     keys, failures = [key for key in jobs if key not in rows.known], []
     for first in range(0, len(keys), scale.at_once):
@@ -278,7 +283,7 @@ def timed(compiled: Future[Timing]) -> dict[str, Any]:
 
 @cache
 def shape(name: str, scale: Scale) -> Any:
-    """A config by its name, made small for a rehearsal."""
+    """The config of this name, made small for a rehearsal."""
     from waveglow_jax.config import load_config
 
     config = load_config(ROOT / "configs" / f"{name}.json")
@@ -290,7 +295,7 @@ def shape(name: str, scale: Scale) -> Any:
 
 @cache
 def parameters(name: str, scale: Scale) -> Any:
-    """Random ones, made on the CPU: there, hundreds of small operations compile fast."""
+    """Random parameters, made on the CPU, where hundreds of small operations compile fast."""
     import jax
 
     from waveglow_jax.performance.benchmark import random_voice
@@ -318,13 +323,13 @@ def torch_device() -> Any:
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
         return None
-    # Our float32 is float32; TF32 would be another function.
+    # We compute float32 in full precision; TF32 would compute another function.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if on_gpu else "cpu")
 
 
 def synchronised(run: Callable[[], Any], device: Any) -> Callable[[], Any]:
-    """PyTorch's work, waited for."""
+    """The function with a wait for PyTorch's device to finish."""
     import torch
 
     def wait() -> Any:
@@ -343,7 +348,7 @@ def add_torch_compile(
     runs: dict[str, Callable[[], Any]],
     found: dict[str, Any],
 ) -> None:
-    """Compiles PyTorch's reverse pass, as one more of the runs; where that fails, found says so."""
+    """Adds PyTorch's compiled reverse pass to the runs; if that fails, `found` records it."""
     import torch
 
     began = time.perf_counter()
@@ -351,7 +356,7 @@ def add_torch_compile(
     run = synchronised(lambda: program(*inputs), device)
     try:
         run()
-    except Exception as error:  # whatever its compiler lacks here
+    except Exception as error:  # its compiler may lack anything here
         found["torch_compile"] = f"failed: {type(error).__name__}"
     else:
         found["torch_compile_seconds"] = time.perf_counter() - began
@@ -362,7 +367,7 @@ def add_torch_compile(
 
 
 def measure_machine(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
-    """Device, memory, driver, versions; measured FLOP/s of matmuls and bytes/s of a copy."""
+    """Measures FLOP/s of matmuls and bytes/s of a copy, and records the device and the versions."""
     import jax
     import jax.numpy as jnp
     import jaxlib
@@ -419,9 +424,9 @@ def measure_machine(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
 
 
 def run_tests(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
-    """tests/test_accelerator.py, then the default tests, on this device.
+    """Runs tests/test_accelerator.py, then the default tests, on this device.
 
-    Processes share a GPU, but not a TPU.
+    Several processes can share a GPU, but not a TPU.
     """
     several = ["-n", "4" if shutil.which("nvidia-smi") else "0"]
     of_accelerators = ["-m", "", "tests/test_accelerator.py"]
@@ -443,7 +448,7 @@ def run_tests(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
 
 
 def measure_reverse(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
-    """Mel and noise on the device -> samples on the device, beside PyTorch in turns."""
+    """Times mel and noise on the device -> samples on the device, in turns with PyTorch."""
     from waveglow_jax.config import DTYPES
 
     jobs = {
@@ -513,7 +518,7 @@ def reverse(name: str, seconds: float, batch: int, dtype: str, scale: Scale) -> 
             return {**found, "eager": "out of memory", "median_seconds": in_turns(runs)}
         found["difference"] = float(np.abs(ours - made).max() / np.abs(made).max())
         runs["eager"] = eager
-        if (seconds, batch) == scale.sizes[0] and dtype == "bfloat16":  # it compiles for a minute
+        if (seconds, batch) == scale.sizes[0] and dtype == "bfloat16":  # compiling takes a minute
             add_torch_compile(model.inverse, theirs, device, runs, found)
         return {**found, "median_seconds": in_turns(runs)}
 
@@ -521,7 +526,7 @@ def reverse(name: str, seconds: float, batch: int, dtype: str, scale: Scale) -> 
 
 
 def measure_training(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
-    """One step in bfloat16, the mel computed in it, beside PyTorch under autocast."""
+    """Times one step in bfloat16, including the mel, beside PyTorch under autocast."""
     jobs = {step_key(*step): partial(training_step, *step, scale) for step in scale.steps}
     measure_all(rows, jobs, {step[0] for step in scale.steps}, scale)
 
@@ -603,7 +608,7 @@ def training_step(name: str, clips: int, checkpointed: bool, scale: Scale) -> Ti
 
 
 def measure_invertibility(rows: Rows, scale: Scale, _: argparse.Namespace) -> None:
-    """Round trips of the bundled voice and of random weights, for each precision of matmuls."""
+    """Measures round trips of the bundled voice and of random weights, per matmul precision."""
     import waveglow_jax as wg
 
     for precision in ("default", "high", "highest"):
@@ -620,7 +625,7 @@ def measure_invertibility(rows: Rows, scale: Scale, _: argparse.Namespace) -> No
 
 
 def round_trip(voice: Any, precision: str) -> dict[str, Any]:
-    """The error of the samples relative to the largest one, and of the log-determinants' sum."""
+    """The samples' error relative to the largest sample, and the log-determinants' error."""
     import jax
     import numpy as np
 
@@ -634,8 +639,8 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
     audio = read_audio(recording, voice.config.data.sampling_rate)[: 64 * hop][None]
     audio = audio + np.float32(1e-4) * np.random.default_rng(0).normal(size=audio.shape)
     audio = audio.astype(np.float32)
-    mel = voice.mel(audio)[:, :-1]  # one frame a hop, for both directions
-    # The flow asks for `highest` itself: here it is to take what the device would.
+    mel = voice.mel(audio)[:, :-1]  # one frame per hop, for both directions
+    # The flow asks for `highest` itself; here it must use the precision that is measured.
     for module in (bijections, whitening, wn_kernels):
         module.EXACT = jax.lax.Precision[precision.upper()]
     with jax.default_matmul_precision(precision):
@@ -654,9 +659,10 @@ def round_trip(voice: Any, precision: str) -> dict[str, Any]:
 
 
 def train_voice(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
-    """A run on the corpus, which goes on where the last one stopped, and its release folder.
+    """Trains on the corpus, resuming where the last run stopped, and writes its release folder.
 
-    The release is in float16, in files of less than 16 MiB, and small enough to come along.
+    The release is in float16, in files of less than 16 MiB, so that it is small enough to bring
+    back.
     """
     if arguments.data is None:
         rows.write(key=f"{time.time():.0f}", failed="no --data, so that nothing was trained")
@@ -668,7 +674,7 @@ def train_voice(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
     train += ["--data", str(arguments.data / "train"), "--output", str(run)]
     train += ["--train.steps", str(steps)] if steps else []
     train += [] if scale.few else ["--train.validation_files", str(arguments.data / "heldout")]
-    # At the time limit the run stops by itself and leaves a checkpoint.
+    # At the time limit, the run stops by itself and saves a checkpoint.
     signal.signal(signal.SIGTERM, lambda *_: None)
     began = time.monotonic()
     code = subprocess.run([sys.executable, *train]).returncode
@@ -685,16 +691,17 @@ def train_voice(rows: Rows, scale: Scale, arguments: argparse.Namespace) -> int:
 
 
 def steps_in_time(arguments: argparse.Namespace) -> int | None:
-    """Steps that fit the stage's limit, by the step that stage `training` measured, if it did.
+    """The number of steps that fit the stage's time limit, or None if it cannot be estimated.
 
-    The schedule of the learning rate ends with the run, so that the run has to end by itself.
+    The estimate needs the step time that stage `training` measured. The learning-rate schedule ends
+    with the run, so the run has to end by itself.
     """
     rows = {row["key"]: row for row in Rows(arguments.output, "training").read()}
     row = rows.get(step_key("voice_gpu", 64, False))
     if row is None or "median_seconds" not in row:
         return None
     limit = 60 * limits_of(arguments)["voice"] - SECONDS_OF_COMPILING
-    # Validation, checkpoints and the wait for batches take a share too.
+    # Validation, checkpoints and waiting for batches also take time.
     return max(1000, int(0.8 * limit / row["median_seconds"]["ours"]) // 1000 * 1000)
 
 
@@ -725,7 +732,7 @@ def report(output: Path) -> str:
 
 
 def cells_of(row: dict[str, Any], peaks: dict[str, float]) -> dict[str, str]:
-    """What a table's line says of a row: ratios and rates in place of raw seconds."""
+    """The cells of a row's line in the table: ratios and rates instead of raw seconds."""
     cells = {"what": str(row["key"])}
     seconds = row.get("median_seconds", {})
     if "ours" in seconds:
@@ -751,7 +758,7 @@ def cells_of(row: dict[str, Any], peaks: dict[str, float]) -> dict[str, str]:
 
 
 def dtype_of(key: str) -> str:
-    """The row of measured peaks that a measurement is held against; training runs in bfloat16."""
+    """The measured peak that a measurement is compared with; training runs in bfloat16."""
     last = key.rsplit(", ", 1)[-1]
     return {"float32": "float32, highest", "float16": "float16"}.get(last, "bfloat16")
 

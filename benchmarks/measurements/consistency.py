@@ -2,10 +2,10 @@
 
     python benchmarks/measurements/consistency.py CORPUS/heldout -o WORK
 
-Cuts the first seconds of each held-out recording, takes their mels as they are and altered in four
-ways, synthesises them by each of `ways()`, measures all against the recordings with `evaluate`, and
-writes the tables and pictures of that page. Goes on where it stopped. It takes about an hour on two
-cores.
+It cuts the first seconds of each held-out recording, computes their mels, also altered in four
+ways, and synthesises these by each of `ways()`. Then it measures all outputs against the recordings
+with `evaluate` and writes the tables and pictures of that page. A repeated run resumes where the
+last one stopped. It takes about an hour on two cores.
 """
 
 import argparse
@@ -53,11 +53,11 @@ RATE, HOP = 22050, 256
 
 
 def altered(mel: np.ndarray, how: str, seed: int) -> np.ndarray:
-    """A log-mel `[F, M]` as other models write it.
+    """A log-mel `[F, M]` altered to resemble those that other models write.
 
-    smoothed: over time by a Gaussian of one frame, as an acoustic model's means are. jittered:
-    with Gaussian noise of standard deviation 0.2. louder: by 12 dB, as from another speaker's
-    level. half: rounded to float16.
+    smoothed: over time by a Gaussian of one frame, as the means of an acoustic model are. jittered:
+    with Gaussian noise of standard deviation 0.2. louder: by 12 dB, like another speaker's level.
+    half: rounded to float16.
     """
     from scipy.ndimage import gaussian_filter1d
 
@@ -78,7 +78,7 @@ def altered(mel: np.ndarray, how: str, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Way:
-    """How a signal is made: from a start, by corrections, or by rounds of the latent search."""
+    """How a signal is made: from a start, by corrections or by rounds of the latent search."""
 
     name: str
     start: str = "voice"
@@ -121,7 +121,7 @@ def ways() -> list[Way]:
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """The recordings' names, and their mels `[B, F, M]` by how they were altered."""
+    """The recordings' names, and their mels `[B, F, M]` by kind of alteration."""
 
     names: tuple[str, ...]
     mels: dict[str, np.ndarray]
@@ -129,7 +129,7 @@ class Clips:
     voice: wg.Voice
 
     def start(self, way: Way) -> np.ndarray:
-        """`[B, F * hop]`, made once."""
+        """The signals `[B, F * hop]` that a way starts from; they are made once and stored."""
         path = self.work / "starts" / f"{way.start} {way.sigma:g} {way.mel}.npy".replace(" ", "_")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ class Clips:
 
     @cached_property
     def passes(self) -> tuple[Callable, Callable]:
-        """z, mel -> audio, log_det; and audio, mel -> z."""
+        """Two functions: z, mel -> audio, log_det; and audio, mel -> z."""
         voice = self.voice
         prepared = jax.jit(prepare_inverse)(voice.params)
         decode = jax.jit(lambda z, mel: inverse_prepared(prepared, voice.config, z, mel))
@@ -161,7 +161,7 @@ class Clips:
 
 
 def _with_random_phases(audio: np.ndarray) -> np.ndarray:
-    """Each frame's magnitudes with phases at random."""
+    """Audio with each frame's magnitudes and random phases."""
     import librosa
 
     spectra = librosa.stft(audio, n_fft=1024, hop_length=HOP)
@@ -171,7 +171,7 @@ def _with_random_phases(audio: np.ndarray) -> np.ndarray:
 
 
 def _lively(params: dict) -> dict:
-    """Random weights whose couplings do something: the last layers of WN not zero."""
+    """Random weights with nonzero last layers of WN, so that no coupling is the identity."""
     keys = iter(jax.random.split(jax.random.key(1), len(params["flows"])))
     for flow in params["flows"]:
         kernel = flow["wn"]["end"]["kernel"]
@@ -180,7 +180,7 @@ def _lively(params: dict) -> dict:
 
 
 def make(way: Way, clips: Clips) -> Path:
-    """The folder of a way's signals, one .wav each."""
+    """Makes a way's signals and returns their folder, with one .wav file per signal."""
     folder = clips.work / "systems" / _slug(way.name)
     if (folder / "done").exists():
         return folder
@@ -201,7 +201,7 @@ def _slug(name: str) -> str:
 
 
 def _searched(way: Way, mel: np.ndarray, clips: Clips) -> np.ndarray:
-    """What the last round of the latent search gives, `[T]`."""
+    """The result of the last round of the latent search, `[T]`."""
     for _, audio in rounds_of(way, mel, clips):
         last = audio
     if way.finish:
@@ -212,8 +212,11 @@ def _searched(way: Way, mel: np.ndarray, clips: Clips) -> np.ndarray:
 def rounds_of(
     way: Way, mel: np.ndarray, clips: Clips
 ) -> Iterator[tuple[tuple[float, float, float], jax.Array]]:
-    """After each round, from 0 on: nats per sample, and z's standard deviation and largest value
-    before it is made typical; with the audio `[1, T]`."""
+    """Yields figures and the audio `[1, T]` after each round, from round 0 on.
+
+    The figures are the nats per sample, and z's standard deviation and largest absolute value
+    before z is made typical.
+    """
     config = with_full_band(clips.voice.config)
     decode, encode = clips.passes
     z = latent_noise(0, config, len(mel))[None] * (0.0 if way.start == "zero" else way.sigma)
@@ -243,7 +246,7 @@ def clips_of(heldout: Path, work: Path) -> Clips:
             names.append(path.stem)
             cut.append(audio[:samples])
             target = work / "recordings" / f"{path.stem}.wav"
-            if not target.exists():  # a file written anew is measured anew
+            if not target.exists():  # a rewritten file would be measured again
                 write_wav(target, cut[-1], RATE)
     mels = voice.mel(np.stack(cut))[:, :-1]
     kinds = {way.mel for way in ways()}
@@ -255,7 +258,7 @@ def clips_of(heldout: Path, work: Path) -> Clips:
     )
 
 
-# ------------------------------------------------------------------------------ what it shows
+# ------------------------------------------------------------------------------ tables and figures
 
 BEGIN, END = "<!-- tables: {} -->", "<!-- end: {} -->"
 COLUMNS = ("pesq_wb", "stoi", "visqol", "mcd", "log_mel_l1", "mr_stft")
@@ -264,7 +267,7 @@ BASELINES = ("Griffin-Lim", "Noise + 32 corrections")
 
 
 def tables(found: Evaluation) -> dict[str, list[str]]:
-    """Markdown of the parts of docs/measurements/consistency.md, by their names."""
+    """The tables of docs/measurements/consistency.md as Markdown, by name."""
     of_recordings = [way.name for way in ways() if way.mel == "true"]
     latent = [name for name in of_recordings if name.startswith("latent")]
     plain = [name for name in of_recordings if name not in latent]
@@ -289,7 +292,7 @@ def table(found: Evaluation, rows: list[str], keys: tuple[str, ...]) -> list[str
 
 
 def differences(found: Evaluation) -> list[str]:
-    """The latent search against as many corrections without it, recording by recording."""
+    """A table of the latent search against as many corrections without it, paired by recording."""
     pairs = [("latent, 4 x 24", "voice + 96"), ("smoothed: latent, 4 x 24", "smoothed: voice + 96")]
     lines = ["| metric | recordings' mels | smoothed mels |", "| --- | --- | --- |"]
     for metric in METRICS:
@@ -314,7 +317,7 @@ def _values(found: Evaluation, system: str, key: str) -> dict[str, float]:
 
 
 def draw_corrections(found: Evaluation, path: Path) -> None:
-    """Each metric against the number of corrections, from the voice and from noise."""
+    """Draws each metric against the number of corrections, from the voice and from noise."""
     from matplotlib.figure import Figure
 
     means = {summary.system: summary.means for summary in found.summaries}
@@ -337,9 +340,9 @@ def draw_corrections(found: Evaluation, path: Path) -> None:
 
 
 def draw_rounds(clips: Clips, path: Path) -> None:
-    """Likelihood and z along the rounds of the latent search, means over eight recordings.
+    """Draws likelihood and z over the rounds of the latent search, as means over eight recordings.
 
-    z as found: before it is made typical.
+    "z, as found" means z before it is made typical.
     """
     from matplotlib.figure import Figure
 
@@ -364,7 +367,7 @@ def draw_rounds(clips: Clips, path: Path) -> None:
 
 
 def draw_spectrograms(clips: Clips, path: Path) -> None:
-    """Four recordings beside what is made from their mels, up to half the sampling rate."""
+    """Draws four recordings beside the signals from their mels, up to half the sampling rate."""
     from matplotlib.figure import Figure
 
     folders = {
@@ -392,7 +395,7 @@ def draw_spectrograms(clips: Clips, path: Path) -> None:
 
 
 def write_docs(found: Evaluation, clips: Clips, docs: Path) -> None:
-    """The tables and pictures of docs/measurements/consistency.md, between its marks."""
+    """Writes the tables (between their marks) and pictures of docs/measurements/consistency.md."""
     page = (docs / "consistency.md").read_text(encoding="utf-8")
     for part, lines in {**tables(found), "differences": differences(found)}.items():
         begin, end = BEGIN.format(part), END.format(part)

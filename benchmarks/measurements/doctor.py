@@ -2,9 +2,9 @@
 
 python benchmarks/measurements/doctor.py CORPUS/heldout [--files 20]
 
-Healthy mels are `waveglow_jax.log_mel`'s; the others the table's own, every value as it says. Each
-is diagnosed with its recording and alone. (Mels that are independent of the doctor's own code, and
-mistakes that no convention has, are in tests/test_doctor.py.)
+Healthy mels come from `waveglow_jax.log_mel`; the others follow the rows of the conventions' table
+in every value. Each mel is diagnosed with its recording and without it. (tests/test_doctor.py has
+mels that are independent of the doctor's own code, and mistakes that no convention has.)
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def written(audio: np.ndarray, rate: int, row: Convention) -> np.ndarray:
-    """`[M, F]` as the row's software would have saved it."""
+    """The mel `[M, F]` as the row's software would have saved it."""
     samples = audio
     if row.spectrum.rate != rate:
         samples = soxr.resample(audio, rate, row.spectrum.rate)

@@ -2,10 +2,10 @@
 
     python benchmarks/measurements/read_checkpoint.py FOLDER
 
-Makes FOLDER/full_size.pt (676 MB: the published model's shape, 256 channels, as a pickled module
-whose convolutions carry a stale plain weight beside weight_g and weight_v, random numbers) and
-tells, each in a process of its own: seconds to read the bytes alone, to read the weights, to
-convert them; and the peak memory of each, in multiples of the file.
+It writes FOLDER/full_size.pt (676 MB: the published model's shape with 256 channels and random
+numbers, as a pickled module whose convolutions hold a stale plain weight beside weight_g and
+weight_v). It then reports the seconds to read only the bytes, to read the weights and to convert
+them, each in a process of its own, and the peak memory of each in multiples of the file's size.
 """
 
 import argparse
@@ -26,7 +26,7 @@ FLOWS, LAYERS, CHANNELS, MELS, GROUP = 12, 8, 256, 80, 8
 
 
 def named(module: str, name: str, kind: Any) -> Any:
-    """Registers a class or function where pickle will look for PyTorch's of that name."""
+    """Registers a class or function where pickle will look for PyTorch's object of that name."""
     kind.__module__, kind.__qualname__, kind.__name__ = module, name, name
     parts = module.split(".")
     for i in range(len(parts)):
@@ -49,7 +49,7 @@ rebuild_tensor = named("torch._utils", "_rebuild_tensor_v2", rebuild)
 
 
 class FakeTensor:
-    """Pickled as PyTorch's tensors are; its numbers go to a storage of their own."""
+    """A stand-in that is pickled as PyTorch's tensors are, with a storage of its own."""
 
     def __init__(self, *shape: int):
         self.shape = shape
@@ -133,7 +133,7 @@ def make(path: Path) -> None:
 
 
 def measured(*command: str) -> tuple[float, float]:
-    """Seconds and peak memory in bytes of a process."""
+    """Runs a process and returns its seconds and its peak memory in bytes."""
     began = time.monotonic()
     script = (
         "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"

@@ -3,13 +3,14 @@
     python benchmarks/measurements/wheels_to_carry.py -o WHEELS --there NAME==VERSION...
         [--python 3.12]
 
-There, afterwards, in the project's folder:
+Then run this on that machine, in the project's folder:
 
     python3 -m pip install --no-index --no-deps --target SITE WHEELS/parcel*/*.whl
     PYTHONPATH=SITE:. python3 benchmarks/measurements/accelerator_day.py -o OUT
 
-`--there` names what the machine has already (`pip list --format=freeze` tells), with the versions
-that decide: what is missing is resolved beside them. Linux on x86-64.
+`--there` names the packages that the machine already has, as `pip list --format=freeze` prints
+them. Their versions are fixed, and the missing packages are resolved to match them. The wheels are
+for Linux on x86-64.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def pip(python: str, command: str, *arguments: str) -> str:
 
 
 def resolved(python: str, extras: str, pins: list[str]) -> dict[str, str]:
-    """Name and version of everything that the project needs, beside what is pinned."""
+    """Name and version of everything that the project needs, resolved together with the pins."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -73,7 +74,7 @@ def resolved(python: str, extras: str, pins: list[str]) -> dict[str, str]:
 
 
 def parcels(wheels: list[Path], most: float) -> None:
-    """Moves the wheels into `parcel1`, `parcel2` ... of at most that many bytes each."""
+    """Moves the wheels into `parcel1`, `parcel2` ... of at most `most` bytes each."""
     number, size = 1, 0.0
     for wheel in wheels:
         bytes_of_wheel = wheel.stat().st_size

@@ -2,12 +2,12 @@
 
 python benchmarks/measurements/whitening.py CORPUS [--work out/whitening] [--steps N] [--docs DIR]
 
-CORPUS: of build_corpus.py, `train` and `heldout`. The same small flow is trained with each
-whitening and without one, from the same seed on the same clips; what is trained or measured already
-lies under --work and is not done again, so the command may be stopped at any time. Then the
-covariance that real mels tell is put to the test in float32 against float64. Writes whitening.png,
+CORPUS is the output of build_corpus.py, with `train` and `heldout`. The program trains the same
+small flow with each whitening and without one, from the same seed on the same clips. It stores
+finished work under --work and does not repeat it, so the command may be stopped at any time. Then
+it tests the covariances that real mels give, in float32 against float64. It writes whitening.png,
 whitening_conditioning.png and whitening.json to --docs, and prints the page's tables.
-Needs `pip install -e '.[eval]'`, for STOI.
+It needs `pip install -e '.[eval]'`, for STOI.
 """
 
 import argparse
@@ -39,7 +39,9 @@ from waveglow_jax.training.parallel import (
 from waveglow_jax.training.step import init_state
 
 NOISE = 0.001
-"""Of the training clips and the whitening's floor: the bundled voice's."""
+"""Standard deviation of the noise in the training clips, and the whitening's floor.
+
+Both are those of the bundled voice."""
 SYNTHESISED = 6
 SECONDS = 4
 CONDITIONED = 4
@@ -51,7 +53,9 @@ WHITENINGS: dict[str, dict[str, Any] | None] = {
     "order 128": {"block": 64, "floor": NOISE, "order": 128},
 }
 AT_MOST = {"block 256": 100}
-"""Steps: the factors of blocks of 256 take far longer than all else in a step."""
+"""Limits of the number of steps.
+
+Factorising the covariances of blocks of 256 takes far longer than the rest of a step."""
 FLOORS = (1e-5, 1e-4, 1e-3, 2e-3, 1e-2)
 FLOORS_OF = {"block 256": (1e-5, 1e-3)}
 FORMS = {
@@ -85,7 +89,7 @@ def main() -> None:
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What the JSON file holds, or what is made now and put there."""
+    """The content of the JSON file, which is made and written first if it does not exist."""
     if not path.exists():
         write_text(path, json.dumps(make()))
     return json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +99,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def config_of(whitening: dict[str, Any] | None, corpus: Path) -> Config:
-    """A sixth of the bundled voice's parameters, otherwise its recipe."""
+    """A config with a sixth of the bundled voice's parameters and otherwise its recipe."""
     return config_from_dict(
         {
             "waveglow_config": {
@@ -125,7 +129,7 @@ def config_of(whitening: dict[str, Any] | None, corpus: Path) -> Config:
 
 
 def marks(steps: int) -> list[int]:
-    """The steps that are measured: none, and each twice the one before up to the last."""
+    """The steps at which the model is measured: 0, and steps that double up to the last one."""
     found = [steps]
     while found[0] > 25:
         found.insert(0, found[0] // 2)
@@ -133,7 +137,7 @@ def marks(steps: int) -> list[int]:
 
 
 def train_and_measure(name: str, corpus: Path, work: Path, steps: int) -> list[dict[str, float]]:
-    """A row a mark {step, nats, stoi}; goes on from the last one that is there."""
+    """Trains a model and returns a row {step, nats, stoi} per mark; resumes after the last row."""
     config, steps = config_of(WHITENINGS[name], corpus), min(steps, AT_MOST.get(name, steps))
     rows_path = work / f"{name}.jsonl".replace(" ", "_")
     run = work / name.replace(" ", "_")
@@ -152,7 +156,7 @@ def train_and_measure(name: str, corpus: Path, work: Path, steps: int) -> list[d
             state, _ = checkpoints.restore(checkpoints.latest_step)
         rows = [row for row in rows if row["step"] <= int(state.step)]
         state = replicate(state, devices)
-        # The schedule is constant after the warm-up: the total changes nothing.
+        # The schedule is constant after the warm-up, so the total number of steps does not matter.
         train_step = parallel_train_step(config, 1, devices)
         batches = training_batches(
             found.training, config, int(state.step) * config.train.batch_size
@@ -170,7 +174,7 @@ def train_and_measure(name: str, corpus: Path, work: Path, steps: int) -> list[d
 
 
 def measurer(config: Config, recordings: Any) -> Callable[[Params], dict[str, float]]:
-    """Parameters -> nats per sample of held-out clips, mean STOI of held-out utterances."""
+    """A function: parameters -> nats per sample of held-out clips, mean STOI of utterances."""
     data = config.data
     validate = parallel_validation_step(config, jax.devices()[:1])
     batches = validation_batches(recordings, config, config.train.batch_size)
@@ -196,7 +200,7 @@ def measurer(config: Config, recordings: Any) -> Callable[[Params], dict[str, fl
 
 
 def condition_all(heldout: Path, work: Path) -> list[dict[str, Any]]:
-    """A row for each form, floor and kind of mel: condition numbers, and what float32 loses."""
+    """Rows per form, floor and kind of mel: condition numbers, and the errors of float32."""
 
     def rows(form: str, floor: float) -> list[dict[str, Any]]:
         found = condition(audio, mels, form, floor)
@@ -215,7 +219,7 @@ def condition_all(heldout: Path, work: Path) -> list[dict[str, Any]]:
 
 
 def speech_and_mels(heldout: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Half a second of each of some recordings, with noise, `[B, T]`; mels by kind, `[B, F, M]`."""
+    """Half a second of several recordings, with noise, `[B, T]`; their mels by kind `[B, F, M]`."""
     paths = [each.path for each in find_inputs([heldout], AUDIO_SUFFIXES)][:CONDITIONED]
     base = config_of(None, heldout.parent)
     start, length = base.data.sampling_rate, 11008
@@ -232,7 +236,7 @@ def speech_and_mels(heldout: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def condition(
     audio: np.ndarray, mels: dict[str, np.ndarray], form: str, floor: float
 ) -> dict[str, dict[str, Any]]:
-    """Audio `[B, T]` whitened by each of the mels `[B, F, M]` in float64 and in float32."""
+    """Figures of audio `[B, T]` whitened by each kind of mel `[B, F, M]` in float64 and float32."""
     block, order = FORMS[form]
     config = config_of({"block": block, "floor": floor, "order": order}, Path())
     signals, mel = np.tile(audio, (len(mels), 1)), np.concatenate(list(mels.values()))
@@ -262,7 +266,7 @@ def condition(
 def whitened(
     audio: np.ndarray, mel: np.ndarray, config: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """y `[B, T]`, log_det `[B]`, audio again `[B, T]`, in the dtype of what is given."""
+    """y `[B, T]`, log_det `[B]`, and the reconstructed audio `[B, T]`, in the inputs' dtype."""
 
     @jax.jit
     def there_and_back(audio: jax.Array, mel: jax.Array) -> tuple[jax.Array, ...]:
@@ -276,7 +280,10 @@ def whitened(
 
 
 def condition_numbers(power: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of R and of D R D^T, of 40 to 80 blocks of the power spectra `[B, blocks, bins]`."""
+    """Condition numbers of R and of D R D^T for 40 to 80 of the power spectra `[B, blocks, bins]`.
+
+    R is a block's covariance, and D is the matrix of a pre-emphasis with coefficient 0.95.
+    """
     spectra = power.reshape(-1, power.shape[-1])
     spectra = spectra[:: max(1, len(spectra) // 40)]
     lag = np.abs(np.arange(size)[:, None] - np.arange(size))
@@ -289,13 +296,13 @@ def condition_numbers(power: np.ndarray, size: int) -> tuple[np.ndarray, np.ndar
 
 
 def relative(found: np.ndarray, exact: np.ndarray) -> float:
-    """RMS of the difference over that of the exact, where both are finite."""
+    """RMS of the difference over RMS of the exact values, where both are finite."""
     both = np.isfinite(found) & np.isfinite(exact)
     difference = found[both].astype(np.float64) - exact[both]
     return float(np.sqrt(np.mean(difference**2) / np.mean(exact[both].astype(np.float64) ** 2)))
 
 
-# ------------------------------------------------------------------------------ telling
+# ------------------------------------------------------------------------------ figures and tables
 
 
 def draw(path: Path, figure: Any) -> None:

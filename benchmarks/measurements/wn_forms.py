@@ -2,9 +2,9 @@
 
     python benchmarks/measurements/wn_forms.py [--channels 256] [--layers 8] [--scale full|tiny]
 
-Random weights, bfloat16 operands. Each form runs forwards over 8 utterances of 10 s and, with its
-gradients, over 24 training clips. `wn` is the package's own, as it is for that backend; the others
-are written out below, gradients by autodiff. FLOPs are those of the published form.
+Weights are random, and operands are bfloat16. Each form runs forwards over 8 utterances of 10 s
+and, with its gradients, over 24 training clips. `wn` is the package's own form for that backend;
+the others are defined below, with gradients by autodiff. FLOPs are those of the published form.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from waveglow_jax.flow.wn_kernels import wn_on
 
 N_HALF, N_CONDITIONING = 4, 640
 SIZES = {"full": ((8, 27648), (24, 2000)), "tiny": ((1, 64), (1, 32))}
-"""Batch and steps, forwards and with gradients."""
+"""Batch and steps of the forward run and of the run with gradients."""
 Form = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
@@ -65,7 +65,7 @@ def median_seconds(form: Form, inputs: tuple[Any, ...], gradients: bool) -> floa
 
 
 def forms(layers: int) -> dict[str, Form]:
-    """Every form by what is special about it."""
+    """Every form, by a name that says what is special about it."""
 
     def own(backend: str) -> Form:
         return lambda params, x, c: wn_on(params, x, c, None, jnp.bfloat16, backend)
@@ -94,7 +94,10 @@ def plain_wn(
     between: Any,
     together: bool,
 ) -> jax.Array:
-    """Without biases. taps: how a dilated convolution is computed; between: what products give."""
+    """WN without biases.
+
+    taps: how a dilated convolution is computed. between: the dtype of the matmuls' results.
+    """
 
     def product(a: jax.Array, kernel: jax.Array, result: Any = between) -> jax.Array:
         a, kernel = a.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)

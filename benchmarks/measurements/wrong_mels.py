@@ -2,8 +2,8 @@
 
 python benchmarks/measurements/wrong_mels.py CORPUS/heldout [--files 12] [--seconds 4]
 
-Each recording's mel is computed with librosa in the voice's own convention and in wrong ones; the
-recording stays the same, so all figures of a row are of the same samples. Rewrites the table of
+Each recording's mel is computed with librosa in the voice's own convention and in wrong ones. The
+recordings stay the same, so all rows refer to the same samples. The program rewrites the table of
 docs/measurements/wrong-mels.md between its two marks.
 """
 
@@ -42,7 +42,7 @@ def mel_magnitudes(
     power: float = 1.0,
     late: int = 0,
 ) -> np.ndarray:
-    """`[T] -> [1 + T // hop, 80]` before the logarithm; the defaults are the voice's.
+    """`[T] -> [1 + T // hop, 80]`: mel before the logarithm; the defaults are the voice's own.
 
     late: frame f is centred on sample f * hop + late.
     """
@@ -69,12 +69,12 @@ def decibels(audio: np.ndarray) -> np.ndarray:
 
 
 def normalised(audio: np.ndarray) -> np.ndarray:
-    """To [0, 1], as descendants of Tacotron 1 have it: 20 dB taken off, 100 dB of range."""
+    """A mel in [0, 1] as descendants of Tacotron 1 write it: 20 dB lower, with 100 dB of range."""
     return np.clip((decibels(audio) - 20 + 100) / 100, 0, 1)
 
 
 def resampled(audio: np.ndarray, rate: int) -> np.ndarray:
-    """The mel of the recording at another rate, as many frames as are asked for."""
+    """The mel of the recording resampled to another rate, with the voice's number of frames."""
     other = librosa.resample(audio, orig_sr=RATE, target_sr=rate)
     mel = log_mel(other, rate=rate)
     wanted = 1 + len(audio) // HOP
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def measure(voice: wg.Voice, audios: list[np.ndarray]) -> dict[str, list[Likelihood]]:
-    """Of every convention, each recording's likelihood."""
+    """The likelihood of each recording, by convention."""
     found: dict[str, list[Likelihood]] = {name: [] for name in CONVENTIONS}
     for audio in audios:
         off = np.abs(log_mel(audio) - voice.mel(audio)).max()
@@ -147,7 +147,7 @@ def measure(voice: wg.Voice, audios: list[np.ndarray]) -> dict[str, list[Likelih
 
 
 def table(found: dict[str, list[Likelihood]]) -> list[str]:
-    """A row a convention: its likelihood, what it loses, and whether that tells."""
+    """A table with one row per convention: its likelihood, its loss, and whether they reveal it."""
     right = np.array([each.nats for each in found[RIGHT]])
     spread = [each.z.std for each in found[RIGHT]]
     lines = [

@@ -4,11 +4,12 @@ curve is that of a run that nobody disturbed.
     python benchmarks/stress/chaos.py --kills 100 [--seed 0] [--workers 0] [--work FOLDER]
     python benchmarks/stress/chaos.py --kills 20 --signal TERM
 
-Every life is a process of its own that runs the train command and gets SIGKILL; lives are forked
+Every life is a process of its own that runs the train command and gets SIGKILL. Lives are forked
 from one process that has imported everything, so that they start in a second. The run is real but
-tiny: configs/tiny.json on the bundled recordings, a checkpoint every 4 steps. Prints one JSON line
-of figures; exit code 0 if every loss, validation loss and parameter is the same to the bit. With
-SIGTERM in the place of SIGKILL a life ends by itself: the figures tell how many seconds that took.
+tiny: configs/tiny.json on the bundled recordings, with a checkpoint every 4 steps. The program
+prints one JSON line of figures. Its exit code is 0 if every loss, validation loss and parameter is
+the same to the bit. With SIGTERM instead of SIGKILL, a life ends by itself, and the figures give
+the seconds that this took.
 """
 
 import argparse
@@ -25,10 +26,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = ROOT / "waveglow_jax" / "assets" / "voice" / "recordings"
 SAVE_SHARE = 0.75
-"""Of the kills, how many wait for a save: some of them come too late for it."""
+"""Share of the kills that wait for a save; some of them come too late for it."""
 LONGEST_LIFE = 300.0
 ENDS = {"KILL": (-signal.SIGKILL,), "TERM": (143, -signal.SIGTERM)}
-"""How a life ends by the signal; by SIGTERM itself only before training has begun."""
+"""Exit statuses of a life by signal; a life dies of SIGTERM itself only before training begins."""
 
 
 def main() -> int:
@@ -72,7 +73,7 @@ def main() -> int:
 
 
 def _prepare(work: Path) -> None:
-    """Everything imported and nothing started: what forks well."""
+    """Imports everything but starts nothing, so that forks of this process are safe."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(work / "programs")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -84,7 +85,7 @@ def _prepare(work: Path) -> None:
 
 
 def _start(run: Path, steps: int, workers: int, work: Path) -> int:
-    """A life of the run; returns its process id."""
+    """Starts a life of the run and returns its process id."""
     command = [str(ROOT / "configs" / "tiny.json"), "--data", str(RECORDINGS), "--output", str(run)]
     fields = {
         **{"waveglow.n_flows": 2, "waveglow.WN_config.n_layers": 1, "data.segment_length": 2048},
@@ -128,7 +129,7 @@ def _seconds_to_first_save(run: Path, steps: int, workers: int, work: Path) -> f
 def _kill(
     run: Path, steps: int, arguments: argparse.Namespace, life: float, number: int
 ) -> dict[str, float]:
-    """One life and its end: at any moment of it, or a moment after a save has begun."""
+    """Starts one life and kills it at a random moment, or shortly after a save has begun."""
     rng = np.random.default_rng([arguments.seed, number])
     before = _finished_steps(run)
     process = _start(run, steps, arguments.workers, run.parent)
@@ -159,7 +160,7 @@ def _kill(
 
 
 def _in_progress(run: Path) -> set[str]:
-    """Checkpoints that have been begun and are not finished: no checksums yet."""
+    """Checkpoints that have been begun but not finished, which have no checksums yet."""
     try:
         folders = os.listdir(run / "checkpoints")
     except FileNotFoundError:
@@ -192,7 +193,7 @@ def _compare(calm: Path, wild: Path) -> dict[str, object]:
 
 
 def _curve(run: Path) -> dict[tuple[int, str], float]:
-    """(step, kind) -> loss. Told twice is an error: a step's line must be there once."""
+    """(step, kind) -> loss. Ends the program if a step has two lines of one kind."""
     curve: dict[tuple[int, str], float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         figures = json.loads(line)

@@ -3,12 +3,13 @@
     python benchmarks/stress/exactness.py [--frames 1 2 31 97 500 3000]
         [--kinds voice published ...] [--corrections 0 8 32]
 
-For lively random weights of five configs (both whitenings, conditioning at both rates, alternating
-halves) and for the bundled voice: one run of `wg.inverse`, nothing cut and nothing padded, against
-windows of the size that is chosen and of a small one, the middle of a batch of three, a stream of
-chunks of 77 frames from blocks of any size, and 2 and 8 devices (of one CPU). Then the same with
-corrections towards the mel, against `consistent` of the samples in chosen windows, nothing cut.
-In float32, in parts of the largest sample.
+The models are five configs (both whitenings, conditioning at both rates, alternating halves) with
+random weights of which no layer is the identity, and the bundled voice. One run of `wg.inverse`,
+without cutting or padding, is compared with windows of the size that is chosen and of a small one,
+the middle of a batch of three, a stream of chunks of 77 frames from blocks of any size, and 2 and 8
+devices (of one CPU). The same is then done with corrections towards the mel, against `consistent`
+of the samples in chosen windows, without cutting. Everything is computed in float32, and
+differences are relative to the largest sample.
 """
 
 import argparse
@@ -64,7 +65,10 @@ def config_of(kind: str) -> Config:
 
 
 def params_of(config: Config) -> dict:
-    """Random weights whose samples depend on the whole receptive field, above the tolerance."""
+    """Random weights with which every part of the receptive field affects the samples measurably.
+
+    The effect exceeds the tolerance.
+    """
     params = random_params(config)
     for flow in params["flows"]:
         for name, layer in flow["wn"].items():
@@ -75,13 +79,16 @@ def params_of(config: Config) -> dict:
 
 
 def some_mel(frames: int, bins: int = 80) -> np.ndarray:
-    """Noise that falls with frequency as speech does: a flat mel is ill-conditioned to whiten."""
+    """A noisy mel that falls with frequency as speech does.
+
+    With a flat mel, the whitening would be ill-conditioned.
+    """
     noise = np.random.default_rng([0, frames]).normal(0, 0.7, (frames, bins))
     return (noise + np.linspace(0, -5, bins)).astype(np.float32)
 
 
 def irregular(mel: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of 0 to 12 frames, as they might arrive."""
+    """Yields the mel in blocks of 0 to 12 frames, as they might arrive."""
     rng, at = np.random.default_rng(1), 0
     while at < len(mel):
         size = int(rng.integers(0, 13))
@@ -90,7 +97,7 @@ def irregular(mel: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def voices(kind: str) -> dict[int, wg.Voice]:
-    """By the number of devices."""
+    """The voice of this kind by number of devices."""
     if kind == "voice":
         config, params = wg.load().config, wg.load().params
     else:
@@ -127,7 +134,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["voice", *KINDS])
     parser.add_argument("--corrections", type=int, nargs="+", default=[0, 8, 32])
     arguments = parser.parse_args()
-    levels.FULL_SCALE = float("inf")  # random weights know no full scale, and clipping would differ
+    levels.FULL_SCALE = float("inf")  # random weights exceed any full scale; clipping would differ
     inverse = jax.jit(wg.inverse, static_argnums=1)
     header, worst = False, dict.fromkeys(arguments.corrections, 0.0)
     for kind in arguments.kinds:

@@ -1,8 +1,8 @@
 """Memory of a stream of any length: `python benchmarks/stress/long_stream.py [--minutes 60]`.
 
-Streams the bundled voice from a mel that arrives a few frames at a time, the recordings that come
-with it over and over, and tells the seconds of computing to the first block, and after 1, 2, 5, 10
-minutes and so on of audio the peak memory of the process so far.
+It streams the bundled voice from a mel that arrives a few frames at a time and repeats the voice's
+own recordings. It reports the seconds of computing until the first block, and the process's peak
+memory so far after 1, 2, 5, 10 minutes and so on of audio.
 """
 
 import argparse
@@ -25,7 +25,7 @@ TOLD_AT = (1, 2, 5, 10, 20, 30, 60, 120, 240)
 
 
 def arriving(mel: np.ndarray, frames: int) -> Iterator[np.ndarray]:
-    """So many frames of the mel and again of it, 10 at a time."""
+    """Yields `frames` frames of the mel, repeated as often as needed, 10 at a time."""
     for start in range(0, frames, 10):
         yield mel[np.arange(start, min(start + 10, frames)) % len(mel)]
 

@@ -3,9 +3,9 @@
     python benchmarks/stress/moved_run.py --data CORPUS/train [--config configs/voice.json]
         [--work FOLDER]
 
-Every part is `train.py` in a process of its own, stopped by SIGTERM when it has done its share of
-the steps. Writes docs/measurements/moved_run.png and prints one JSON line: where it moved, the
-largest difference of the losses.
+Every part is `train.py` in a process of its own, which SIGTERM stops when it has done its share of
+the steps. The program writes docs/measurements/moved_run.png and prints one JSON line with the
+steps after which the run moved, the largest difference of the losses, and a few more figures.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _train(arguments: argparse.Namespace, run: Path, devices: int, stop_at: int | None) -> None:
-    """Trains on so many devices, to the end or until the step is done and SIGTERM stops it."""
+    """Trains on `devices` devices, to the end or until SIGTERM stops it after step `stop_at`."""
     fields = {
         **{"train.steps": len(MOVES) * arguments.steps, "train.batch_size": 8},
         "data.segment_length": arguments.clip,

@@ -1,4 +1,4 @@
-"""The error of arrays that should be equal, taken in float64."""
+"""The error between arrays that should be equal, computed in float64."""
 
 import math
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Error:
-    """What came back less what was given. SNR: the given signal's power over the error's.
+    """Statistics of the error, which is the found array minus the given one.
 
-    bits_lost: of the significand's bits, those that the RMS error eats up. snr_db and bits_lost are
-    None where the error or the signal is zero; all are None if anything is not finite.
+    max: the largest absolute error. rms: the RMS error. snr_db: the given signal's power over the
+    error's power, in dB. bits_lost: how many bits of the significand the RMS error makes
+    meaningless. snr_db and bits_lost are None where the error or the signal is zero. All four are
+    None if any value is not finite.
     """
 
     max: float | None
@@ -22,7 +24,10 @@ class Error:
 
 
 def error_of(found: Any, given: Any, significand: int) -> Error:
-    """The error of arrays that should be equal, for a format with so many bits."""
+    """The error between arrays that should be equal.
+
+    significand: the number of significand bits of the format, for `bits_lost`.
+    """
     found, given = np.asarray(found, np.float64), np.asarray(given, np.float64)
     if not (np.isfinite(found).all() and np.isfinite(given).all()):
         return Error(None, None, None, None)
@@ -43,7 +48,7 @@ def rms(x: Any) -> float:
 
 
 def relative(found: Any, given: Any) -> float:
-    """RMS of the difference over RMS of what was given; infinite if anything is not finite."""
+    """RMS of the difference over RMS of `given`; infinite if any value is not finite."""
     found, given = np.asarray(found, np.float64), np.asarray(given, np.float64)
     if not (np.isfinite(found).all() and np.isfinite(given).all()):
         return math.inf

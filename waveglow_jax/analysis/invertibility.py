@@ -1,7 +1,8 @@
-"""How invertible is it really: round trips in every precision, and the layer that is to blame.
+"""How exactly the flow inverts: round trips in every precision, and each layer's error share.
 
-Arrays: audio `[T]`, mel `[F, M]`; inside, states `[1, N, G]` (`analysis/layers.py`). Errors are
-taken in float64. Everything here needs `jax_enable_x64`, or its float64 would be float32.
+Arrays: audio `[T]`, mel `[F, M]`; internally, states `[1, N, G]` (`analysis/layers.py`). Errors are
+computed in float64. Everything here needs `jax_enable_x64`; without it, JAX would replace float64
+by float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,9 +44,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """audio: audio -> z -> audio. latent: z -> audio -> z. forward: z against float64's.
+    """The errors of both round trips of one signal in one precision.
 
-    Nats per sample: log_det_error against float64's; log_det_residue, that of both ways together.
+    audio: the error of audio -> z -> audio. latent: the error of z -> audio -> z. forward: the
+    error of z against the z computed in float64.
+    In nats per sample: log_det_error is the error of the forward log_det against float64's;
+    log_det_residue is the sum of the forward and inverse log_dets, which should be 0.
     """
 
     signal: str
@@ -59,13 +63,14 @@ class RoundTrip:
 
 @dataclass(frozen=True)
 class LayerError:
-    """A layer's part in a round trip audio -> z -> audio in one precision.
+    """A layer's contribution to the error of a round trip audio -> z -> audio in one precision.
 
-    Relative to the RMS of the state: forward, its own error against float64 from the same input;
-    there_and_back, through it and its inverse alone; injected, what it adds on the way back to the
-    error that reaches it: the error behind it, less that before it carried by the exact inverse.
-    at_audio: the RMS of that addition, carried to the audio by the exact layers; share: of the
-    sum of all such squares.
+    Three errors are relative to the RMS of the state. forward: the layer's own error against
+    float64 from the same input. there_and_back: the error after the layer and its inverse alone.
+    injected: what the layer adds in the inverse pass to the error that it receives, which is the
+    error of its output minus the error of its input mapped through the exact inverse.
+    at_audio: the RMS of the injected error once the exact layers have mapped it to the audio.
+    share: the square of at_audio over the sum of these squares of all layers.
     """
 
     layer: str
@@ -80,8 +85,12 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Blame:
-    """All layers of one precision. rms: of the audio's error after the round trip; unexplained: of
-    its difference to the sum of what the layers add, relative to it (0: the errors do add up)."""
+    """The errors of all layers in one precision.
+
+    rms: the RMS of the audio's error after the round trip. unexplained: the RMS of the difference
+    between that error and the sum of what the layers add, relative to rms (0: the sum explains all
+    of the error).
+    """
 
     precision: str
     rms: float
@@ -91,11 +100,12 @@ class Blame:
 
 @dataclass(frozen=True)
 class Depth:
-    """Relative RMS errors of the states, from the audio (0) to z (last), in one precision.
+    """Relative RMS errors of the states, from the audio (index 0) to z (last), in one precision.
 
-    forward: against float64's on the way to z. back: on the way from z against those of the way
-    there. The bounds are what the layers' own errors and local Lipschitz constants K allow:
-    e(l + 1) <= K(l) e(l) + own error of layer l, and likewise back.
+    forward: the errors of the forward pass's states against float64's. back: the errors of the
+    inverse pass's states against the forward pass's. The bounds follow from the layers' own errors
+    and their local Lipschitz constants K: e(l + 1) <= K(l) e(l) + own error of layer l, and
+    likewise for the inverse pass.
     """
 
     precision: str
@@ -107,7 +117,7 @@ class Depth:
 
 @dataclass(frozen=True)
 class Stress:
-    """A round trip (`way`) that asks more than speech does, in one precision."""
+    """The error of one round trip (`way`: "audio" or "latent") that is harder than speech."""
 
     name: str
     way: str
@@ -117,8 +127,11 @@ class Stress:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured; `seconds` of audio, `close_samples` for all that looks into the
-    layers. whole_forward and whole_inverse: local Lipschitz constants of the whole flow."""
+    """Everything that `analyse` measures.
+
+    seconds: length of each signal. close_samples: length of the excerpt that the layer-wise
+    measurements use. whole_forward, whole_inverse: local Lipschitz constants of the whole flow.
+    """
 
     model: str
     signals: list[str]
@@ -144,10 +157,12 @@ def analyse(
     precisions: Sequence[Precision] = PRECISIONS,
     progress: Progress = lambda stage: None,
 ) -> Report:
-    """Measures everything; signals of one length, the first of them the one that is looked into.
+    """Measures everything that the report holds.
 
-    close_samples: how much of it, at its loudest; a multiple of the hop. model: its name in the
-    report. Raises ValueError without signals or without `jax_enable_x64`.
+    signals: signals of one length; the first of them is analysed layer by layer. close_samples:
+    length of its loudest excerpt, which that analysis uses; a multiple of the hop. model: the
+    model's name in the report. Raises ValueError without signals, for signals of different lengths,
+    or without `jax_enable_x64`.
     """
     if not jax.config.jax_enable_x64:
         raise ValueError("jax_enable_x64 is off: nothing would be float64")
@@ -224,7 +239,7 @@ def _total(log_dets: Sequence[jax.Array]) -> float:
 def blame(
     params: Params, config: Config, signal: Signal, precision: Precision, exact: Sequence[Layer]
 ) -> Blame:
-    """What every layer adds to the error of a round trip. exact: the same layers in float64."""
+    """How much error every layer adds to a round trip. exact: the same layers in float64."""
     layers = layers_at(params, config, signal, precision)
     x = representable(state_of(signal.audio, config, precision), precision)
     truth, _ = run_forward(exact, x.astype("float64"))
@@ -271,7 +286,7 @@ def depth_of(
     exact: Sequence[Layer],
     shapes: Sequence["LayerShape"],
 ) -> Depth:
-    """Errors of the states on either way, with their bounds."""
+    """Errors of the states in the forward and the inverse pass, with their bounds."""
     layers = layers_at(params, config, signal, precision)
     x = representable(state_of(signal.audio, config, precision), precision)
     truth, _ = run_forward(exact, x.astype("float64"))
@@ -298,7 +313,7 @@ def depth_of(
 def log_det_errors(
     params: Params, config: Config, signal: Signal, precision: Precision, exact: Sequence[Layer]
 ) -> dict[str, float]:
-    """By kind of layer, and "all": |log_det - float64's| in nats per sample, from one audio."""
+    """|log_det - float64's| in nats per sample on one audio, by kind of layer and for "all"."""
     x = representable(state_of(signal.audio, config, precision), precision)
     layers = layers_at(params, config, signal, precision)
     ours = run_forward(layers, x)[1]
@@ -319,8 +334,10 @@ def stress(
     others: Sequence[Signal],
     precisions: Sequence[Precision],
 ) -> list[Stress]:
-    """Round trips of what no recording asks for, made of one signal; others: whose mels it is also
-    put under."""
+    """Round trips of inputs that are harder than any recording, all derived from one signal.
+
+    others: signals whose mels condition further round trips of this signal's audio.
+    """
     n = len(signal.audio)
     found = []
     for precision in precisions:

@@ -1,4 +1,4 @@
-"""Invertibility to read: Markdown tables, JSON, and one figure of error against depth."""
+"""The invertibility report: Markdown tables, JSON, and one figure of error against depth."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_reports(report: Report, output: str | Path) -> tuple[Path, ...]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report as JSON has it: what is not finite is null."""
+    """The report as a JSON object, in which null stands for every value that is not finite."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -54,7 +54,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def markdown(report: Report) -> str:
-    """Every table, each with what its columns mean."""
+    """Every table, each with an explanation of its columns."""
     sections = (_round_trips, _blame, _shapes, _log_dets, _stress)
     lines = [line for section in sections for line in [*section(report), ""]]
     return "\n".join(lines)
@@ -274,12 +274,12 @@ def depth_figure(report: Report) -> Figure:
 
 
 def _drawn(value: float) -> float:
-    """Zeros and overflows have no place on a logarithmic axis."""
+    """The value, or NaN for zeros and overflows, which a logarithmic axis cannot show."""
     return value if 0 < value < 1e12 else math.nan
 
 
 def _ticks(report: Report) -> tuple[list[int], list[str]]:
-    """The states after each flow, by its number."""
+    """Tick positions and labels: the state after each flow, labelled with the flow's number."""
     whitened = report.shapes[0].kind == WHITENING
     flows = (len(report.shapes) - whitened) // 2
     ticks, labels = [0], ["audio"]

@@ -1,4 +1,4 @@
-"""The latent of a recording: to audio and back, in parts, and on the way to another's.
+"""The latent of a recording: encoding, round trips, edits of its parts, and interpolation.
 
 Arrays, one signal at a time: audio `[T]`, mel `[F, M]`, z `[N, G]` with its channels in the order
 in which they leave the flow.
@@ -17,9 +17,10 @@ from waveglow_jax.synthesis.vocoder import Voice
 
 @dataclass(frozen=True)
 class Latent:
-    """What a recording is to a voice: z and mel together are the recording, exactly.
+    """A voice's representation of a recording: z and mel together determine the recording exactly.
 
-    nats: log-likelihood in nats per sample. n_samples: the recording's; z covers whole frames.
+    nats: log-likelihood in nats per sample. n_samples: length of the recording, while z covers
+    whole frames.
     """
 
     z: np.ndarray
@@ -30,7 +31,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Exactness:
-    """How exactly a recording comes back: largest difference, and signal-to-noise ratio in dB."""
+    """The error of a round trip: the largest absolute difference, and the SNR in dB."""
 
     max_error: float
     snr_db: float
@@ -46,7 +47,7 @@ def encode(voice: Voice, audio: np.ndarray) -> Latent:
 
 
 def round_trip(audio: np.ndarray, again: np.ndarray) -> Exactness:
-    """How exactly audio `[T]` came back as `again` `[T]`."""
+    """The error of `again` `[T]`, the round trip of audio `[T]`."""
     off = again.astype(np.float64) - audio
     power, noise = np.sum(audio.astype(np.float64) ** 2), np.sum(off**2)
     snr = 10 * math.log10(power / noise) if noise else math.inf
@@ -62,9 +63,10 @@ def chosen_part(
     groups: Collection[int] | None = None,
     seconds: tuple[float, float] = (0.0, math.inf),
 ) -> np.ndarray:
-    """`[N, G]` bool: the channels of these leaving groups (None: all) between two times.
+    """Mask `[N, G]` bool of the channels in the given output groups (None: all) between two times.
 
-    Raises ValueError for a group that is not there, or a time that chooses nothing.
+    A group holds the channels that leave the flow together; seconds gives the two times. Raises
+    ValueError for a group that does not exist or if nothing is selected.
     """
     of_groups = config.waveglow.exits()
     for group in groups or ():
@@ -86,28 +88,29 @@ def chosen_part(
 def with_noise(
     z: np.ndarray, part: np.ndarray, config: Config, sigma: float, seed: int = 0
 ) -> np.ndarray:
-    """z with sigma times the voice's own noise of that seed in the chosen part."""
+    """z with its chosen part replaced by sigma times the voice's own noise for that seed."""
     frames = len(z) * config.waveglow.n_group // config.data.hop_length
     noise = np.asarray(latent_noise(seed, config, frames))
     return np.where(part, sigma * noise, z)
 
 
 def scaled(z: np.ndarray, part: np.ndarray, factor: float) -> np.ndarray:
-    """z with the chosen part times a factor."""
+    """z with its chosen part multiplied by a factor."""
     return np.where(part, z * np.float32(factor), z)
 
 
-# ------------------------------------------------------------------------------ between two
+# ------------------------------------------------------------------------------ interpolation
 
 
 def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    """On the great circle from first to second, of one shape: share 0 to 1.
+    """The point at `share` (0 to 1) on the great circle from first to second, of one shape.
 
-    (sin((1 - t) w) a + sin(t w) b) / sin w between the directions a and b, w the angle between
-    them (Shoemake 1985), times the norm between theirs. A Gaussian in d dimensions lies close to
-    the sphere of radius sqrt(d), and two of them are almost orthogonal: their straight mean has
-    sqrt(1/2) of that norm, as if the temperature had dropped to 0.7, where the voice was never
-    trained. On the circle every point is as likely as the ends.
+    The direction is (sin((1 - t) w) a + sin(t w) b) / sin w, where a and b are the two directions,
+    w is the angle between them, and t is the share (Shoemake 1985). The norm is interpolated
+    linearly. A Gaussian sample in d dimensions lies close to the sphere of radius sqrt(d), and two
+    of them are almost orthogonal, so their arithmetic mean has sqrt(1/2) of that norm. That
+    corresponds to a temperature of 0.7, at which the voice was never trained. Every point on the
+    circle is as likely as its ends.
     """
     norms = [float(np.linalg.norm(each)) for each in (first, second)]
     if min(norms) == 0:
@@ -115,7 +118,7 @@ def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
     a, b = first / norms[0], second / norms[1]
     angle = math.acos(float(np.clip(np.sum(a * b), -1, 1)))
     norm = (1 - share) * norms[0] + share * norms[1]
-    if math.sin(angle) < 1e-4:  # along one line: nothing to turn
+    if math.sin(angle) < 1e-4:  # (anti)parallel: no rotation
         return (norm * ((1 - share) * a + share * b)).astype(first.dtype)
     weights = math.sin((1 - share) * angle), math.sin(share * angle)
     return (norm * (weights[0] * a + weights[1] * b) / math.sin(angle)).astype(first.dtype)
@@ -124,10 +127,10 @@ def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
 def between(
     first: Latent, second: Latent, share: float, path: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(z, mel) on the way from the first to the second, of the shorter one's length.
+    """(z, mel) at `share` of the path from the first to the second, of the shorter one's length.
 
-    path "z": from one z to the other, by `slerp`, under the first's mel. path "mel": from one
-    log-mel to the other, straight (geometric means of the magnitudes), with the first's z.
+    path "z" interpolates z by `slerp` and keeps the first's mel. path "mel" interpolates the
+    log-mel linearly (geometric means of the magnitudes) and keeps the first's z.
     """
     frames, steps = min(len(first.mel), len(second.mel)), min(len(first.z), len(second.z))
     z, mel = first.z[:steps], first.mel[:frames]

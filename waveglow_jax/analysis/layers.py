@@ -1,6 +1,6 @@
-"""The flow taken apart: one invertible layer after another, each in the precision asked for.
+"""The flow as a list of invertible layers, each computed in a given precision.
 
-Arrays: state `[1, N, G]`, N = T / group steps. What has left the flow stays in the state's first
+Arrays: state `[1, N, G]`, N = T / group steps. The early outputs stay in the state's first
 channels, so the state between any two layers has the size of the audio, and after the last it is z.
 """
 
@@ -28,8 +28,9 @@ WHITENING, CONVOLUTION, COUPLING = KINDS
 class Layer:
     """One bijection of the state `[1, N, G]`, with both directions: `x -> (y, log_det [1])`.
 
-    flow: its number, -1 for the whitening. channels: the last so many of the state, which it works
-    on. log_s: of a coupling, `x -> log_s [1, N, C / 2]` (in either direction x's own halves).
+    flow: the flow's number, -1 for the whitening. channels: how many of the state's last channels
+    the layer transforms. log_s: only for a coupling, `x -> log_s [1, N, C / 2]`, which accepts the
+    input of either direction because the conditioning half is the same in both.
     """
 
     kind: str
@@ -52,12 +53,12 @@ def layers_of(
     precision: Precision,
     past: np.ndarray | None = None,
 ) -> list[Layer]:
-    """The layers from audio to z under one mel `[F, M]`, all in that precision.
+    """The layers from audio to z, conditioned on one mel `[F, M]`, all in the given precision.
 
-    past `[order]`: the samples before the audio, for a whitening that predicts. Parameters are
-    prepared as for synthesis: weight norm folded and W inverted in the stream's dtype. The
-    whitening is never emulated: FFT and recursion have no form with fewer bits.
-    Float64 needs `jax_enable_x64`. Raises ValueError for shapes that do not fit.
+    past `[order]`: the samples before the audio, for a whitening that predicts. The parameters are
+    prepared as for synthesis: weight norm is folded, and W is inverted in the stream's dtype. The
+    whitening is never emulated because FFT and recursion have no form with fewer bits.
+    Float64 needs `jax_enable_x64`. Raises ValueError for shapes that do not match.
     """
     stream = precision.stream
     check_shapes(config, (1, n_samples), (1, *mel.shape))
@@ -75,7 +76,7 @@ def layers_of(
 
 
 def run_forward(layers: Sequence[Layer], x: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The states before the first layer, between them and after the last; each layer's log_det."""
+    """The states before the first layer and after each layer, and each layer's log_det."""
     states, log_dets = [x], []
     for layer in layers:
         x, log_det = layer.forward(x)
@@ -85,7 +86,10 @@ def run_forward(layers: Sequence[Layer], x: jax.Array) -> tuple[list[jax.Array],
 
 
 def run_inverse(layers: Sequence[Layer], z: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-    """As `run_forward`, back: states and log_dets in the order of the layers, states[-1] = z."""
+    """The inverse of `run_forward`.
+
+    States and log_dets are in the order of the layers, so states[-1] = z.
+    """
     states, log_dets = [z], []
     for layer in reversed(layers):
         z, log_det = layer.inverse(z)
@@ -113,7 +117,7 @@ def _whitening_given(mel: jax.Array, config: Config, n_samples: int, past: jax.A
 
 
 def _layer(ahead: Step, back: Step, precision: Precision) -> Layer:
-    """The layer of a step; `ahead` has the parameters as they are, `back` the prepared ones."""
+    """The layer of a step; `ahead` has the original parameters, `back` the prepared ones."""
     if ahead.bijection == flow.COUPLING:
         return _coupling_layer(back, precision)
     if ahead.bijection == flow.WHITENING:
@@ -153,7 +157,7 @@ def _coupling_layer(step: Step, precision: Precision) -> Layer:
         return _conditioned(step.params, half, step.context, precision)
 
     def layer(inverse: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # The conditioner is compiled once for both directions: they differ in three operations.
+        # The conditioner is compiled once for both directions, which differ in three operations.
         shift, log_s = conditioned(x)
 
         def coupled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -201,6 +205,6 @@ def _on_last(
     x: jax.Array,
     bijection: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
 ) -> tuple[jax.Array, jax.Array]:
-    """A bijection on the state's last channels; those before them have left."""
+    """Applies a bijection to the state's last channels; the others are early outputs."""
     y, log_det = bijection(x[..., -channels:])
     return jnp.concatenate([x[..., :-channels], y], axis=-1), log_det

@@ -1,4 +1,4 @@
-"""The exact likelihood of a recording under its mel, as a whole and frame by frame.
+"""The exact likelihood of a recording under its mel, in total and per frame.
 
 Arrays: audio `[T]`; mel `[F, M]`; z `[N, G]`; F = T // hop whole frames, N = F * hop / G steps.
 """
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEPT_FRAMES = 1024
-"""Of a window, less its context: longer recordings are computed in several."""
+"""Most frames that one window contributes, without its context; longer recordings need several."""
 SAMPLE_BITS = 16
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of z or some of its channels; standard normal: mean 0, std 1, kurtosis (excess) 0."""
+    """Moments of z or of some of its channels; a standard normal has mean 0, std 1, kurtosis 0.
+
+    kurtosis: the excess kurtosis.
+    """
 
     mean: float
     std: float
@@ -43,14 +46,17 @@ class Moments:
 class Likelihood:
     """ln p(audio | mel) of `frames` whole frames, all constants included, z ~ N(0, 1).
 
-    nats: per sample. bits: per sample at 16 bits, what an ideal coder with this model would need:
-    (16 - 1) - nats / ln 2, the density times the step of 2^-15 taken for the probability.
-    of_frame `[F]`: nats per sample of each frame, their mean is `nats`: energy + log_det -
-    0.5 ln 2 pi. energy `[F]`: the frame's share of -z^2 / 2, that of the z at its own steps.
-    log_det `[F]`: of the log-determinant: every flow's ln|det W| at its steps, the couplings' log_s
-    at its steps, the whitening's -ln gain at its blocks. z sits where its samples sit, but hears
-    context: a frame's figure is a share of the whole, not a likelihood of its own.
-    z: of all of it; groups: by when the channels leave, as "before flow 4" and "at the end".
+    nats: log-likelihood in nats per sample. bits: the bits per sample that an ideal coder with this
+    model would need at 16 bits, (16 - 1) - nats / ln 2; the probability is taken as the density
+    times the quantisation step of 2^-15.
+    of_frame `[F]`: nats per sample of each frame, energy + log_det - 0.5 ln 2 pi; their mean is
+    `nats`. energy `[F]`: -z^2 / 2 of the z at the frame's own steps. log_det `[F]`: the frame's
+    share of the log-determinant, which consists of every flow's ln|det W| and the couplings' log_s
+    at the frame's steps, and the whitening's -ln gain at the frame's blocks. Each z belongs to the
+    samples at its own step but depends on their context, so a frame's value is a share of the total
+    and not the likelihood of that frame.
+    z: the moments of all of z. groups: the moments by when the channels leave the flow, such as
+    "before flow 4" and "at the end".
     """
 
     nats: float
@@ -66,9 +72,10 @@ class Likelihood:
 def likelihood_of(params: Params, config: Config, audio: np.ndarray, mel: np.ndarray) -> Likelihood:
     """The likelihood of a recording `[T]` under a mel `[F, M]` or `[F + 1, M]`.
 
-    Computed in windows that overlap by all that the flow hears, so memory beyond the recording's
-    own does not grow with its length. Not finite where the model finds the recording impossible in
-    float32. Raises ValueError for a mel of other shape.
+    It is computed in windows that overlap by the flow's whole context, so memory beyond the
+    recording's own does not grow with its length. The result is not finite where float32 cannot
+    represent how unlikely the model finds the recording. Raises ValueError for a mel of another
+    shape, or less than a frame of audio.
     """
     hop, glow = config.data.hop_length, config.waveglow
     frames = len(audio) // hop
@@ -115,7 +122,7 @@ def noisy(audio: np.ndarray, std: float, hop: int) -> np.ndarray:
 
 
 def leaving_groups(config: Config) -> dict[str, slice]:
-    """z's channels by when they leave the flow, in their order."""
+    """z's channels by when they leave the flow, in the order in which they do."""
     glow = config.waveglow
     flows = [k for k in range(glow.n_flows) if glow.leaves_before(k) and glow.n_early_size]
     names = [*(f"before flow {k}" for k in flows), "at the end"]
@@ -128,7 +135,7 @@ def _by_frame(of_steps: np.ndarray, config: Config) -> np.ndarray:
 
 
 def _moments(powers: np.ndarray, steps: int) -> Moments:
-    """From the sums `[4, C]` of the first four powers of values, `steps` of them a channel."""
+    """Moments from the sums `[4, C]` of the first four powers of values, `steps` per channel."""
     first, second, third, fourth = powers.sum(axis=1) / (powers.shape[1] * steps)
     variance = second - first**2
     central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
@@ -144,14 +151,14 @@ def _moments(powers: np.ndarray, steps: int) -> Moments:
 
 @dataclass(frozen=True)
 class _Window:
-    """What `_encode_by_frame` takes, and the frames of its result that are kept."""
+    """The inputs of `_encode_by_frame`, and the frames of its result that are used."""
 
     inputs: tuple[np.ndarray, ...]
     kept: slice
 
 
 def _windows(config: Config, audio: np.ndarray, mel: np.ndarray) -> Iterator[_Window]:
-    """A recording in windows of one size; a yield a window, in order."""
+    """Yields the windows of a recording in order, all of one size."""
     hop, glow = config.data.hop_length, config.waveglow
     frames, steps = len(audio) // hop, hop // glow.n_group
     context = context_of(config)
@@ -162,7 +169,8 @@ def _windows(config: Config, audio: np.ndarray, mel: np.ndarray) -> Iterator[_Wi
     begin = 0
     while begin < frames:
         first = max(0, begin - context.left)
-        # To the end if it is in sight; else only what hears nothing of the cut.
+        # The window contributes all frames up to the recording's end if it contains that end, and
+        # otherwise only the frames whose context ends before the cut.
         end = frames if first + size >= frames else first + size - context.right
         stop = min(frames, first + size)
         piece = audio[first * hop : order + stop * hop]
@@ -185,9 +193,9 @@ def _encode_by_frame(
     past: jax.Array,
     mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `waveglow_jax.forward`, but with each frame's share of log_det: z `[1, N, G]`, `[1, F]`.
+    """z `[1, N, G]` as `waveglow_jax.forward` gives it, and each frame's share of log_det `[1, F]`.
 
-    Frames outside the mask mean nothing.
+    The values of frames outside the mask are meaningless.
     """
     z, log_dets = encode(params, config, audio, mel, past=past, mask=mask)
     of_frames = jnp.zeros((1, audio.shape[1] // config.data.hop_length), audio.dtype)
@@ -200,7 +208,7 @@ def _encode_by_frame(
 
 
 def likelihood_figure(found: Likelihood, mel: np.ndarray, data: DataConfig, title: str) -> Figure:
-    """A matplotlib Figure: the mel above the curve of nats per sample and its two parts."""
+    """A matplotlib Figure: the mel, below it the nats per sample, and below that its two parts."""
     from matplotlib.figure import Figure
 
     seconds = (np.arange(found.frames) + 0.5) * data.hop_length / data.sampling_rate

@@ -1,4 +1,4 @@
-"""How much a layer can enlarge a change of its input: Lipschitz constants, and the Jacobian itself.
+"""How much a layer can amplify a change of its input: Lipschitz constants and the Jacobian.
 
 Arrays: states `[1, N, G]` (`layers.py`).
 """
@@ -22,11 +22,13 @@ POWER_ITERATIONS = 12
 
 @dataclass(frozen=True)
 class LayerShape:
-    """How a layer stretches space at this recording: local Lipschitz constants of both directions
-    (a 1x1 convolution's are exact, the others' by power iteration, from below), their product.
+    """A layer's local Lipschitz constants at a recording.
 
-    Of a convolution: ln|det W|, and the largest entry of W W^-1 - I with W^-1 in float32. Of a
-    coupling: the range of log_s.
+    forward, inverse: the constants of the two directions. Those of a 1x1 convolution are exact;
+    those of the other layers come from power iteration, which gives lower bounds. condition: their
+    product; for a convolution, the condition number of W.
+    Only for a convolution: log_abs_det is ln|det W|, and inverse_residue is the largest entry of
+    |W W^-1 - I| with W^-1 computed in float32. Only for a coupling: the range of log_s.
     """
 
     layer: str
@@ -42,7 +44,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class JacobianCheck:
-    """ln|det| in nats over `samples` samples, float64: ours, and of the Jacobian by autodiff."""
+    """ln|det| in nats over `samples` samples, in float64: the flow's log_det, and autodiff's."""
 
     samples: int
     log_det: float
@@ -52,9 +54,9 @@ class JacobianCheck:
 def lipschitz_constants(
     params: Params, config: Config, signal: Signal
 ) -> tuple[list[LayerShape], tuple[float, float]]:
-    """Every layer's shape at the signal, and the whole flow's Lipschitz constants both ways.
+    """Every layer's shape at the signal, and the whole flow's two Lipschitz constants.
 
-    Computed in float32, which power iteration bears well.
+    The computation runs in float32, which is precise enough for power iteration.
     """
     layers = layers_at(params, config, signal, FLOAT32)
     states, _ = run_forward(layers, state_of(signal.audio, config, FLOAT32))
@@ -88,7 +90,7 @@ def _convolution_shape(layer: Layer, weight: np.ndarray, group: int) -> LayerSha
     weight = weight.astype(np.float64)
     singular = np.linalg.svd(weight, compute_uv=False)
     inverse = np.asarray(jnp.linalg.inv(jnp.asarray(weight, "float32")), np.float64)
-    # The state's other channels, which have left, pass as they are.
+    # The state's other channels, the early outputs, pass unchanged.
     least = 1.0 if layer.channels < group else 0.0
     return LayerShape(
         layer.name,
@@ -106,7 +108,7 @@ def spectral_norm(
 ) -> float:
     """The largest singular value of a function's Jacobian at a point: its local Lipschitz constant.
 
-    Power iteration on J^T J by jvp and vjp; what it gives is never above the true value.
+    Power iteration on J^T J, by jvp and vjp, gives a value that never exceeds the true one.
     """
     _, jvp = jax.linearize(function, at)
     vjp = jax.linear_transpose(jvp, at)

@@ -1,8 +1,8 @@
-"""What a precision does to a function: its own dtypes, or an accelerator's arithmetic emulated.
+"""Functions computed in other precisions: other dtypes, or an accelerator's emulated arithmetic.
 
-A CPU multiplies float32 in full whatever precision JAX is asked for. To see what another machine
-would make of the same program, the program's jaxpr is evaluated here with its products' operands,
-or all of its values, rounded as that machine rounds them.
+A CPU multiplies float32 in full precision, whatever precision JAX is asked for. To show what
+another machine would compute with the same program, this module evaluates the program's jaxpr and
+rounds the matmuls' operands, or all values, as that machine rounds them.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,21 @@ from jax.extend.core import JaxprEqn
 from waveglow_jax.jaxprs import evaluate, plainly
 
 Bits = tuple[int, int]
-"""Exponent and mantissa bits of a floating-point format, the hidden one not counted."""
+"""Exponent and mantissa bits of a floating-point format, without the hidden bit."""
 
 BFLOAT16, FLOAT16, TF32 = (8, 7), (5, 10), (8, 10)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How the flow is computed.
+    """The precision in which the flow is computed.
 
-    stream: dtype of the flow's arrays, parameters and log-determinants. products: `dtype` of WN's
-    networks. operands: the format to which both operands of every product are rounded (emulated);
-    split: each as a sum of two such numbers, three products of the four. values: the format to
-    which parameters, inputs and every result are rounded (emulated; sums run in float32).
-    significand: its bits, the hidden one counted, for bits lost.
+    stream: dtype of the flow's arrays, parameters and log-determinants. products: the compute
+    `dtype` of the WN networks. operands: the format to which the emulation rounds both operands of
+    every matmul. split: whether the emulation represents each operand as a sum of two such numbers
+    and computes three of the four partial matmuls. values: the format to which the emulation rounds
+    parameters, inputs and every result; sums run in float32. significand: the number of significand
+    bits, including the hidden bit, which `bits_lost` refers to.
     """
 
     name: str
@@ -89,15 +90,15 @@ FLOAT64, FLOAT32 = PRECISIONS[:2]
 
 
 def rounded(x: jax.Array, bits: Bits) -> jax.Array:
-    """x rounded to nearest, ties to even, in a format that its own dtype holds."""
+    """x rounded to nearest, ties to even, to a format whose values x's own dtype can represent."""
     return jax.lax.reduce_precision(x, *bits)
 
 
 def emulated(function: Callable[..., Any], precision: Precision) -> Callable[..., Any]:
-    """The function of arrays (pytrees of them) as that precision would compute it.
+    """The function of arrays (or pytrees of arrays) as that precision would compute it.
 
-    Without an emulation it is the function itself. What runs inside a loop of XLA's (scan, while)
-    or of LAPACK's is rounded only as it comes out.
+    For a precision without emulation, this is the function itself. Values inside an XLA loop (scan,
+    while) or a LAPACK routine are not rounded; only its results are.
     """
     if not precision.emulated:
         return function

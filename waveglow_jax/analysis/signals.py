@@ -1,4 +1,4 @@
-"""The signals and weights that round trips start from, and the states that layers map them to.
+"""The signals, weights and initial states that round trips start from.
 
 Arrays: audio `[T]`, mel `[F, M]`; states `[1, N, G]` (`layers.py`).
 """
@@ -21,8 +21,10 @@ SIGMAS = (0.1, 0.3, 0.6, 1.0, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class Signal:
-    """A piece of audio `[T]`, the mel `[F + 1, M]` under which it is encoded, F = T / hop, and the
-    samples before it, `past`."""
+    """A piece of audio `[T]`, the mel `[F + 1, M]` that conditions its encoding, and its past.
+
+    F = T / hop. past: the samples before the audio, as many as the whitening's order.
+    """
 
     name: str
     audio: np.ndarray
@@ -33,7 +35,10 @@ class Signal:
 def signal_of(
     name: str, audio: np.ndarray, mel: np.ndarray, config: Config, n_samples: int
 ) -> Signal:
-    """The loudest `n_samples` of a recording `[T]` with mel `[1 + T // hop, M]`, cut at frames."""
+    """The loudest `n_samples` of a recording `[T]` with mel `[1 + T // hop, M]`.
+
+    The cuts lie on frame boundaries.
+    """
     hop = config.data.hop_length
     frames = n_samples // hop
     energy = np.add.reduceat(np.square(audio, dtype=np.float64), np.arange(0, len(audio), hop))
@@ -50,7 +55,7 @@ def signal_of(
 
 
 def excerpt(signal: Signal, config: Config, n_samples: int) -> Signal:
-    """A signal's loudest `n_samples`, or all of it."""
+    """A signal's loudest `n_samples`, or the whole signal if it is shorter."""
     part = signal_of(
         signal.name, signal.audio, signal.mel, config, min(n_samples, len(signal.audio))
     )
@@ -65,13 +70,16 @@ def state_of(audio: np.ndarray, config: Config, precision: Precision) -> jax.Arr
 def layers_at(
     params: Params, config: Config, signal: Signal, precision: Precision, mel: Any = None
 ) -> list[Layer]:
-    """The flow's layers under the signal's mel, or under another one."""
+    """The flow's layers conditioned on the signal's mel, or on `mel` if it is given."""
     mel = signal.mel if mel is None else mel
     return layers_of(params, config, mel, len(signal.audio), precision, signal.past)
 
 
 def representable(x: jax.Array, precision: Precision) -> jax.Array:
-    """x as that precision can hold it: rounding what is given is no fault of the flow."""
+    """x rounded to a value that the precision can represent.
+
+    A round trip starts from such values so that rounding its input does not count as its error.
+    """
     if precision.values is None:
         return x
     return jax.lax.reduce_precision(x, *precision.values)
@@ -80,17 +88,18 @@ def representable(x: jax.Array, precision: Precision) -> jax.Array:
 def latent_of(
     config: Config, n_samples: int, precision: Precision, sigma: float = 1.0
 ) -> jax.Array:
-    """Float32 normal noise `[1, N, G]`, seed 0, the same in every precision."""
+    """Float32 normal noise `[1, N, G]` from seed 0, the same for every precision up to rounding."""
     group = config.waveglow.n_group
     z = np.random.default_rng(0).normal(0, sigma, (1, n_samples // group, group))
     return representable(jnp.asarray(z.astype(np.float32), precision.stream), precision)
 
 
 def random_params(config: Config, seed: int = 0) -> Params:
-    """Float32 parameters of an untrained model at which every layer does something.
+    """Float32 parameters of an untrained model in which no layer is the identity.
 
-    As `init` has them, but: each W a rotation with its columns stretched by exp(0.2 n), biases
-    0.1 n, and WN's last layer, which starts at zero, n / sqrt(skip channels); n standard normal.
+    The parameters are those of `init` with three changes, where n is standard normal: each W is a
+    rotation whose columns are scaled by exp(0.2 n), biases are 0.1 n, and the kernel of WN's last
+    layer, which `init` sets to zero, is n / sqrt(skip channels).
     """
     rng = np.random.default_rng(seed)
     start = jax.jit(init, static_argnums=1)(jax.random.key(seed), config)
@@ -110,7 +119,7 @@ def random_params(config: Config, seed: int = 0) -> Params:
 
 
 def stress_signals(audio: np.ndarray) -> dict[str, np.ndarray]:
-    """Silence, clipping and impulses in the place of a signal, under its mel."""
+    """Silence, a clipped signal and impulses, by name, which replace the audio under its mel."""
     impulses = np.zeros_like(audio)
     impulses[:: max(1, len(audio) // 16)] = 1
     loud = audio * (10 / np.abs(audio).max())
@@ -122,8 +131,10 @@ def stress_signals(audio: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def with_condition(params: Params, flow: int, condition: float) -> Params:
-    """The same parameters with one W's singular values spread evenly in log to that condition
-    number, its determinant kept."""
+    """The same parameters, except that one flow's W has the given condition number.
+
+    Its singular values are spaced evenly on a log scale, and its determinant is unchanged.
+    """
     weight = np.asarray(params["flows"][flow]["conv"], np.float64)
     left, singular, right = np.linalg.svd(weight)
     spread = np.geomspace(math.sqrt(condition), 1 / math.sqrt(condition), len(singular))

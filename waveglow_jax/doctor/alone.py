@@ -1,6 +1,6 @@
-"""The diagnosis of a mel without its recording, against the speech that the voice was trained on.
+"""The diagnosis of a mel without its recording, from statistics of the voice's training speech.
 
-Arrays: mel in a file `[M, F]`, here `[F, M]`.
+Arrays: mel in a file `[M, F]`, in this module `[F, M]`.
 """
 
 import math
@@ -40,15 +40,15 @@ from waveglow_jax.text import read_json
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 STATISTICS = BUNDLED_VOICE / "mel_statistics.json"
-"""Of the speech that the bundled voice was trained on, by benchmarks/assets/mel_statistics.py."""
+"""Statistics of the bundled voice's training speech, from benchmarks/assets/mel_statistics.py."""
 
 
 def features(log: np.ndarray, profile: np.ndarray) -> dict[str, float]:
-    """Of a log-mel `[F, M]`: what tells speech written in one way from speech written in another.
+    """Features of a log-mel `[F, M]` that distinguish speech written in different conventions.
 
-    level: mean of all; spread: a band's standard deviation over time, averaged; tilt: how far the
-    bands' means are, level aside, from the profile's, RMS; roughness: the mean step from frame to
-    frame, as a share of the spread.
+    level: the mean of all values. spread: the standard deviation over time, averaged over the
+    bands. tilt: the RMS deviation of the bands' means from the profile, with both levels removed.
+    roughness: the mean absolute change from frame to frame, divided by the spread.
     """
     means = log.mean(axis=0)
     off = (means - means.mean()) - (profile - profile.mean())
@@ -62,9 +62,10 @@ def features(log: np.ndarray, profile: np.ndarray) -> dict[str, float]:
 
 
 def diagnose_alone(array: np.ndarray, own: Convention) -> Diagnosis:
-    """As `diagnose`, from the mel alone: its values and axes; the rest needs the recording.
+    """Diagnoses a mel as `diagnose` does, but without its recording.
 
-    Raises UserError if the mel is too small to tell, or of no number of bands that is known.
+    It covers the mel's values and axes; everything else needs the recording. Raises UserError if
+    the mel is too small or has no finite value.
     """
     statistics = read_json(STATISTICS)
     profile, typical = np.asarray(statistics["mean"]), statistics["features"]
@@ -78,7 +79,7 @@ def diagnose_alone(array: np.ndarray, own: Convention) -> Diagnosis:
         mel = turned_by(array, axes)
         at_bands = np.linspace(0, len(profile) - 1, mel.shape[1])
         expected = np.interp(at_bands, np.arange(len(profile)), profile)
-        # Turned axes only if that explains a lot.
+        # Turned axes cost 4 points, so that they win only if they explain much more.
         turned = 4.0 * (axes.reversed + axes.transposed * (mel.shape[1] != len(profile)))
         for values, power, gain, unusual in _hypotheses():
             written = values.slope * gain + values.offset
@@ -124,21 +125,23 @@ def diagnose_alone(array: np.ndarray, own: Convention) -> Diagnosis:
 
 
 IMPLAUSIBLE = 8.0
-"""Beyond this a mel is not taken for speech; see `_implausibility`."""
+"""A mel whose `_implausibility` exceeds this is not taken for speech."""
 _UNUSUAL = {"log2": 5.0}
-"""How much more like speech a mel must be in another way of writing than in the voice's own: 2.5,
-or this."""
+"""Penalty, added to the implausibility, for values not written as the voice's own are.
+
+The default is 2.5; this lists the exceptions.
+"""
 
 
 def _hypotheses() -> Iterator[tuple[Values, int, float, float]]:
-    """Values, power, ln of a gain, and how unusual that is."""
+    """Yields hypotheses: values, power, ln of a gain, and a penalty for unusual ones."""
     for values in values_of(1):
         unusual = 0.0 if values == LN else _UNUSUAL.get(values.name, 2.5)
         yield values, 1, 0.0, unusual
         if values.slope and not values.name.startswith("["):
             yield values, 1, math.log(32768), unusual + 2
     for values in values_of(2):
-        if not _in_decibels(values):  # the same as of a magnitude
+        if not _in_decibels(values):  # decibels are the same for power and magnitude
             yield values, 2, 0.0, _UNUSUAL.get(values.name, 2.5)
 
 
@@ -153,11 +156,12 @@ def _implausibility(
     expected: np.ndarray,
     typical: Mapping[str, list[float]],
 ) -> tuple[float, dict[str, float]]:
-    """How unlike speech a mel is if its values are written so: squared deviations in all.
+    """How unlike speech a mel is if its values are written this way: a sum of squared deviations.
 
-    The level may be off by 20 dB, the spread by a fifth, each counting one; tilt and roughness
-    count beyond what recordings have. A floor that is a power of ten counts for it, any other
-    against.
+    Infinity if the mel leaves the range of the values; the features come with the score. A level
+    that is off by 20 dB adds 1, and so does a spread that is off by a fifth. Tilt and roughness
+    count only above the range of real recordings. A floor at a power of ten lowers the score by 3,
+    and any other floor raises it by 3.
     """
     if (values.slope == 0 and mel.min() < 0) or not _within(mel, values.name):
         return math.inf, {}
@@ -174,7 +178,7 @@ def _implausibility(
 
 
 def _within(mel: np.ndarray, name: str) -> bool:
-    """Whether the mel keeps to the range that the values' name begins with, if it does."""
+    """Whether the mel stays in the range that the values' name begins with; True if none does."""
     if not name.startswith("["):
         return True
     low, high = map(float, name[1 : name.index("]")].split(","))
@@ -190,7 +194,7 @@ def _written(values: Values, power: int) -> str:
 
 
 def _who_writes(values: Values, power: int, bands: int) -> str:
-    """Software that writes values so: with as many bands, if there is any."""
+    """The way of writing, with the software that uses it; with as many bands if there is any."""
     rows = [
         row
         for row in CONVENTIONS

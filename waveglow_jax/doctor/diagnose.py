@@ -1,9 +1,8 @@
-"""What is wrong with a mel that sounds wrong: which convention it follows, and how to mend it.
+"""What is wrong with a mel that sounds wrong: which convention it follows, and how to convert it.
 
-The mel is compared with the recording's own mel in every convention of
-`audio/conventions.py` and in those near them; the convention that explains it best is
-named (`alone.py` is for a mel without its recording). Arrays: mel in a file `[M, F]`, here
-`[F, M]`.
+The mel is compared with the recording's own mel in every convention of `audio/conventions.py` and
+in similar ones. The diagnosis names the convention that explains the mel best. `alone.py`
+diagnoses a mel without its recording. Arrays: mel in a file `[M, F]`, in this module `[F, M]`.
 """
 
 import math
@@ -41,13 +40,14 @@ from waveglow_jax.doctor.recipe import Recipe, floor_of, orientations, standardi
 from waveglow_jax.errors import UserError
 
 UNRELATED = 0.5
-"""A band's correlation in time below which a mel is not of this recording."""
+"""A mel whose bands have a lower median correlation over time is not a mel of this recording."""
 
 
 def diagnose(array: np.ndarray, audio: np.ndarray, rate: int, own: Convention) -> Diagnosis:
-    """A mel as its file holds it, two-dimensional, and its recording `[T]` at `rate` Hz.
+    """Diagnoses a two-dimensional mel, as its file holds it, with its recording `[T]` at `rate` Hz.
 
-    own: what the voice takes. Raises UserError if either is too short to be compared.
+    own: the voice's convention. Raises UserError if the mel or the recording is too short to be
+    compared, or if no value of the mel is finite.
     """
     if len(audio) < 0.25 * rate or min(array.shape) < 8 or max(array.shape) < 16:
         raise UserError(
@@ -88,14 +88,18 @@ def diagnose(array: np.ndarray, audio: np.ndarray, rate: int, own: Convention) -
 
 
 def _evidence(case: Case, fit: Fit, own: Spectrum) -> dict[str, Any]:
-    """Figures; the correlation is that of each band over time with the best convention's."""
+    """The diagnosis's figures by name.
+
+    The correlations are those of each band over time with the same band of the best convention.
+    """
     x = np.log(np.maximum(case.mel, 1e-30)) if fit.linear else case.mel
     log = np.log(np.maximum(case.true_mel(fit.spectrum), 1e-30))
     x, log = overlap(x, log, fit.lag)
     x, log = (each - each.mean(axis=0) for each in (x, log))
     norms = np.sqrt((x * x).sum(axis=0) * (log * log).sum(axis=0))
     correlation = (x * log).sum(axis=0) / np.maximum(norms, 1e-30)
-    # The first bands of a fine filter bank may hold no bin, others lie where nothing was recorded.
+    # The first bands of a fine filter bank may contain no FFT bin, and other bands may lie where
+    # the recording has no energy.
     correlation = correlation[norms > 1e-9] if (norms > 1e-9).any() else np.zeros(1)
     of_own = case.fit(replace(own, n_mels=case.mel.shape[1]))
     half = 0.5 if fit.spectrum.frames == HALF_HOP else 0.0
@@ -120,7 +124,7 @@ def _of_another_recording(evidence: dict[str, Any]) -> Diagnosis:
 
 
 def _values_found(fit: Fit) -> tuple[Values, float]:
-    """How the values are written, and ln of the factor by which the mel is too loud."""
+    """The values' way of writing, and ln of the factor by which the mel is too loud."""
     if fit.by_band:
         return Values("every band normalised by itself", 1.0), 0.0
     exactness = min(0.15, 0.005 + math.sqrt(fit.unexplained))
@@ -135,7 +139,8 @@ def _values_found(fit: Fit) -> tuple[Values, float]:
         if values.slope and abs(math.log(fit.slope / values.slope)) < exactness:
             at_centre = fit.slope * fit.centre + fit.offset
             found.append((values, (at_centre - values.offset) / values.slope - fit.centre))
-    # What was normalised to a range has lost its level there: it is no gain.
+    # A large offset from values normalised to a range is no gain, because the normalisation has
+    # removed the level.
     found = [(v, gain) for v, gain in found if not v.name.startswith("[") or abs(gain) < 1]
     if not found:
         return Values("normalised otherwise", fit.slope, fit.offset), 0.0
@@ -143,14 +148,14 @@ def _values_found(fit: Fit) -> tuple[Values, float]:
 
 
 def _band_factors(spectrum: Spectrum, own: Spectrum) -> np.ndarray:
-    """`[M]`: what brings a spectrum's bands to the voice's norm."""
+    """`[M]`: the factors that convert a spectrum's bands to the voice's filter norm."""
     as_own = filters(replace(spectrum, norm=own.norm)).sum(axis=1)
     as_found = filters(spectrum).sum(axis=1)
     return np.where(as_found > 0, as_own, 1) / np.where(as_found > 0, as_found, 1)
 
 
 def _name(spectrum: Spectrum, values: Values, own: Convention) -> str:
-    """The nearest row of the table, and in what else than the row the mel differs."""
+    """The name of the nearest row of the table, with the settings in which the mel differs."""
 
     def unlike(row: Convention) -> tuple[int, bool]:
         fields = len(row.spectrum.differences(spectrum))

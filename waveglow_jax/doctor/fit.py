@@ -1,4 +1,4 @@
-"""How well the mel of a convention explains a mel at hand, and which convention explains it best.
+"""How well a convention's mel explains a given mel, and which convention explains it best.
 
 Arrays: mel `[F, M]`, audio `[T]`.
 """
@@ -20,7 +20,7 @@ from waveglow_jax.audio.conventions import (
 from waveglow_jax.audio.mel import LOG_FLOOR
 
 SAME = 1e-6
-"""Share of the variance that rounding alone leaves unexplained, float16 files aside."""
+"""Share of the variance that rounding alone leaves unexplained, except in float16 files."""
 MOST_SECONDS = 12
 _RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
 _HOPS = (64, 100, 110, 128, 160, 200, 220, 240, 250, 256, 275, 300, 320, 441, 480, 512, 600, 1024)
@@ -40,12 +40,13 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Fit:
-    """How the mel of a spectrum's convention explains the one at hand.
+    """How well the mel of a spectrum's convention explains a given mel x.
 
-    linear: whether the logarithm of x was taken first. unexplained: the share of x's variance that
-    slope * ln(mel) + offset leaves, over the points that no floor cut off. lag: frames that x is
-    late; centre the mean of ln(mel). by_band: slope and offset were free in every band, and are 0
-    here.
+    linear: whether x is linear, so that its logarithm was fitted. unexplained: the share of x's
+    variance that slope * ln(mel) + offset leaves unexplained, over the points that no floor
+    clipped. lag: the number of frames by which x is late. centre: the mean of ln(mel). by_band:
+    whether every band was fitted with its own slope and offset; the fields slope and offset are
+    then 0.
     """
 
     spectrum: Spectrum
@@ -70,9 +71,9 @@ _WITHOUT_FILTERS: dict[str, Any] = {
 
 
 class Case:
-    """A mel `[F, M]` and the samples `[T]`, at `rate` Hz, that it may be of.
+    """A mel `[F, M]` and the samples `[T]`, at `rate` Hz, that it may belong to.
 
-    Long ones are cut to `MOST_SECONDS`. What was computed for one convention is kept for the next.
+    Long recordings are cut to `MOST_SECONDS`. Results that several conventions share are cached.
     """
 
     def __init__(self, mel: np.ndarray, audio: np.ndarray, rate: int):
@@ -97,7 +98,8 @@ class Case:
         key = replace(spectrum, **_WITHOUT_FILTERS)
         if key not in self._spectra:
             found = magnitudes(self.at(spectrum.rate), key)
-            # Where the recording was cut off it has no reflection.
+            # At the cut, the frames contain reflected samples that the whole recording does not
+            # have there.
             self._spectra[key] = found[: len(found) - 4] if self.cut else found
         return mel_of_magnitudes(self._spectra[key], spectrum)
 
@@ -132,7 +134,7 @@ def _fit(x: np.ndarray, log: np.ndarray, blank: Fit) -> Fit:
         return replace(blank, unexplained=float(unexplained), lag=lag)
     if both <= 0:
         return blank
-    # Of the two regressions' slopes the geometric mean: noise in x does not flatten it.
+    # The geometric mean of the slopes of the two regressions, which noise in x does not flatten.
     slope = math.sqrt(var_x / var_log)
     return replace(
         blank,
@@ -145,7 +147,10 @@ def _fit(x: np.ndarray, log: np.ndarray, blank: Fit) -> Fit:
 
 
 def _lag(x: np.ndarray, log: np.ndarray) -> int:
-    """Frames that x is late against log, by the greatest correlation over all bands."""
+    """The number of frames by which x is late against log: the lag of greatest correlation.
+
+    The correlation is summed over all bands.
+    """
     most = max(8, abs(len(x) - len(log)) + 4)
     size = 1 << (len(x) + len(log)).bit_length()
     spectra = [np.fft.rfft(each - each.mean(axis=0), size, axis=0) for each in (x, log)]
@@ -162,14 +167,14 @@ def overlap(x: np.ndarray, log: np.ndarray, lag: int) -> tuple[np.ndarray, np.nd
 
 
 def uncut(x: np.ndarray) -> np.ndarray:
-    """Where x is neither at its floor nor, if many points are there, at its ceiling."""
+    """Mask of the points of x that are not at its floor, nor, if many are there, at its ceiling."""
     low, high = float(x.min()), float(x.max())
     inside = x > low + 1e-3 * (high - low)
     return inside & (x < high) if at_ceiling(x) else inside
 
 
 def at_floor(x: np.ndarray) -> float:
-    """The share of points at the lowest value, 0 if they are no more than chance brings."""
+    """The share of points at the lowest value, or 0 if fewer than 8 points are there."""
     low, high = float(x.min()), float(x.max())
     there = int(np.sum(x <= low + 1e-5 * (high - low)))
     return there / x.size if there >= 8 else 0.0
@@ -180,11 +185,12 @@ def at_ceiling(x: np.ndarray) -> float:
 
 
 def explain(case: Case, own: Spectrum, by_band: bool = False) -> Fit:
-    """The convention that explains the mel best; another than the voice's own only if it leaves a
-    fifth less unexplained.
+    """The fit of the convention that explains the mel best.
 
-    First those of the table, and variants at every rate and hop that the number of frames allows;
-    then one setting after the other as long as it helps.
+    A convention replaces the best one so far, which starts as the voice's own, only if it leaves a
+    fifth less unexplained. The search tries the conventions of the table, and variants at every
+    rate and hop that the number of frames allows. Then it changes one setting at a time for as long
+    as that helps.
     """
     own = replace(own, n_mels=case.mel.shape[1])
     best = case.fit(own, by_band)
@@ -228,7 +234,7 @@ def _starts(case: Case, own: Spectrum) -> Iterator[Spectrum]:
 
 
 def _rates_and_hops(case: Case, own: Spectrum) -> list[tuple[int, int]]:
-    """Those that give about as many frames as there are; the voice's own always."""
+    """The pairs that give about as many frames as the mel has, and always the voice's own pair."""
     seconds, frames = case.n_samples / case.rate, case.n_frames
     near = max(6, 0.01 * frames)
     usual = [
@@ -237,7 +243,7 @@ def _rates_and_hops(case: Case, own: Spectrum) -> list[tuple[int, int]]:
         for hop in dict.fromkeys((own.hop, *_HOPS))
         if abs(seconds * rate / hop - frames) <= near
     ]
-    # At the voice's rate, the hops that give just as many.
+    # The hops that give exactly as many frames at the voice's rate.
     samples = seconds * own.rate
     exact = range(math.ceil(samples / frames), math.floor(samples / max(1, frames - 1)) + 1)
     return list(dict.fromkeys(((own.rate, own.hop), *usual, *((own.rate, h) for h in exact[:4]))))

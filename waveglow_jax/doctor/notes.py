@@ -1,4 +1,4 @@
-"""The differences between a mel and the voice's own in words, each with the step that undoes it."""
+"""The differences between a mel and the voice's own as text, each with the step that undoes it."""
 
 import math
 from dataclasses import dataclass, replace
@@ -50,7 +50,10 @@ _WHY_NOT = {
 
 @dataclass(frozen=True)
 class Note:
-    """A difference from the voice's own mel; the step that undoes it exactly, or why none does."""
+    """A difference from the voice's own mel.
+
+    step: the step that undoes it exactly. refusal: the reason if no step does.
+    """
 
     finding: str
     step: str = ""
@@ -59,10 +62,12 @@ class Note:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """verdict: "fine", "convertible" or "compute it again". convention: whose mel it is.
+    """The diagnosis of a mel.
 
-    findings: what differs from the voice's own. steps: how to convert it, exact; refused: why it
-    cannot be. evidence: figures by name. recipe: for `mended`, None where refused.
+    verdict: "fine", "convertible" or "compute it again". convention: the convention it follows.
+    findings: the differences from the voice's own mel. steps: how to convert it exactly. refused:
+    the reasons why it cannot be converted. evidence: figures by name. recipe: the argument of
+    `mended`, or None if the conversion is refused or the recording is missing.
     """
 
     verdict: str
@@ -75,7 +80,10 @@ class Diagnosis:
 
 
 def finite(array: np.ndarray) -> tuple[np.ndarray, list[Note]]:
-    """The array with its lowest value wherever it is not finite, and what is to be said of that."""
+    """The array with its lowest finite value wherever it is not finite, and notes about that.
+
+    Raises UserError if no value is finite.
+    """
     bad = ~np.isfinite(array)
     if not bad.any():
         return array, []
@@ -107,7 +115,7 @@ def spectrum_notes(case: Case, fit: Fit, own: Spectrum) -> list[Note]:
     found, notes = fit.spectrum, []
     for name in found.differences(own):
         if name == "fmax" and found.fmax == found.rate / 2 < own.fmax:
-            continue  # as high as its rate allows
+            continue  # fmax is as high as the rate allows
         said = DIFFERENCES[name].format(getattr(found, name), getattr(own, name))
         if name == "norm":
             notes.append(Note(said, "add to every band the logarithm of its filter's norm"))
@@ -119,7 +127,7 @@ def spectrum_notes(case: Case, fit: Fit, own: Spectrum) -> list[Note]:
 
 
 def _halving(case: Case, fit: Fit) -> str:
-    """Why the root of a power mel is no magnitude mel, with the error that it makes here."""
+    """Why the root of a power mel is no magnitude mel, with the error on this recording."""
     square = np.log(np.maximum(case.true_mel(fit.spectrum), 1e-30))
     plain = np.log(np.maximum(case.true_mel(replace(fit.spectrum, power=1)), 1e-30))
     off = (square / 2 - plain)[plain > math.log(LOG_FLOOR)]
@@ -162,7 +170,7 @@ def value_notes(mel: np.ndarray, fit: Fit, values: Values, gain: float) -> list[
             text += ": of 16-bit samples that were not scaled to [-1, 1]"
         elif abs(mel.max()) < 1e-6 and values.name == "dB":
             text += ": in dB below its own loudest point"
-        # Of softer samples it is the exact mel, floor and all.
+        # A mel of softer samples is exact as it is, including its floor.
         step = f"{'subtract' if gain > 0 else 'add'} {abs(gain):.6g}, or leave it"
         notes.append(Note(text, f"{step}: the voice will be as much {louder}"))
     return notes

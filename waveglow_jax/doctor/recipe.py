@@ -17,11 +17,12 @@ FLOORS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The way back to the voice's mel, where there is one: the steps of `mended`, in this order.
+    """The steps with which `mended` converts a mel to the voice's mel, in this order.
 
-    transposed, reversed: the axes; the bands from high to low. drop: frames too many at the start.
-    slope, offset: of the values, see `Values`. gain: ln of the factor that the mel is too loud.
-    bands: to add to each band's logarithm, `[M]`.
+    transposed: whether the file holds `[F, M]`. reversed: whether the bands run from high to low.
+    drop: the number of superfluous frames at the start. values: how the values are written, with
+    their slope and offset; see `Values`. gain: ln of the factor by which the mel is too loud.
+    bands: what to add to each band's logarithm, `[M]`; empty for nothing.
     """
 
     transposed: bool = False
@@ -33,7 +34,7 @@ class Recipe:
 
 
 def mended(mel: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """A file's array `[M, F]` (or as it is) -> the voice's mel `[F, M]` float32."""
+    """A file's array `[M, F]` (`[F, M]` if `transposed`) -> the voice's mel `[F, M]` float32."""
     mel = np.asarray(mel, np.float64)
     mel = mel if recipe.transposed else mel.T
     mel = mel[recipe.drop :, ::-1] if recipe.reversed else mel[recipe.drop :]
@@ -44,14 +45,18 @@ def mended(mel: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def logarithm(mel: np.ndarray, values: Values) -> np.ndarray:
-    """Values as they are written -> ln m."""
+    """Values as the file holds them -> ln m."""
     if values.slope == 0:
         return np.log(np.maximum(mel, 1e-30))
     return (mel - values.offset) / values.slope
 
 
 def orientations(array: np.ndarray, n_mels: int) -> list[Recipe]:
-    """Which axis may be the bands', as likely as its length; each also from high to low."""
+    """Recipes for the orientations that the array's shape allows.
+
+    Its length says which axis may be that of the bands; if it does not, both are tried. Each
+    orientation comes also with the bands from high to low.
+    """
     usual = {n_mels, 40, 64, 80, 96, 100, 120, 128, 160, 256}
     likely = [array.shape[axis] == n_mels for axis in (0, 1)]
     if likely[0] == likely[1]:
@@ -72,7 +77,7 @@ def standardised(mel: np.ndarray) -> bool:
 
 
 def floor_of(mel: np.ndarray, values: Values) -> float | None:
-    """What the mel's magnitudes were raised to at least; None if it does not show."""
+    """The floor that the mel's magnitudes were raised to; None if the mel shows none."""
     if not at_floor(mel) or values.slope == 0:
         return None
     floor = (float(mel.min()) - values.offset) / values.slope

@@ -1,4 +1,4 @@
-"""Two recordings of the same words to one time axis and one level, and what that took.
+"""Brings two recordings of the same words to one time axis and one level.
 
 Arrays: audio `[T]` floating point in [-1, 1].
 """
@@ -8,23 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.signal
 
-# Beyond a quarter of a second two files do not belong together by accident of a vocoder's delay.
+# A vocoder's delay does not exceed a quarter of a second; files that are further apart do not
+# belong together.
 MAX_OFFSET_SECONDS = 0.25
-# Waveforms that agree less than this have another phase: the peak says nothing about the delay.
+# Waveforms that correlate less than this have different phases, so their peak says nothing about
+# the delay.
 _SAME_WAVEFORM = 0.5
 _ENVELOPE_HOP_SECONDS = 0.001
 _ENVELOPE_WINDOW_SECONDS = 0.010
-# An envelope tells the delay no finer than this.
+# An envelope gives the delay no more precisely than this.
 _ENVELOPE_RESOLUTION_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """reference, output: `[N]` float64, N samples that both have, output at the reference's level.
+    """A recording and an output on one time axis and at one level, and what was changed.
 
-    offset: samples by which the output came late (negative: early), which were cut off.
-    length_difference: samples that the output had more than the reference.
-    gain_db: what the output was raised by, so that both have the same RMS.
+    reference, output: `[N]` float64, the N samples that both have, output at the reference's level.
+    offset: samples by which the output was late (negative: early), which were cut off.
+    length_difference: length of the output minus that of the reference, in samples.
+    gain_db: the gain that was applied to the output, so that both have the same RMS.
     """
 
     reference: np.ndarray
@@ -35,13 +38,14 @@ class Aligned:
 
 
 def align(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> Aligned:
-    """Cuts both to what they share and brings the output to the reference's RMS.
+    """Cuts both signals to the time that they share and brings the output to the reference's RMS.
 
     reference `[T]`, output `[U]`: at sampling_rate, in Hz.
     The delay is the peak of the waveforms' cross-correlation, of either sign, within a quarter of
-    a second; where the waveforms do not agree (a vocoder is free in its phase) that of their
-    envelopes, which leaves less than 5 ms as it is; where these do not agree either, none.
-    Raises ValueError if they share no sample or if either is silent there.
+    a second. Where the waveforms do not agree (a vocoder is free in its phase), it is the peak of
+    their envelopes' cross-correlation, and delays of less than 5 ms are left as they are. Where the
+    envelopes do not agree either, the delay is taken as 0.
+    Raises ValueError if the signals share no sample or if either is silent there.
     """
     reference, output = np.asarray(reference, np.float64), np.asarray(output, np.float64)
     offset = find_offset(reference, output, sampling_rate)
@@ -72,7 +76,7 @@ def find_offset(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -
 
 
 def _envelope(audio: np.ndarray, size: int, hop: int) -> np.ndarray:
-    """RMS over `size` samples, every `hop`, without its mean."""
+    """The RMS over `size` samples, at every `hop` samples, with its mean removed."""
     power = scipy.signal.fftconvolve(audio**2, np.full(size, 1 / size), mode="same")
     envelope = np.sqrt(np.maximum(power[::hop], 0))
     return envelope - envelope.mean()

@@ -1,4 +1,4 @@
-"""Baselines that need no network: Griffin-Lim, and noise that is corrected towards the mel."""
+"""Baselines that need no network: Griffin-Lim, and noise corrected towards the mel."""
 
 import inspect
 import re
@@ -36,16 +36,17 @@ NOISE = "Noise + {} corrections"
 NOISE_NAME = re.compile(r"Noise \+ [0-9]+ corrections")
 BASELINES = ("griffin-lim", "noise")
 NOISE_LEVEL = 0.01
-"""Standard deviation of the noise before its corrections, which set the level themselves."""
+"""Standard deviation of the noise before the corrections, which then determine the level."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A row that needs no weights. name: the row's; about: what it is, for the report.
+    """A row of the report that needs no weights.
 
-    synthesize: log-mel `[F, 80]`, sampling rate and iterations -> samples `[T]`. in_workers:
-    whether it is faster in several processes; what uses all cores by itself is not.
-    least_rate: the lowest sampling rate, in Hz, that it can be made at.
+    name: name of the row. about: its description in the report. synthesize: log-mel `[F, 80]`,
+    sampling rate and iterations -> samples `[T]`. in_workers: whether several processes make it
+    faster, which is not so if it uses all cores by itself. least_rate: the lowest sampling rate, in
+    Hz, at which it works.
     """
 
     name: str
@@ -58,7 +59,10 @@ class Baseline:
 
 
 def check_baselines(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once. Raises UserError if there is none, or one that is not in BASELINES."""
+    """The names without duplicates.
+
+    Raises UserError if there is no name, or one that is not in BASELINES.
+    """
     for name in names or [""]:
         if name not in BASELINES:
             raise UserError(
@@ -71,7 +75,7 @@ def check_baselines(names: Sequence[str]) -> tuple[str, ...]:
 def baselines_of(
     names: Sequence[str], griffin_lim_iterations: int, noise_corrections: int
 ) -> list[Baseline]:
-    """The baselines of these names. Raises UserError as `check_baselines` does."""
+    """The baselines with these names. Raises UserError as `check_baselines` does."""
     there = {
         "griffin-lim": Baseline(
             GRIFFIN_LIM,
@@ -102,9 +106,9 @@ def make_baseline(
     executor: Executor | None,
     progress: Callable[[int, int], None],
 ) -> Made:
-    """The baseline from the recordings' own mels, one .wav each under output.
+    """Makes the baseline from the recordings' own mels, one .wav file per recording under output.
 
-    The seconds are those of the first `TIMED_FILES`.
+    The computing time is measured for the first `TIMED_FILES` recordings.
     """
     recipe = {baseline.recipe: baseline.iterations, "sampling_rate": sampling_rate}
     folder = output / f"{file_name_of(baseline.name)}-{digest_of(recipe)}"
@@ -136,16 +140,16 @@ def _baseline_file(job: tuple[Baseline, Path, Path, int, bool]) -> float | None:
 
 
 def griffin_lim(mel: np.ndarray, sampling_rate: int, iterations: int) -> np.ndarray:
-    """`[F, 80] -> [(F - 1) * 256]`: back from the log-mel by librosa's fast Griffin-Lim.
+    """`[F, 80] -> [(F - 1) * 256]`: audio from a log-mel by librosa's fast Griffin-Lim.
 
-    The magnitudes behind the mel are those of non-negative least squares; phases start at random
+    Non-negative least squares gives the magnitudes from the mel, and the initial phases are random
     (seed 0). Perraudin et al. 2013, doi:10.1109/WASPAA.2013.6701851.
     """
     import librosa
 
     filters = librosa.filters.mel(sr=sampling_rate, **MEL)
     magnitudes = librosa.util.nnls(filters, np.exp(mel.T).astype(np.float32))
-    # librosa 1.0 renamed the argument. A number would seed another generator there.
+    # librosa 1.0 renamed the argument, and there a number would seed another generator.
     arguments = inspect.signature(librosa.griffinlim).parameters
     name = "rng" if "rng" in arguments else "random_state"
     seed: dict[str, Any] = {name: np.random.RandomState(0)}
@@ -157,14 +161,14 @@ def griffin_lim(mel: np.ndarray, sampling_rate: int, iterations: int) -> np.ndar
 def noise_corrected(
     mel: np.ndarray, sampling_rate: int, iterations: int, seed: int = 0
 ) -> np.ndarray:
-    """`[F, 80] -> [F * 256]`: Gaussian noise, corrected until its log-mel is the one asked for.
+    """`[F, 80] -> [F * 256]`: Gaussian noise, corrected towards the given log-mel.
 
-    The corrections are those of `synthesis/consistency.py`, and silence what is above the mel's
-    8,000 Hz: the row shows what they do without a voice.
+    The corrections are those of `synthesis/consistency.py`, and they silence everything above the
+    mel's 8,000 Hz. The row shows what the corrections achieve without a voice.
     """
     frames, samples = len(mel), len(mel) * MEL_HOP
     noise = NOISE_LEVEL * np.random.default_rng(seed).standard_normal(samples)
-    # JAX compiles a program for each length, so that the lengths are rounded up to a few.
+    # JAX compiles a program for each length, so the lengths are rounded up to a few sizes.
     size = size_at_least(frames)
     padded = consistent(
         np.pad(noise, (0, size * MEL_HOP - samples)).astype(np.float32),
@@ -177,7 +181,7 @@ def noise_corrected(
 
 
 def _mel_config(sampling_rate: int) -> Config:
-    """A config whose mel is the one that the metrics and baselines use, with silence above it."""
+    """A config whose mel is that of the metrics and baselines, with silence above its bands."""
     data = DataConfig(
         sampling_rate=sampling_rate,
         filter_length=MEL["n_fft"],

@@ -1,7 +1,7 @@
-"""A report: any number of systems against the recordings they were made from.
+"""Evaluates any number of systems against the recordings that their audio was made from.
 
-The recordings themselves are always among them, and baselines that go back from the same mels
-without a network: Griffin-Lim, and noise that is corrected towards the mel.
+The rows always include the recordings themselves, and baselines that turn the same mels into audio
+without a network: Griffin-Lim, and noise corrected towards the mel.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from waveglow_jax.files.inputs import check_outside
 from waveglow_jax.files.sound import audio_frames, read_audio, read_samples
 from waveglow_jax.interrupts import deaf_children
 
-# Raised when a metric's definition changes, so that older rows are measured again.
+# Increased whenever a metric's definition changes, so that older rows are measured again.
 _EDITION = 1
 AUDIO = "audio"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -62,18 +62,20 @@ def evaluate(
 ) -> Evaluation:
     """Measures every system on every recording of `reference`; writes output/files.jsonl.
 
-    reference: a folder of mono recordings of one rate; files of a system are matched to them by
-        their place below its folder, without the suffix.
+    reference: a folder of mono recordings of one rate; a system's files are matched to them by
+        their path below its folder, without the suffix.
     baselines: the rows that need no weights, one or more of `systems.BASELINES`.
-    baseline: the row that the others are compared with, file by file; None: Griffin-Lim, or the
-        first after the recordings where that is no row.
-    files: only the first so many recordings. workers: processes that measure (1: none extra).
-    progress: called with (stage, done, in all).
+    baseline: the row that the others are compared with, per file; None means Griffin-Lim or, if
+        that is not a row, the first row after the recordings.
+    files: how many recordings are used, from the first on; None means all. workers: the number of
+        processes that measure (1: no extra process).
+    progress: called with (stage, done, total).
 
-    Run again, it goes on where it stopped: what was made or measured from the same files is kept.
-    Unreadable and unmatched files are in `left_out`; raises UserError if nothing is left, for two
-    systems of one name, an unknown baseline or none, weights that cannot be read or do not fit the
-    rate, an output that lies in a folder of recordings, and if it cannot be written.
+    A repeated run resumes: it reuses whatever was made or measured from the same files.
+    Unreadable and unmatched files are listed in `left_out`. Raises UserError if no file is left,
+    for two systems of one name, for an unknown baseline or none, for weights that cannot be read or
+    do not match the rate, for an output that lies in a folder of recordings, and if the output
+    cannot be written.
     """
     output = Path(output)
     for folder in [reference, *(s.source for s in systems if is_audio_folder(s.source))]:
@@ -151,7 +153,7 @@ def evaluate(
 
 
 def _load_voices(systems: Sequence[System]) -> dict[str, Any]:
-    """The voice of each system that is weights; each weights once."""
+    """The voice of each system whose source is weights; the same weights are loaded only once."""
     loaded: dict[str | None, Any] = {}
     voices = {}
     for system in systems:
@@ -183,7 +185,7 @@ def _common_rate(of_voices: Sequence[DataConfig]) -> int:
 def _readable(
     found: dict[str, Path], rate: int, files: int | None
 ) -> tuple[dict[str, Path], list[tuple[str, str]]]:
-    """The recordings that can be used, the first `files` of them, and why others cannot."""
+    """The first `files` recordings that can be used, and the reasons why others cannot."""
     usable: dict[str, Path] = {}
     left_out = []
     for name, path in found.items():
@@ -220,7 +222,7 @@ def _matched(
 
 
 def _described(system: System, voice: Any | None) -> str:
-    """Where it comes from, and the settings that made it: those of the voice itself too."""
+    """A system's source and the settings of its audio, including the voice's own settings."""
     if voice is not None:
         system = with_own_settings(system, voice.config)
     settings = [
@@ -252,8 +254,8 @@ def _processes(workers: int) -> Iterator[Executor | None]:
     if workers <= 1:
         yield None
         return
-    # Fresh processes: a fork of one that runs JAX may hang. One thread each: libraries that start
-    # a thread a core would be in each other's way.
+    # The workers are spawned because a fork of a process that runs JAX may hang. Each has one
+    # thread because libraries that start one thread per core would slow each other down.
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
@@ -277,7 +279,7 @@ def _measure_all(
     executor: Executor | None,
     progress: Progress,
 ) -> tuple[list[Row], list[tuple[str, str]]]:
-    """A row for each file of each system, in order, and the files that could not be read."""
+    """One row per system and file, in order, and the files that could not be read."""
     records = output / "measured.jsonl"
     kept = {record.get("of"): record for record in read_records(records)}
     jobs = {}
@@ -322,14 +324,14 @@ def _results(
 
 
 def measure_file(reference: Path, path: Path, rate: int, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a `Row` for one file, or {"left_out": why} if it cannot be used."""
+    """The fields of a `Row` for one file, or {"left_out": reason} if it cannot be used."""
     try:
         truth = read_audio(reference, rate)
         audio, own_rate = read_output(path, rate)
         aligned = align(truth, audio, rate)
         if len(aligned.reference) < rate // 2:
             raise ValueError("less than half a second is shared with the recording")
-    except ValueError as error:  # UserError too
+    except ValueError as error:  # includes UserError
         return {"left_out": _reason(path, error)[1]}
     values, reasons = measure(aligned.reference, aligned.output, rate, keys)
     return {
@@ -343,7 +345,7 @@ def measure_file(reference: Path, path: Path, rate: int, keys: tuple[str, ...]) 
 
 
 def read_output(path: Path, rate: int) -> tuple[np.ndarray, int]:
-    """`[T]` at `rate`, and the file's own rate: another vocoder's may be of another."""
+    """Samples `[T]` at `rate`, and the file's own rate, which may differ for other vocoders."""
     samples, own_rate = read_samples(path)
     if own_rate == rate:
         return read_audio(path, rate), rate
@@ -355,7 +357,7 @@ def read_output(path: Path, rate: int) -> tuple[np.ndarray, int]:
 
 
 def _with_made(row: Row, made: Made, rate: int, references: dict[str, Path]) -> Row:
-    """The row with what making its audio told: real-time factor and likelihood."""
+    """The row with the values that come from making its audio: real-time factor and likelihood."""
     values = dict(row.values)
     if row.name in made.seconds:
         values["rtf"] = made.seconds[row.name] * rate / audio_frames(references[row.name], rate)

@@ -1,4 +1,4 @@
-"""Records of the outputs that a system has made, so that an evaluation goes on where it stopped.
+"""Records of the outputs that a system has made, so that an evaluation can resume.
 
 The records are lines of JSON in a file beside the outputs.
 """
@@ -21,7 +21,10 @@ MADE = "made.jsonl"
 
 
 def fingerprint(path: Path) -> list[int]:
-    """Size and time of a file: another file, another fingerprint. Raises UserError."""
+    """A file's size and modification time, by which a changed file is recognised.
+
+    Raises UserError if the file cannot be read.
+    """
     try:
         found = path.stat()
     except OSError as error:
@@ -30,9 +33,9 @@ def fingerprint(path: Path) -> list[int]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file that has one a line; none if there is no file.
+    """The JSON objects of a file with one object per line; an empty list if there is no file.
 
-    A line that a crash cut off is passed over. Raises UserError if the file cannot be read.
+    A line that a crash cut off is skipped. Raises UserError if the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -41,7 +44,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); delete it") from None
     records = []
-    for line in text.split("\n"):  # a name may hold U+2028, which splitlines takes for an end
+    for line in text.split("\n"):  # a name may hold U+2028, at which splitlines would split
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -54,7 +57,7 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            # The newline first: what a crash cut off must not swallow this line too.
+            # The newline comes first, so that this line never continues one that a crash cut off.
             file.write("\n" + json.dumps(record, ensure_ascii=False))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
@@ -62,8 +65,10 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """Audio of a system. seconds: computing, by name, of those that were timed; nats:
-    log-likelihoods, by name."""
+    """The audio of a system, by name of the recording.
+
+    seconds: computing time of the files that were timed. nats: log-likelihoods.
+    """
 
     files: dict[str, Path]
     seconds: dict[str, float]
@@ -73,7 +78,7 @@ class Made:
 def with_seconds(
     synthesize: Callable[[], np.ndarray], again: bool
 ) -> tuple[np.ndarray, float | None]:
-    """The samples, and if `again` the seconds of a second run.
+    """The samples, and the seconds of a second run if `again` is set, otherwise None.
 
     The first run imports and compiles everything that this length needs.
     """
@@ -99,7 +104,7 @@ def made_from(
 
 
 def already_made(folder: Path, references: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """What was made from these very recordings and is still there, by name."""
+    """Records, by name, of the outputs that exist and were made from exactly these recordings."""
     return {
         each["name"]: each
         for each in read_records(folder / MADE)

@@ -1,8 +1,9 @@
-"""How near an output is to its recording: each metric with its direction and where it comes from.
+"""How close an output is to its recording: each metric, with its direction and its source.
 
-Arrays: reference, output `[T]` floating point in [-1, 1], aligned and of one level
-(`evaluation/alignment.py`), sampling_rate in Hz. Every metric is a float; where a pair has none (no
-voiced frame in common, no speech found), that pair is left out of the mean and the reason is kept.
+Arrays: reference, output `[T]` floating point in [-1, 1], aligned and at one level
+(`evaluation/alignment.py`), sampling_rate in Hz. Every metric is a float. Where a metric is
+undefined for a pair (no voiced frame in common, no speech found), the mean leaves out that pair and
+the reason is recorded.
 """
 
 import os
@@ -15,21 +16,21 @@ from typing import Any
 
 import numpy as np
 
-# PESQ-wb, STOI, ViSQOL's speech mode and DNSMOS are defined at this rate; pitch needs no more.
+# PESQ-wb, STOI, ViSQOL's speech mode and DNSMOS are defined at this rate; it suffices for pitch.
 SPEECH_RATE = 16000
-# The mel that the vocoder is given.
+# The mel that conditions the vocoder.
 MEL: dict[str, Any] = {"n_fft": 1024, "n_mels": 80, "fmin": 0.0, "fmax": 8000.0}
 MEL_HOP = 256
 LOG_FLOOR = 1e-5
 CEPSTRA = 13
 PITCH_HZ = (60.0, 500.0)
-# Parallel WaveGAN's: (FFT, hop, window), in samples.
+# Parallel WaveGAN's resolutions: (FFT, hop, window), in samples.
 STFT_RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column. packages: what it needs beyond the package's own requirements."""
+    """A column of the report. packages: what it needs beyond this package's own requirements."""
 
     key: str
     title: str
@@ -129,12 +130,12 @@ METRICS = (
         "measured",
     ),
 )
-# What `measure` computes from a pair of signals; the others come from making the audio.
+# The metrics that `measure` computes from a pair of signals; the others come from making the audio.
 OF_SIGNALS = tuple(metric.key for metric in METRICS if metric.key not in ("nats", "rtf"))
 
 
 def missing_packages() -> dict[str, str]:
-    """Keys of the metrics that cannot be measured here -> why."""
+    """Keys of the metrics that cannot be measured on this machine -> the reason."""
     missing = {}
     for metric in METRICS:
         for package in metric.packages:
@@ -149,7 +150,7 @@ def missing_packages() -> dict[str, str]:
 def _import_fails(package: str) -> str:
     try:
         import_module(package)
-    except Exception as error:  # whatever a foreign package's import does must not end a report
+    except Exception as error:  # no failing import may end a report
         return f"{package} cannot be imported ({type(error).__name__}: {error})"
     return ""
 
@@ -157,9 +158,9 @@ def _import_fails(package: str) -> str:
 def measure(
     reference: np.ndarray, output: np.ndarray, sampling_rate: int, keys: Collection[str]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The metrics of these keys (of `OF_SIGNALS`), and why any of them could not be told.
+    """The metrics with these keys (of `OF_SIGNALS`), and the reasons for those that are undefined.
 
-    reference, output: `[T]`, aligned and of one level.
+    reference, output: `[T]`, aligned and at one level.
     Raises ValueError for unequal shapes or an unknown key.
     """
     if reference.shape != output.shape or reference.ndim != 1:
@@ -175,7 +176,7 @@ def measure(
             continue
         try:
             found = function(reference, output, sampling_rate)
-        except Exception as error:  # a foreign package's own kinds; one pair must not end a report
+        except Exception as error:  # packages raise their own types; one pair must not end a report
             reasons |= {key: f"{type(error).__name__}: {error}" for key in wanted}
             continue
         found = found if isinstance(found, dict) else {its_keys[0]: found}
@@ -191,7 +192,7 @@ def measure(
 
 
 def pesq_wb(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> float:
-    """PESQ wide band, higher is better. Raises what `pesq` raises where it finds no speech."""
+    """PESQ wide band, higher is better. Raises the exception of `pesq` if it finds no speech."""
     from pesq import pesq
 
     return pesq(SPEECH_RATE, *_at_speech_rate(reference, output, sampling_rate), "wb")
@@ -200,7 +201,7 @@ def pesq_wb(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> fl
 def stoi(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> float:
     """STOI (not extended), higher is better.
 
-    Raises ValueError where less than 30 frames (0.38 s) are speech: pystoi would say 1e-5.
+    Raises ValueError where less than 30 frames (0.38 s) are speech, for which pystoi returns 1e-5.
     """
     import warnings
 
@@ -217,7 +218,8 @@ def stoi(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> float
 def visqol(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> float:
     """ViSQOL v3 in speech mode with its lattice model, higher is better.
 
-    Never with the polynomial that older versions map by, which is 1 to 2 points more generous.
+    The polynomial mapping of older versions gives scores that are 1 to 2 points higher, so it is
+    not used.
     """
     pair = _at_speech_rate(reference, output, sampling_rate)
     return _visqol_model().measure_from_arrays(*pair, SPEECH_RATE).moslqo
@@ -235,7 +237,7 @@ def _visqol_model() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the lines that the model's runtime writes past Python, straight to stderr."""
+    """Suppresses the lines that the model's runtime writes directly to stderr, bypassing Python."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -276,7 +278,7 @@ def _at_speech_rate(
 def log_mel(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
     """`[T] -> [F, 80]`: the vocoder's mel (FFT 1024, hop 256, 0-8000 Hz, ln magnitude).
 
-    By librosa, so that the processes that measure need no JAX.
+    It uses librosa so that the measuring processes need no JAX.
     """
     import librosa
 
@@ -290,7 +292,8 @@ def log_mel(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
 def mel_cepstra(mel: np.ndarray) -> np.ndarray:
     """`[F, M] -> [F, 13]`: c_n = 2 / M sum_k mel_k cos(pi n (k + 1/2) / M), n from 1.
 
-    So that mel_k = c_0 / 2 + sum_n c_n cos(...), as SPTK's: one-sided, of the ln magnitude.
+    The inverse is mel_k = c_0 / 2 + sum_n c_n cos(...). As in SPTK, the cepstra are one-sided and
+    those of the ln magnitude.
     """
     import scipy.fft
 
@@ -298,7 +301,7 @@ def mel_cepstra(mel: np.ndarray) -> np.ndarray:
 
 
 def cepstral_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """`[..., 13]` twice -> `[...]` dB: 10 / ln 10 sqrt(2 sum (c - c')^2)."""
+    """Two arrays `[..., 13]` -> `[...]` dB: 10 / ln 10 sqrt(2 sum (c - c')^2)."""
     return 10 / np.log(10) * np.sqrt(2 * np.sum((first - second) ** 2, axis=-1))
 
 
@@ -316,7 +319,7 @@ def mel_distances(
 
 
 def mcd_dtw(first: np.ndarray, second: np.ndarray) -> float:
-    """`[F, 13]`, `[G, 13]` -> dB: mean distance along the path of least total distance."""
+    """`[F, 13]`, `[G, 13]` -> dB: the mean distance along the path of least total distance."""
     import librosa
 
     costs = cepstral_distance(first[:, None], second[None])
@@ -348,7 +351,7 @@ def mr_stft(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> fl
 
 @dataclass(frozen=True)
 class Pitch:
-    """Per frame `[F]`: hertz (NaN where unvoiced), voiced (bool), probability of being voiced."""
+    """A pitch track `[F]`: hertz (NaN where unvoiced), voiced (bool), probability of voicing."""
 
     hertz: np.ndarray
     voiced: np.ndarray
@@ -356,7 +359,7 @@ class Pitch:
 
 
 def pitch(audio: np.ndarray, sampling_rate: int) -> Pitch:
-    """`[T]` -> pYIN's track, a frame each 10 ms at 16 kHz, in steps of 10 cents."""
+    """`[T]` -> the pitch track of pYIN: one frame per 10 ms at 16 kHz, in steps of 10 cents."""
     import librosa
 
     low, high = PITCH_HZ
@@ -373,8 +376,10 @@ def pitch_errors(reference: np.ndarray, output: np.ndarray, sampling_rate: int) 
 
 
 def compare_pitch(truth: Pitch, found: Pitch) -> dict[str, float]:
-    """As `pitch_errors`; NaN for what no frame tells: cents without one that is voiced in both, F1
-    without one that is voiced in either."""
+    """The errors of `pitch_errors` between two tracks.
+
+    f0_rmse is NaN if no frame is voiced in both tracks, and vuv_f1 if none is voiced in either.
+    """
     both = truth.voiced & found.voiced
     cents = 1200 * np.log2(found.hertz[both] / truth.hertz[both])
     either = truth.voiced.sum() + found.voiced.sum()

@@ -1,4 +1,4 @@
-"""A report to read: Markdown tables, and one HTML file that opens without a network."""
+"""The evaluation report: Markdown tables, and one HTML file that opens without a network."""
 
 import base64
 import io
@@ -19,16 +19,16 @@ from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.sound import read_audio
 
 _TEMPLATE = Path(__file__).with_name("report_page.html")
-# Tables of a width that a page shows; likelihood and speed apply to few rows.
+# Each table is narrow enough for a page. Likelihood and speed apply to few rows only.
 _TABLES = (
     ("Perceptual models", ("pesq_wb", "stoi", "visqol", "mcd", "mcd_dtw")),
     ("Spectrum and pitch", ("log_mel_l1", "mr_stft", "f0_rmse", "vuv_f1", "periodicity_rmse")),
     ("Secondary, likelihood, speed", ("dnsmos_ovrl", "dnsmos_sig", "dnsmos_bak", "nats", "rtf")),
 )
-# Pictures reach this far below the recording's loudest point.
+# The spectrograms' range extends this many dB below the recording's loudest point.
 _PICTURE_DB = 80.0
 FEWEST_FILES = 5
-"""Of fewer, the bootstrap's interval is far too short for a verdict."""
+"""With fewer files, the bootstrap's interval is far too short for a verdict."""
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -37,8 +37,8 @@ def write_reports(
 ) -> tuple[Path, ...]:
     """Writes output/report.md, report.html and summary.json; returns their paths.
 
-    players: how many files, spread over the list, are shown with spectrograms and, if `audio`,
-    players of their sound at one level. Raises UserError if one cannot be written.
+    players: how many files, spread over the list, are shown with spectrograms and, if `audio` is
+    set, with audio players at one level. Raises UserError if a report cannot be written.
     """
     output = Path(output)
     paths = tuple(output / name for name in ("report.md", "report.html", "summary.json"))
@@ -52,7 +52,7 @@ def write_reports(
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The tables, what their columns mean, and what is missing from them."""
+    """The tables, an explanation of their columns, and a list of what is missing."""
     lines = [
         "# Evaluation",
         "",
@@ -99,13 +99,13 @@ def _recordings(evaluation: Evaluation) -> str:
 
 
 def markdown_summary(evaluation: Evaluation) -> str:
-    """The tables of means alone."""
+    """Only the tables of means."""
     tables = (_present(evaluation, keys) for _, keys in _TABLES)
     return "\n\n".join("\n".join(markdown_table(evaluation, each)) for each in tables if each)
 
 
 def markdown_table(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[str]:
-    """Lines of a table: a row a system, a column a metric."""
+    """The lines of a table with one row per system and one column per metric."""
     lines = ["| system | " + " | ".join(map(_heading, metrics)) + " |"]
     lines.append("| --- " * (len(metrics) + 1) + "|")
     for summary in evaluation.summaries:
@@ -131,8 +131,10 @@ def _difference_table(evaluation: Evaluation, metrics: Sequence[Metric]) -> list
 
 
 def verdict(difference: Estimate | None, metric: Metric) -> str:
-    """'better' or 'worse' where the interval leaves out zero, else ''; of fewer than
-    `FEWEST_FILES` always ''."""
+    """'better' or 'worse' if the interval excludes zero, otherwise ''.
+
+    With fewer than `FEWEST_FILES` files, the verdict is always ''.
+    """
     if difference is None or difference.low is None or difference.high is None:
         return ""
     if difference.n < FEWEST_FILES:
@@ -150,7 +152,7 @@ def _left_out_lines(evaluation: Evaluation) -> list[str]:
 
 
 def _present(evaluation: Evaluation, keys: Sequence[str]) -> list[Metric]:
-    """The metrics of these keys that some system has."""
+    """The metrics with these keys that at least one system has."""
     there = {key for summary in evaluation.summaries for key in summary.means}
     return [m for m in METRICS if m.key in keys and m.key in there]
 
@@ -182,7 +184,7 @@ def _range(pair: tuple[float, float], form: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A name as it stands in a table: nothing in it is Markdown or HTML."""
+    """A name escaped for a table, so that nothing in it is taken for Markdown or HTML."""
     text = escaped(" ".join(text.split()))
     for character in "\\`*_[]<>|":
         text = text.replace(character, "\\" + character)
@@ -193,7 +195,7 @@ def _cell(text: str) -> str:
 
 
 def html(evaluation: Evaluation, players: int, audio: bool) -> str:
-    """The whole page, with pictures and sound inside. Names are escaped, never markup."""
+    """The whole page with embedded pictures and sound. Names are escaped, so none is markup."""
     page = _TEMPLATE.read_text(encoding="utf-8")
     metrics = _present(evaluation, [metric.key for metric in METRICS])
     iterations = evaluation.griffin_lim_iterations
@@ -216,7 +218,7 @@ def html(evaluation: Evaluation, players: int, audio: bool) -> str:
         "COLUMNS": "".join(_column_html(metric, evaluation.missing) for metric in METRICS),
         "LEFT_OUT": _left_out_html(evaluation),
     }
-    # One pass over the template: what a name contains is never taken for a marker.
+    # One pass over the template ensures that nothing in a name is taken for a marker.
     pieces = page.split("<!--@")
     done = [pieces[0]]
     for piece in pieces[1:]:
@@ -329,7 +331,7 @@ def _left_out_html(evaluation: Evaluation) -> str:
 
 
 def _samples_html(evaluation: Evaluation, players: int, audio: bool) -> Iterator[str]:
-    """For some files spread over the list, every system's picture and player side by side."""
+    """Pictures and players of every system, side by side, for some files spread over the list."""
     rate = evaluation.sampling_rate
     everywhere = [
         n for n in evaluation.names if all(n in files for files in evaluation.audio.values())
@@ -345,7 +347,7 @@ def _samples_html(evaluation: Evaluation, players: int, audio: bool) -> Iterator
             try:
                 shown = _levelled(truth, files[name], rate)
             except (UserError, ValueError):
-                continue  # it is among those left out
+                continue  # it is listed in left_out
             title = escape(f"{system}, {name}")
             player = (
                 f'<audio controls preload="none" aria-label="{title}" src="{_flac(shown, rate)}">'
@@ -362,7 +364,7 @@ def _samples_html(evaluation: Evaluation, players: int, audio: bool) -> Iterator
 
 
 def _picture_html(title: str, samples: np.ndarray, top: float, rate: int) -> str:
-    """The spectrogram with its axes: hertz upwards, seconds to the right."""
+    """The spectrogram with its axes: frequency in hertz upwards, seconds to the right."""
     seconds = len(samples) / rate
     hertz, time = (
         "".join(f"<span>{each}</span>" for each in labels)
@@ -385,7 +387,7 @@ def _levelled(truth: np.ndarray, path: Path, rate: int) -> np.ndarray:
 
 
 def _flac(samples: np.ndarray, rate: int) -> str:
-    """A data URI, lossless."""
+    """A data URI of the samples as FLAC, 16 bits."""
     import soundfile
 
     content = io.BytesIO()
@@ -394,7 +396,7 @@ def _flac(samples: np.ndarray, rate: int) -> str:
 
 
 def _magnitudes(samples: np.ndarray) -> np.ndarray:
-    """`[T] -> [256, frames]`: every two of 512 bins joined by the larger, upwards."""
+    """`[T] -> [256, frames]`: the larger of every two of 512 bins, from low to high."""
     import librosa
 
     found = np.abs(librosa.stft(np.asarray(samples, np.float32), n_fft=1024, hop_length=256))
@@ -402,7 +404,7 @@ def _magnitudes(samples: np.ndarray) -> np.ndarray:
 
 
 def _spectrogram(samples: np.ndarray, top: float) -> str:
-    """A PNG as a data URI: 0 Hz to half the rate, 80 dB down from `top`."""
+    """A PNG as a data URI: from 0 Hz to half the rate, with a range of 80 dB below `top`."""
     from matplotlib import colormaps
     from PIL import Image
 

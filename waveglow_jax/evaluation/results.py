@@ -1,4 +1,4 @@
-"""What an evaluation found: a row per file, a summary per system, and both with their settings."""
+"""The results of an evaluation: a row per file, a summary per system, and the settings."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +9,12 @@ from waveglow_jax.evaluation.statistics import Estimate
 
 @dataclass(frozen=True)
 class Row:
-    """A file of a system. values: by metric key; reasons: why a metric has none.
+    """The results for one file of a system.
 
-    offset (samples, positive: the output was late), length_difference (samples) and gain_db are
-    what alignment and levelling took; resampled_from is the file's own rate in Hz, 0 if it was
-    the references'.
+    values: the metrics by key. reasons: why a metric has no value. offset (samples, positive: the
+    output was late), length_difference (samples) and gain_db: the corrections by alignment and
+    levelling, see `alignment.Aligned`. resampled_from: the file's own rate in Hz, or 0 if it equals
+    that of the references.
     """
 
     system: str
@@ -28,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """A system over its files: means by metric key, and mean differences to the baseline's."""
+    """A system's means over its files by metric key, and mean differences to the baseline's."""
 
     system: str
     source: str
@@ -41,9 +42,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything a report says. left_out: (file or system, why); missing: metric key -> why.
+    """Everything that a report contains.
 
-    griffin_lim_iterations and noise_corrections are None where that baseline is no row.
+    left_out: (file or system, reason). missing: metric key -> reason. griffin_lim_iterations and
+    noise_corrections are None if that baseline is not a row.
     """
 
     reference: str
@@ -61,6 +63,6 @@ class Evaluation:
 
 
 def summary_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The report's figures for another program: everything but the rows and where audio lies."""
+    """The report's figures for other programs: everything except the rows and the audio paths."""
     left = ("rows", "audio")
     return {key: value for key, value in asdict(evaluation).items() if key not in left}

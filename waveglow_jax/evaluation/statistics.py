@@ -1,4 +1,4 @@
-"""Means with their intervals: over files, and over raters and utterances at once."""
+"""Means with confidence intervals: over files, and over both raters and utterances."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _DRAWN_AT_ONCE = 1_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, its 95% interval (None for a single value, which tells no spread), of n values."""
+    """The mean of n values and its 95% interval, which is None for a single value."""
 
     mean: float
     low: float | None
@@ -22,7 +22,8 @@ class Estimate:
 def bootstrap_mean(values: np.ndarray) -> Estimate:
     """`[N]`, N >= 1 -> mean with the percentile bootstrap interval over the N values (seed 0).
 
-    Efron & Tibshirani 1993, chapter 13. Raises ValueError for no values or one not finite.
+    Efron & Tibshirani 1993, chapter 13. Raises ValueError if there is no value or one is not
+    finite.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
@@ -30,7 +31,7 @@ def bootstrap_mean(values: np.ndarray) -> Estimate:
     if len(values) == 1:
         return Estimate(float(values[0]), None, None, 1)
     rng = np.random.default_rng(0)
-    # A part at a time: ten thousand files ten thousand times are a gigabyte.
+    # Drawn in parts, because ten thousand resamples of ten thousand files take a gigabyte.
     at_once = max(1, _DRAWN_AT_ONCE // len(values))
     means = [
         values[rng.integers(len(values), size=(count, len(values)))].mean(axis=1)
@@ -42,15 +43,16 @@ def bootstrap_mean(values: np.ndarray) -> Estimate:
 
 
 def crossed_mean(values: np.ndarray, raters: np.ndarray, utterances: np.ndarray) -> Estimate:
-    """Ratings `[N]` and who gave each to what `[N]` -> mean with a 95% interval for new raters and
-    new utterances.
+    """The mean of ratings `[N]` with a 95% interval for new raters and new utterances.
 
-    A strict rater's scores err together, and so do those of a hard utterance; intervals that take
-    every rating for independent are too short. The variance here is the sum of the two clustered
-    ones, V_rater + V_utterance, each sum over clusters of (sum of residuals)^2 * g / (g - 1) / N^2;
-    Cameron, Gelbach & Miller (2011, doi:10.1198/jbes.2010.07136) subtract what both contain, which
-    can leave too little with few clusters: kept, the interval holds 95% or somewhat more. It is
-    Student's, with the smaller number of clusters less one.
+    raters, utterances `[N]`: who gave each rating, and to which utterance.
+    The errors of a strict rater's scores are correlated, and so are those of a hard utterance's, so
+    intervals that treat all ratings as independent are too short. The variance used here is the sum
+    of the two clustered variances, V_rater + V_utterance, where each is the sum over clusters of
+    (sum of residuals)^2 * g / (g - 1) / N^2. Cameron, Gelbach & Miller (2011,
+    doi:10.1198/jbes.2010.07136) subtract the part that both contain, which can leave too little
+    with few clusters. Without that subtraction, the interval covers 95% or somewhat more. The
+    interval uses Student's t; its degrees of freedom are the smaller number of clusters minus one.
     Raises ValueError for no ratings. low and high are None with a single rater or utterance.
     """
     import scipy.stats

@@ -1,10 +1,10 @@
-"""The systems of a report: what each is, and its audio made where it does not exist yet.
+"""The systems of a report: what each one is, and how its audio is made if it does not exist yet.
 
-A system is a folder of recordings, as any vocoder leaves them, or weights. The audio that is made
-here lies in a folder named after everything it depends on, so that a report begun again, or with
-one more system, makes nothing twice and never mixes two recipes.
+A system is a folder of recordings, as any vocoder writes them, or weights. The audio that is made
+here is stored in a folder named after everything that it depends on. A report that is restarted or
+gets one more system therefore makes nothing twice and never mixes two recipes.
 
-A baseline needs no weights: an algorithm goes back from the recordings' own mels.
+A baseline needs no weights: an algorithm turns the recordings' own mels into audio.
 """
 
 import hashlib
@@ -49,10 +49,11 @@ _SPEC = (
 
 @dataclass(frozen=True)
 class System:
-    """One row. source: a folder of recordings, or weights; None the bundled voice.
+    """One row of the report.
 
-    sigma and consistency None: the voice's own. consistency is a number of corrections or
-    "latent", as `Voice.synthesize` has it. The voice gets denoise only where it is not None.
+    source: a folder of recordings, or weights; None means the bundled voice. sigma, consistency:
+    None means the voice's own; consistency is a number of corrections or "latent", as in
+    `Voice.synthesize`. denoise: passed to the voice only if it is not None.
     """
 
     name: str
@@ -67,7 +68,7 @@ class System:
 def parse_system(text: str) -> System:
     """A System from `NAME=SOURCE` or `NAME=SOURCE:key=value,...` (without SOURCE: bundled voice).
 
-    Raises UserError for anything else, naming what is wrong.
+    Raises UserError for any other text, with the fault in the message.
     """
     name, equals, rest = (part.strip() for part in text.partition("="))
     if not (name and equals):
@@ -107,7 +108,7 @@ def _option(text: str, written: str) -> tuple[str, Any]:
 
 
 def is_audio_folder(source: str | None) -> bool:
-    """Whether it is a folder with recordings, and not one of weights (config.json)."""
+    """Whether the source is a folder with recordings and not one of weights (config.json)."""
     path = Path(source) if source else None
     if path is None or not path.is_dir() or (path / "config.json").exists():
         return False
@@ -115,7 +116,7 @@ def is_audio_folder(source: str | None) -> bool:
 
 
 def files_by_name(folder: str | Path) -> dict[str, Path]:
-    """Recordings below a folder by their place in it, without the suffix: `sub/a` -> path.
+    """The recordings below a folder by their relative path without the suffix: `sub/a` -> path.
 
     Raises UserError if there are none.
     """
@@ -124,7 +125,7 @@ def files_by_name(folder: str | Path) -> dict[str, Path]:
 
 
 def with_own_settings(system: System, config: Config) -> System:
-    """The system with the voice's own sigma and consistency where it does not set them."""
+    """The system with the voice's own sigma and consistency for those that it leaves at None."""
     own = config.synthesis
     return replace(
         system,
@@ -140,11 +141,12 @@ def make_with_weights(
     output: Path,
     progress: Callable[[int, int], None],
 ) -> Made:
-    """Copy-synthesis of each recording by a voice, one .wav each under output, and the recordings'
-    log-likelihoods. One after the other, so that the seconds are those of a machine with nothing
-    else of this program to do; they are taken of the first `TIMED_FILES`, without compiling.
+    """Copy-synthesises each recording with a voice and computes its log-likelihood.
 
-    Raises UserError for a recording that the system cannot take, as one too long for "latent".
+    Writes one .wav file per recording under output. The recordings are processed one after another,
+    so that nothing else in this program affects the timing. The first `TIMED_FILES` are timed,
+    without compilation. Raises UserError for a recording that the system cannot process, such as
+    one that is too long for "latent".
     """
     config = voice.config
     system = with_own_settings(system, config)
@@ -183,10 +185,10 @@ def make_with_weights(
 
 
 def nats_per_sample(voice: Any, audio: np.ndarray, mel: np.ndarray) -> float:
-    """Log-likelihood of a recording `[T]` given its mel, over its whole frames.
+    """Log-likelihood per sample of a recording `[T]` given its mel, over its whole frames.
 
-    With the Gaussian noise of the voice's training added (seed 0): without it, an empty band above
-    a recording's true bandwidth would make the figure arbitrary.
+    The Gaussian noise of the voice's training is added first (seed 0). Without it, an empty band
+    above a recording's true bandwidth would make the value arbitrary.
     """
     hop = voice.config.data.hop_length
     heard = noisy(audio, voice.config.train.noise_std, hop)

@@ -1,7 +1,7 @@
-"""Speed on the machine at hand: the reverse pass, the training step, the loader; beside PyTorch.
+"""Speed on this machine: the reverse pass, the training step and the loader, beside PyTorch.
 
-What is compared takes turns within one process, round after round, so that whatever else the
-machine does falls on all alike; ratios are medians over the rounds. Compile time is apart.
+The contenders take turns within one process, round after round, so that other load on the machine
+affects all of them alike. Ratios are medians over the rounds. Compile time is measured separately.
 """
 
 import dataclasses
@@ -50,10 +50,10 @@ def benchmark_reverse(
     against_torch: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Benchmark:
-    """`voice.synthesize` of one utterance of each length, mel to samples.
+    """Times `voice.synthesize`, from mel to samples, on one utterance of each length.
 
-    progress: called with what is being done. Raises UserError if PyTorch is asked for and missing,
-    or computes something else.
+    progress: called with a description of the current stage. Raises UserError if PyTorch is asked
+    for but missing, or if its output differs from ours.
     """
     torch_reverse = _torch_reverse(voice) if against_torch else None
     config, rows, peaks = voice.config, [], measured_peaks()
@@ -107,7 +107,7 @@ def _torch_reverse(voice: Voice) -> Callable[[np.ndarray, str], Contender]:
 
 
 def _speech_mel(voice: Voice, frames: int) -> np.ndarray:
-    """The bundled recordings' mel, over and over, `[frames, M]`."""
+    """The bundled recordings' mel, repeated up to `frames` frames, `[frames, M]`."""
     inputs = find_inputs([str(BUNDLED_VOICE / "recordings")], AUDIO_SUFFIXES)
     rate = voice.config.data.sampling_rate
     mel = np.concatenate([voice.mel(read_audio(each.path, rate)) for each in inputs])
@@ -115,7 +115,10 @@ def _speech_mel(voice: Voice, frames: int) -> np.ndarray:
 
 
 def random_voice(config: Config) -> Voice:
-    """Of the config's shape, with lively last layers: zero ones would compare nothing."""
+    """A voice of the config's shape with random weights.
+
+    Its last layers are nonzero, because with zeros a comparison of outputs would prove nothing.
+    """
     params = init(jax.random.key(config.train.seed), config)
     return Voice(config, _lively(params, config))
 
@@ -137,9 +140,9 @@ def benchmark_training(
     against_torch: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Benchmark:
-    """One training step on one device, the same noise for all; ours computes the mel too.
+    """Times one training step on one device, on the same noise for all contenders.
 
-    Raises UserError as `benchmark_reverse` does.
+    Ours computes the mel too. Raises UserError as `benchmark_reverse` does.
     """
     torch = _torch(config) if against_torch else None
     train = dataclasses.replace(config.train, batch_size=batch, gradient_accumulation=1)
@@ -169,7 +172,7 @@ def _our_training(params: Params, config: Config, clips: np.ndarray, dtype: str)
     device = jax.local_devices()[:1]
     state = replicate(init_state(config, params), device)
     batch = Batch(clips=clips[None], index=np.arange(len(clips), dtype=np.int32)[None])
-    # On one device `parallel_train_step` gives the jitted function itself.
+    # On one device, `parallel_train_step` returns the jitted function itself.
     jitted = cast(jax.stages.Wrapped, parallel_train_step(config, train.steps, device))
     lowered = jitted.lower(state, batch)
     began = time.monotonic()
@@ -205,7 +208,9 @@ def _torch_training(
 def benchmark_loader(
     config: Config, data: str, repeats: int, progress: Progress = lambda stage: None
 ) -> Benchmark:
-    """Training batches read and decoded, nothing computed from them; a round is a second at least.
+    """Times reading and decoding training batches; nothing is computed from them.
+
+    A round takes at least a second.
 
     Raises UserError for data that cannot be used.
     """
@@ -214,7 +219,7 @@ def benchmark_loader(
     next(batches)
     began, rounds = time.monotonic(), 0
     while time.monotonic() - began < 1 or rounds < 4:
-        next(batches)  # what was read ahead meanwhile would flatter the first round
+        next(batches)  # otherwise prefetched batches would make the first round look faster
         rounds += 1
 
     def run() -> None:
@@ -230,7 +235,7 @@ def benchmark_loader(
 
 
 def measured_peaks(size: int = 2048) -> dict[str, float]:
-    """FLOP/s of the best of ten square products in each dtype, summed in float32."""
+    """FLOP/s of the fastest of ten square matmuls in each dtype, accumulated in float32."""
 
     @jax.jit
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -249,7 +254,7 @@ def measured_peaks(size: int = 2048) -> dict[str, float]:
 
 
 def forward_flops(config: Config, n_samples: int) -> float:
-    """FLOPs of one direction as published, two per multiplication and its sum."""
+    """FLOPs of one direction in the published form; a multiply-add counts as two."""
     glow, conditioner = config.waveglow, conditioner_of(config)
     flows = sum(
         conditioner.flops(config, channels // 2) + 2 * channels**2
@@ -261,7 +266,10 @@ def forward_flops(config: Config, n_samples: int) -> float:
 
 
 def bytes_of(compiled: jax.stages.Compiled) -> int | None:
-    """What the compiler plans for arguments, results and temporaries; None if it does not say."""
+    """The bytes that the compiler plans for arguments, results and temporaries.
+
+    None if it does not report them.
+    """
     memory = compiled.memory_analysis()
     if memory is None:
         return None
@@ -270,7 +278,7 @@ def bytes_of(compiled: jax.stages.Compiled) -> int | None:
 
 
 def _torch(config: Config) -> tuple[Any, ModuleType]:
-    """PyTorch, and the model in it that stands beside ours."""
+    """PyTorch, and the module with the PyTorch model that is compared with ours."""
     glow = config.waveglow
     if glow.mel_whitening or glow.conditioning != "sample" or glow.alternating_halves:
         raise UserError(

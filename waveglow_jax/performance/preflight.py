@@ -1,9 +1,9 @@
-"""What a program would take on accelerators that are not there, from their own compilers.
+"""The cost of a program on accelerators that this machine lacks, from the accelerators' compilers.
 
-XLA's TPU compiler runs on a CPU: it gives the memory a chip needs, the collectives, and its own
-estimate of every fusion's cycles. The estimate is the compiler's, not a measurement: it knows no
-contention, no host and no input pipeline. The compiler for NVIDIA's GPUs gives memory and
-collectives, and no estimate of time. FLOPs are counted here, for both.
+XLA's TPU compiler runs on a CPU. It gives the memory per chip, the collectives, and its own
+estimate of every fusion's cycles. The estimate is the compiler's and not a measurement: it ignores
+contention, the host and the input pipeline. The compiler for NVIDIA's GPUs gives memory and
+collectives but no estimate of time. For both, this module counts the FLOPs.
 """
 
 import math
@@ -21,7 +21,7 @@ from waveglow_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Chip:
-    """Of one chip: bfloat16 peak in FLOP/s, clock in Hz, memory in bytes; from the vendor."""
+    """One chip's bfloat16 peak in FLOP/s, clock in Hz and memory in bytes, from the vendor."""
 
     platform: str
     peak: float
@@ -29,7 +29,8 @@ class Chip:
     memory: int
 
 
-# The clock is the peak over the multiply-adds a cycle: v5e has 4 arrays of 128 x 128, v5p 8 such.
+# The clock is the peak divided by the FLOPs per cycle (two per multiply-add): v5e has 4 arrays of
+# 128 x 128, and v5p has 8 of them.
 CHIPS = {
     "v5e": Chip("tpu", 197e12, 197e12 / (4 * 128 * 128 * 2), 16 << 30),
     "v5p": Chip("tpu", 459e12, 459e12 / (8 * 128 * 128 * 2), 95 << 30),
@@ -61,12 +62,12 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""What the compiler asks of a GPU, in the vendor's figures for the SXM form."""
+"""The GPU description that the compiler needs, with the vendor's figures for the SXM form."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What several fusions of one source line take together, a step and chip."""
+    """The total time of all fusions of one source line, per step and chip."""
 
     name: str
     count: int
@@ -75,11 +76,11 @@ class Operation:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Of one program on one topology. Bytes, FLOPs and seconds are those of one chip and step.
+    """The cost of one program on one topology. Bytes, FLOPs and seconds are per chip and step.
 
-    flops: of the matrix products and convolutions, what is computed anew in a backward pass
-    included. estimated_*, share_of_peak and heaviest are the compiler's estimates, None or empty
-    where it gives none.
+    flops: those of matmuls and convolutions, including what a backward pass recomputes.
+    estimated_*, share_of_peak and heaviest: the compiler's estimates, None or empty if it gives
+    none.
     """
 
     topology: str
@@ -112,22 +113,22 @@ class Preflight:
 
 
 def prepare_environment() -> None:
-    """To be called before JAX is imported: the host is a CPU, and no TPU is looked for."""
+    """Makes JAX use the CPU and look for no TPU. It must be called before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    # Nothing but its compiler is used: several may run at once.
+    # Only the compiler of libtpu is used, so several processes may load it at once.
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    # It warns at length that it is on no TPU machine.
+    # This silences libtpu's long warnings about not running on a TPU machine.
     for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 def preflight_training(config: Config, topology: str) -> Preflight:
-    """The real training step over all chips of the topology, `train_config.batch_size` together.
+    """The cost of the real training step over all chips of the topology.
 
-    Raises UserError for an unknown topology, a batch the chips do not divide, or a compiler that is
-    missing.
+    `train_config.batch_size` is the batch of all chips together. Raises UserError for an unknown
+    topology, a batch that the number of chips does not divide, or a missing compiler.
     """
     import jax
     import numpy as np
@@ -154,7 +155,10 @@ def preflight_training(config: Config, topology: str) -> Preflight:
 def preflight_synthesis(
     config: Config, topology: str, batch: int, seconds: float, dtype: str
 ) -> Preflight:
-    """The reverse pass of `batch` utterances of so many seconds, on one chip of the topology."""
+    """The cost of the reverse pass on one chip of the topology.
+
+    batch: number of utterances. seconds: length of each.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -263,7 +267,7 @@ def _compiled(
         compile_cpu_seconds=cpu,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        # What is donated comes back in the same place.
+        # Donated arguments and their outputs share the same memory.
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         memory_bytes=chip.memory,
         flops=flops,
@@ -277,10 +281,11 @@ def _compiled(
 
 
 def product_flops(jaxpr: Any, platform: str) -> float:
-    """FLOPs of the matrix products and convolutions of a jaxpr, a loop's as often as it turns.
+    """FLOPs of the matmuls and convolutions of a jaxpr; those of a loop count once per iteration.
 
-    Of code that depends on the platform, that platform's. What is split over devices counts for
-    one of them. A loop of unknown length counts once: there is none around our own products.
+    Of code that depends on the platform, the branch for the given platform counts. Work that is
+    split over devices counts for one of them. A loop of unknown length counts as one iteration;
+    none of our own matmuls is in such a loop.
     """
     from waveglow_jax.jaxprs import equations, programs_inside
 
@@ -310,7 +315,10 @@ def product_flops(jaxpr: Any, platform: str) -> float:
 
 
 def instructions(text: str) -> Iterator[tuple[str, int]]:
-    """Every instruction of an HLO module that is run, and how often: loops by their trip counts."""
+    """Yields every executed instruction of an HLO module and how often it runs.
+
+    The trip counts of the loops around an instruction determine how often it runs.
+    """
     bodies: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -338,7 +346,10 @@ def instructions(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _trips(loop: str, condition: list[str]) -> int:
-    """How often a loop turns: as the compiler says, or by the constant it counts up to."""
+    """The trip count of a loop: from the compiler, or else the constant that the loop counts up to.
+
+    Returns 1 if neither is known.
+    """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
         return int(known[1])
     text = "\n".join(condition)
@@ -349,7 +360,7 @@ def _trips(loop: str, condition: list[str]) -> int:
 
 
 def _source(line: str) -> str:
-    """Where in our code an instruction comes from, layers of one kind together."""
+    """The place in our code that an instruction comes from, one name for all layers of a kind."""
     named = re.search(r'op_name="([^"]*)"', line)
     kind = re.sub(r"[\d.]+$", "", line.split("=")[0].strip().removeprefix("ROOT ").lstrip("%"))
     if not named:
@@ -371,7 +382,7 @@ def as_json(result: Preflight) -> dict[str, Any]:
 
 
 def as_text(result: Preflight) -> str:
-    """A report for a person, in Markdown."""
+    """A human-readable report, in Markdown."""
     mib = 1 << 20
     verdict = "fits" if result.fits else "DOES NOT FIT"
     lines = [

@@ -1,6 +1,7 @@
-"""Contenders that take turns, round after round, and the table of what that measured.
+"""Times contenders that take turns, round after round, and tabulates the results.
 
-Whatever else the machine does falls on all alike; ratios are medians over the rounds.
+Because they take turns, other load on the machine affects all of them alike. Ratios are medians
+over the rounds.
 """
 
 import dataclasses
@@ -17,12 +18,15 @@ import numpy as np
 from waveglow_jax.errors import UserError
 
 SAME = 2e-3
-"""How far our outputs and PyTorch's in float32 may be apart, of the largest value."""
+"""Largest allowed difference between our and PyTorch's float32 outputs, over the largest value."""
 
 
 @dataclass
 class Contender:
-    """Something timed: seconds of each round, by the clock and of all cores together."""
+    """A function that is timed.
+
+    seconds: wall time of each round. cpu_seconds: CPU time of each round, all cores together.
+    """
 
     name: str
     dtype: str
@@ -36,8 +40,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark's table. `flops` are the published form's, however few are computed;
-    `times_torch` the rounds' median ratio to each PyTorch line, by the clock and by CPU seconds."""
+    """One line of a benchmark's table.
+
+    share_of_peak: computed from the FLOPs of the published form, even if fewer are executed.
+    times_torch, times_torch_cpu: the median over the rounds of the ratio to each PyTorch line, by
+    wall time and by CPU time.
+    """
 
     what: str
     dtype: str
@@ -60,7 +68,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """task: what was run, on which machine; peaks: measured matmul FLOP/s of each dtype."""
+    """A benchmark's results.
+
+    task, machine: what was run, and where. peaks: measured matmul FLOP/s of each dtype.
+    """
 
     task: str
     machine: str
@@ -107,7 +118,7 @@ def rows_of(
     rows = []
     for each in contenders:
         seconds = float(np.median(each.seconds))
-        # The peak of the units that the products run on: float16 has none of its own on CPUs.
+        # The peak of the units that the matmuls run on; CPUs have no float16 units.
         peak = peaks.get(each.dtype, float("nan"))
         rough = each.output if each.name == "ours" and each.dtype != "float32" else None
         rows.append(
@@ -132,7 +143,7 @@ def rows_of(
 
 
 def signal_to_noise(exact: np.ndarray, audio: np.ndarray) -> float:
-    """The power of the exact samples over that of the difference, in dB."""
+    """The ratio of the exact samples' power to the power of the difference, in dB."""
     exact = exact.astype(np.float64)
     return float(10 * np.log10(np.sum(exact**2) / np.sum((audio - exact) ** 2)))
 
@@ -160,7 +171,7 @@ def as_json(found: Benchmark) -> dict[str, Any]:
 
 
 def as_text(found: Benchmark) -> str:
-    """A Markdown table, and what its columns say."""
+    """A Markdown table, and an explanation of its columns."""
     columns = [
         *("what", "dtype", "compile, s", "run, s (fastest to slowest)", "CPU, s", "samples/s"),
         *("x real time", "of peak", "memory, MiB", "SNR, dB"),

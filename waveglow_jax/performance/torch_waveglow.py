@@ -1,8 +1,8 @@
 """WaveGlow in plain eager PyTorch, written for `python -m waveglow_jax benchmark --against torch`.
 
-The usual way to write it: one convolution a layer, one for the conditioning of all layers of a
-flow, weight norm as a parametrization while training and folded for synthesis. Arrays: audio
-`[B, T]`, mel `[B, M, F]`, z `[B, T / G, G]`, the rest channels-first as PyTorch has it.
+It is written the usual way: one convolution per layer, one for the conditioning of all layers of a
+flow, and weight norm as a parametrization while training, folded for synthesis. Arrays: audio
+`[B, T]`, mel `[B, M, F]`, z `[B, T / G, G]`; all others are channels-first as usual in PyTorch.
 """
 
 from collections.abc import Iterable
@@ -54,7 +54,7 @@ class WN(nn.Module):
 
 
 class TorchWaveGlow(nn.Module):
-    """The published shape: no whitening, the mel upsampled to the sample rate."""
+    """The published architecture, without whitening; the mel is upsampled to the sample rate."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -93,7 +93,10 @@ class TorchWaveGlow(nn.Module):
 
     @torch.no_grad()
     def inverse(self, z: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
-        """z to audio `[B, T]`, after `ready_for_synthesis`; the flow's stream stays in float32."""
+        """z to audio `[B, T]`; the flow's stream stays in float32.
+
+        `ready_for_synthesis` must be called before.
+        """
         glow, dtype = self.config.waveglow, self.upsample.weight.dtype
         mel = self.conditioning(mel.to(dtype), z.shape[1] * glow.n_group)
         z = z.transpose(1, 2)
@@ -111,7 +114,7 @@ class TorchWaveGlow(nn.Module):
         return x.transpose(1, 2).reshape(x.shape[0], -1)
 
     def ready_for_synthesis(self, dtype: torch.dtype) -> "TorchWaveGlow":
-        """W^-1 in float32, once; WN and the upsampler in `dtype`."""
+        """Computes every W^-1 once, in float32, and casts WN and the upsampler to `dtype`."""
         self.inverses = [torch.linalg.inv(w.detach())[:, :, None].contiguous() for w in self.convs]
         self.upsample.to(dtype)
         self.wns.to(dtype)
@@ -119,10 +122,10 @@ class TorchWaveGlow(nn.Module):
 
 
 def from_params(params: dict, config: Config) -> TorchWaveGlow:
-    """A model of our parameters (kernels, no weight norm; see `with_weight_norm`)."""
+    """A model with our parameters, as kernels without weight norm (see `with_weight_norm`)."""
     model = TorchWaveGlow(config)
     with torch.no_grad():
-        # Ours is [taps, in, out] in the order in which the samples come out.
+        # Our kernel is [taps, in, out], with taps in the order of the output samples.
         kernel, bias = (_tensor(params["upsample"][name]) for name in ("kernel", "bias"))
         model.upsample.weight.copy_(kernel.permute(1, 2, 0))
         model.upsample.bias.copy_(bias)
@@ -139,7 +142,10 @@ def from_params(params: dict, config: Config) -> TorchWaveGlow:
 
 
 def _set(conv: nn.Conv1d, layers: Iterable[dict]) -> None:
-    """`{kernel [taps, in, out], bias}`, or `{v, g, bias}`, several side by side."""
+    """Sets a convolution from one or more layers, whose output channels are concatenated.
+
+    Each layer is `{kernel [taps, in, out], bias}` or `{v, g, bias}`.
+    """
     kernels, biases = [], []
     for layer in layers:
         if "v" in layer:
@@ -158,7 +164,7 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 def with_weight_norm(model: TorchWaveGlow) -> TorchWaveGlow:
-    """As it is trained: every convolution of WN but the last as direction and norm."""
+    """The model for training: every convolution of WN but the last as direction and norm."""
     for wn in model.wns:
         for conv in (wn.start, wn.cond, *wn.in_layers, *wn.res_skip):
             parametrizations.weight_norm(conv)
@@ -166,7 +172,7 @@ def with_weight_norm(model: TorchWaveGlow) -> TorchWaveGlow:
 
 
 class Trainer:
-    """Plain training steps: the likelihood's loss, its gradients, Adam."""
+    """Plain training steps: the negative log-likelihood loss, its gradients, and Adam."""
 
     def __init__(self, model: TorchWaveGlow):
         self.model = with_weight_norm(model)
@@ -175,7 +181,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(model.parameters(), train.learning_rate)
 
     def step(self, audio: torch.Tensor, mel: torch.Tensor) -> float:
-        """audio `[B, T]`, mel `[B, M, F]` -> the loss before the step."""
+        """audio `[B, T]`, mel `[B, M, F]` -> the loss before the optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss(audio, mel)
         loss.backward()
@@ -184,7 +190,7 @@ class Trainer:
 
     @torch.no_grad()
     def loss_of(self, audio: torch.Tensor, mel: torch.Tensor) -> float:
-        """The loss, without a step."""
+        """The loss, without an optimizer step."""
         return float(self._loss(audio, mel))
 
     def _loss(self, audio: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:

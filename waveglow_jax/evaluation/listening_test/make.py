@@ -1,7 +1,7 @@
-"""Builds a listening test after the protocol of the paper (arXiv 1811.00002).
+"""Builds a listening test that follows the protocol of the paper (arXiv 1811.00002).
 
-Raters first have to pass a hearing check; each then rates utterances that are disjoint from
-training and normalised in volume, drawn at random for each rater, on a five-point scale, once.
+Raters first have to pass a hearing check. Each then rates utterances once, on a five-point scale.
+The utterances are disjoint from training, normalised in volume, and drawn at random per rater.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ LEVEL_DBFS = -26.0
 _PEAK = 0.95
 _TEMPLATE = Path(__file__).with_name("page.html")
 
-# The hearing check: counting pips, of these pitches, this far below the level of the speech. Who
-# guesses among 2 to 6 has at least three of four right in 3 of 100 cases.
+# In the hearing check, raters count pips of these pitches, whose level is far below that of the
+# speech. A rater who guesses among 2 to 6 gets at least three of four right in 3 of 100 cases.
 _PIPS_HZ = (500, 1000, 2000, 4000)
 _PIPS_DBFS = -50.0
 _PIP_COUNTS = (2, 3, 4, 5, 6)
@@ -39,7 +39,10 @@ CHECK_NEEDED = 3
 
 @dataclass(frozen=True)
 class Test:
-    """What was made. page: the folder to serve; key: the file to keep; notes: what to know."""
+    """The listening test that `make` wrote.
+
+    page: the folder to serve. key: the file to keep private. notes: what the user should know.
+    """
 
     page: Path
     key: Path
@@ -61,17 +64,18 @@ def make(
     """Writes output/page (index.html and audio/) and output/key.json.
 
     systems: (name, folder of mono recordings); files of one name are one utterance.
-    utterances: how many are drawn (by seed) from those that every system has; all if fewer.
-    training: a folder or list of the recordings that the systems were trained on: utterances among
-        them, by name or by content, are not used.
+    utterances: how many are drawn (by seed) from those that every system has; all if there are
+        fewer.
+    training: a folder or list of the recordings that the systems were trained on; utterances that
+        occur among them, by name or by content, are not used.
     post_url: where the page sends each result by POST; without it, raters send a file back.
 
-    Every clip is brought to -26 dBFS RMS; if a peak would exceed 0.95, the whole utterance is
-    lowered for all systems alike. Clips carry meaningless names: which is which stands in the key
-    alone, which is not to be served.
-    Raises UserError for fewer than two systems, two of a name, an output that holds a test already
-    or lies in a system's folder, a file that cannot be read, files of several rates, a post_url
-    that is no http(s) URL, or if no utterance is left.
+    Every clip is brought to -26 dBFS RMS. If a peak would exceed 0.95, the utterance is attenuated
+    equally for all systems. Clips have meaningless names; only the key says which clip belongs to
+    which system, and it must not be served.
+    Raises UserError for fewer than two systems, two systems of one name, an output that already
+    holds a test or lies in a system's folder, a file that cannot be read, files of several rates, a
+    post_url that is no http(s) URL, or if no utterance is left.
     """
     output = Path(output)
     _check_arguments(systems, output, post_url)
@@ -134,13 +138,13 @@ def make(
         "clips": key,
     }
     write_text(output / KEY, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    # Last: a page that is there is whole.
+    # The page is written last, so that it is complete if it exists.
     write_text(page / "index.html", _page(test))
     return Test(page, output / KEY, tuple(found), chosen, tuple(notes))
 
 
 def pips(hertz: float, count: int, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """`[T]` float32: `count` soft pips of 150 ms with unequal pauses between them."""
+    """`[T]` float32: `count` soft pips of 150 ms, separated by pauses of random length."""
     time = np.arange(int(0.15 * sampling_rate)) / sampling_rate
     fade = np.minimum(1, np.minimum(time, time[::-1]) / 0.02)
     pip = 10 ** (_PIPS_DBFS / 20) * np.sqrt(2) * np.sin(2 * np.pi * hertz * time) * fade
@@ -151,7 +155,7 @@ def pips(hertz: float, count: int, sampling_rate: int, rng: np.random.Generator)
 
 
 def volume_sound(sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """`[T]` float32: 3 s of noise that falls with frequency as speech does, at the clips' level."""
+    """`[T]` float32: 3 s of noise with a spectral tilt like that of speech, at the clips' level."""
     import scipy.signal
 
     noise = scipy.signal.lfilter([1.0], [1.0, -0.95], rng.normal(size=3 * sampling_rate))
@@ -160,7 +164,7 @@ def volume_sound(sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _one_level(samples: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Each `[T]` at -26 dBFS RMS; all lower where one would peak above 0.95."""
+    """Each signal `[T]` at -26 dBFS RMS; all are attenuated alike if one would peak above 0.95."""
     wanted = 10 ** (LEVEL_DBFS / 20)
     levelled = [
         each * (wanted / np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in samples
@@ -192,7 +196,7 @@ def _check_arguments(
 def _not_in_training(
     names: Sequence[str], found: dict[str, dict[str, Path]], training: str | Path | None
 ) -> tuple[list[str], list[str]]:
-    """The utterances that are not among the training's, and what to tell."""
+    """The utterances that are not among the training recordings, and notes for the user."""
     if training is None:
         return list(names), ["not checked against the training recordings; --training does that"]
     items = find_inputs([training], AUDIO_SUFFIXES, with_outputs=False)
@@ -220,7 +224,7 @@ def _rate(path: Path) -> int:
 
 
 def _page(test: dict[str, Any]) -> str:
-    # In a script element nothing is unescaped, and only "<" could end it.
+    # A browser does not unescape the text of a script element, and only "<" could end it.
     data = json.dumps(test).replace("<", "\\u003c")
     before, after = _TEMPLATE.read_text(encoding="utf-8").split("<!--@TEST-->")
     return before.replace("<!--@TITLE-->", escape(test["title"])) + data + after

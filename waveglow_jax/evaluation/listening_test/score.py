@@ -1,6 +1,6 @@
-"""From results to mean opinion scores: who counts, with what certainty, how well they agree.
+"""Mean opinion scores from results: which raters count, the confidence intervals, the agreement.
 
-A result is the JSON object that the page makes; see `read_result`.
+A result is the JSON object that the page creates; see `read_result`.
 """
 
 import re
@@ -28,10 +28,12 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Scores:
-    """mos: by system, in the key's order. rejected: (file, why) of each result that does not count.
+    """The scores of a listening test.
 
-    agreement: Krippendorff's alpha for interval data, None if no clip was rated twice or all
-    ratings are alike. raters: by name, correlation of their scores with the mean of the others'.
+    mos: mean opinion scores by system, in the key's order. raters: by name, the correlation of a
+    rater's scores with the mean of the others'. rejected: (file, reason) of each result that does
+    not count. agreement: Krippendorff's alpha for interval data, or None if no clip was rated twice
+    or all ratings are equal.
     """
 
     mos: dict[str, Estimate]
@@ -41,10 +43,11 @@ class Scores:
 
 
 def score(key_path: str | Path, results: Sequence[str | Path]) -> Scores:
-    """Scores of the test whose key this is, from result files or folders of them (.json).
+    """Scores of the test with this key, from result files or folders of them (.json).
 
-    A result does not count if its rater failed the hearing check, has been here before, stopped
-    before the end, or if it is not a whole result of this test; each is listed with its reason.
+    A result does not count if its rater failed the hearing check, has already been counted or
+    stopped before the end, or if it is not a complete result of this test. Each such result is
+    listed with its reason.
     Raises UserError if the key cannot be read, a path is missing, or no result counts.
     """
     key = _read_key(Path(key_path))
@@ -63,7 +66,7 @@ def score(key_path: str | Path, results: Sequence[str | Path]) -> Scores:
 
 
 def table(scores: Scores) -> str:
-    """The model card's table, and a line on who counted and how well they agreed."""
+    """The model card's table, and a line about which raters counted and how well they agreed."""
     lines = ["| Model | Mean Opinion Score (MOS) | ratings |", "| --- | --- | --- |"]
     for system, found in scores.mos.items():
         half = "" if found.high is None else f" \N{PLUS-MINUS SIGN} {found.high - found.mean:.4f}"
@@ -78,13 +81,13 @@ def table(scores: Scores) -> str:
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------ who counts
+# ------------------------------------------------------------------------------ results that count
 
 
 def read_results(
     key: dict[str, Any], files: Sequence[Path]
 ) -> tuple[Ratings, list[tuple[str, str]]]:
-    """The ratings of every result that counts, and (file, why) of those that do not."""
+    """The ratings of every result that counts, and (file, reason) of those that do not."""
     rows: list[tuple[float, str, str, str]] = []
     rejected: list[tuple[str, str]] = []
     seen: set[str] = set()
@@ -106,8 +109,11 @@ def read_results(
 
 
 def read_result(key: dict[str, Any], path: Path) -> tuple[str, dict[str, int]]:
-    """Rater and scores by clip of one result: {"test", "rater", "check": {clip: count heard},
-    "ratings": {clip: 1 to 5}}. Raises UserError with why it does not count."""
+    """The rater and the scores by clip of one result.
+
+    A result is {"test", "rater", "check": {clip: count heard}, "ratings": {clip: 1 to 5}}. Raises
+    UserError with the reason if it does not count.
+    """
     found = read_json(path)
     try:
         test, rater, check, ratings = (found[k] for k in ("test", "rater", "check", "ratings"))
@@ -173,7 +179,7 @@ def _result_files(results: Sequence[str | Path]) -> list[Path]:
 
 
 def mean_opinion_scores(ratings: Ratings, systems: Sequence[str]) -> dict[str, Estimate]:
-    """By system that was rated: the mean and its 95% interval (`statistics.crossed_mean`)."""
+    """The mean and its 95% interval (`statistics.crossed_mean`) of each system that was rated."""
     found = {}
     for system in systems:
         own = ratings.systems == system
@@ -185,11 +191,11 @@ def mean_opinion_scores(ratings: Ratings, systems: Sequence[str]) -> dict[str, E
 
 
 def krippendorff_alpha(scores: np.ndarray, units: np.ndarray) -> float | None:
-    """`[N]` scores and what each is of `[N]` -> 1 - observed / expected disagreement, at most 1.
+    """Scores `[N]` and the rated units `[N]` -> 1 - observed / expected disagreement, at most 1.
 
-    Squared differences (interval data); units with one score are no pair and do not count.
-    Krippendorff 2011, "Computing Krippendorff's alpha-reliability". None if there is no pair, or
-    no variation to agree about.
+    Disagreements are squared differences (interval data). Units with one score form no pair and do
+    not count. Returns None if there is no pair or if all scores are equal. Krippendorff 2011,
+    "Computing Krippendorff's alpha-reliability".
     """
     _, places, counts = np.unique(units, return_inverse=True, return_counts=True)
     paired = counts[places] > 1
@@ -209,8 +215,10 @@ def krippendorff_alpha(scores: np.ndarray, units: np.ndarray) -> float | None:
 
 
 def rater_correlations(ratings: Ratings) -> dict[str, float | None]:
-    """By rater: Pearson's correlation of the scores given to each system (means) with those that
-    the others gave; None where it is not defined."""
+    """Pearson's correlation of each rater's mean scores per system with those of the other raters.
+
+    The correlation is None where it is not defined.
+    """
     found: dict[str, float | None] = {}
     for rater in dict.fromkeys(ratings.raters.tolist()):
         own = ratings.raters == rater
