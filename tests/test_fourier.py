@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import waveglow_jax
 from waveglow_jax.audio import fourier
@@ -29,6 +30,14 @@ def test_no_transform_that_a_pool_would_split(monkeypatch):
     lowered = jax.jit(lambda x: fourier.rfft(x)).lower(SIGNALS).as_text()
     (line,) = [line for line in lowered.splitlines() if "stablehlo.fft" in line]
     assert "tensor<4x96xf32>" in line
+
+
+def test_sizes_that_an_export_leaves_free(monkeypatch):
+    monkeypatch.setattr(fourier, "SPLITS_BATCHES", True)
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, f, 96"), jnp.float32)
+    exported = export.export(jax.jit(lambda x: fourier.irfft(fourier.rfft(x))))(shape)
+    for signals in (SIGNALS, SIGNALS[:1, :1]):
+        np.testing.assert_array_equal(exported.call(signals), jnp.fft.irfft(jnp.fft.rfft(signals)))
 
 
 def test_every_transform_goes_through_it():

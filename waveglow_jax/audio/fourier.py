@@ -5,6 +5,7 @@ on itself, and waits for the parts. If as many transforms run at once as there a
 them wait for ever. Batches too small to be split are safe, and give bit-identical results.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -28,7 +29,8 @@ def irfft(spectra: jax.Array, n: int | None = None) -> jax.Array:
 
 def _apply(transform: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
     at_once = NARROWEST_VECTOR // jnp.finfo(rows.dtype).bits
-    if not SPLITS_BATCHES or rows.size <= at_once * rows.shape[-1]:
+    count = math.prod(rows.shape[:-1])  # unknown in an export with free sizes
+    if not SPLITS_BATCHES or (isinstance(count, int) and count <= at_once):
         return transform(rows)
     by_few = partial(_few_at_once, transform, at_once)
     return jax.lax.platform_dependent(rows, cpu=by_few, default=transform)
@@ -37,8 +39,10 @@ def _apply(transform: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.
 def _few_at_once(
     transform: Callable[[jax.Array], jax.Array], at_once: int, rows: jax.Array
 ) -> jax.Array:
-    flat = rows.reshape(-1, rows.shape[-1])
-    groups = -(-len(flat) // at_once)
-    padded = jnp.pad(flat, [(0, groups * at_once - len(flat)), (0, 0)])
-    done = jax.lax.map(transform, padded.reshape(groups, at_once, -1))
-    return done.reshape(groups * at_once, -1)[: len(flat)].reshape(*rows.shape[:-1], -1)
+    count, length = math.prod(rows.shape[:-1]), rows.shape[-1]
+    groups = (count + at_once - 1) // at_once
+    # The last row again fills the last group.
+    filled = rows.reshape(count, length)[jnp.minimum(jnp.arange(groups * at_once), count - 1)]
+    done = jax.lax.map(transform, filled.reshape(groups, at_once, length))
+    size = done.shape[-1]
+    return done.reshape(groups * at_once, size)[:count].reshape(*rows.shape[:-1], size)
