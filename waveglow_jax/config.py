@@ -19,6 +19,7 @@ from waveglow_jax.config_fields import (
     Bounds,
     FieldFacts,
     OneOf,
+    check_divides,
     check_limits,
     facts_of,
     read_section,
@@ -346,9 +347,9 @@ class Config:
         self.data.check()
         self.train.check()
         hop, group = self.data.hop_length, self.waveglow.n_group
-        _divides("waveglow_config.n_group", group, "data_config.hop_length", hop)
+        check_divides("waveglow_config.n_group", group, "data_config.hop_length", hop)
         segment = self.data.segment_length
-        _divides("waveglow_config.n_group", group, "data_config.segment_length", segment)
+        check_divides("waveglow_config.n_group", group, "data_config.segment_length", segment)
         kernel = self.waveglow.upsample_kernel
         if kernel < hop:
             raise UserError(
@@ -365,11 +366,15 @@ class Config:
                     f"{hop}: so many frames overlap in no voice"
                 )
         if self.waveglow.conditioning == "group":
-            _divides("waveglow_config.n_group", group, "waveglow_config.upsample_kernel", kernel)
+            check_divides(
+                "waveglow_config.n_group", group, "waveglow_config.upsample_kernel", kernel
+            )
         if self.waveglow.mel_whitening:
             block = self.waveglow.mel_whitening.block
-            _divides("waveglow_config.mel_whitening.block", block, "data_config.hop_length", hop)
-            _divides(
+            check_divides(
+                "waveglow_config.mel_whitening.block", block, "data_config.hop_length", hop
+            )
+            check_divides(
                 "waveglow_config.mel_whitening.block", block, "data_config.segment_length", segment
             )
             half, order = self.data.filter_length // 2, self.waveglow.mel_whitening.order
@@ -444,8 +449,3 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def config_to_json(config: Config) -> str:
     return json.dumps(config_to_dict(config), indent=2) + "\n"
-
-
-def _divides(name: str, divisor: int, of_name: str, number: int) -> None:
-    if number % divisor:
-        raise UserError(f"{name} {divisor} must divide {of_name} {number}")

@@ -223,3 +223,9 @@ def facts_of(section: Any, where: str) -> Iterator[FieldFacts]:
         told = f"list of {item}" if get_origin(kind) is tuple else item
         values = " or ".join(limit.words) if isinstance(limit, OneOf) else str(limit or "")
         yield FieldFacts(place, told, json.dumps(getattr(section, name, None)), values, limit)
+
+
+def check_divides(name: str, divisor: int, of_name: str, number: int) -> None:
+    """Raises UserError, with both numbers, unless `divisor` divides `number`."""
+    if number % divisor:
+        raise UserError(f"{name} {divisor} must divide {of_name} {number}")
