@@ -19,9 +19,9 @@ from waveglow_jax.config_fields import (
     Bounds,
     FieldFacts,
     OneOf,
-    check_divides,
     check_limits,
     facts_of,
+    must_divide,
     read_section,
     unknown_field,
 )
@@ -347,9 +347,9 @@ class Config:
         self.data.check()
         self.train.check()
         hop, group = self.data.hop_length, self.waveglow.n_group
-        check_divides("waveglow_config.n_group", group, "data_config.hop_length", hop)
+        must_divide("waveglow_config.n_group", group, "data_config.hop_length", hop)
         segment = self.data.segment_length
-        check_divides("waveglow_config.n_group", group, "data_config.segment_length", segment)
+        must_divide("waveglow_config.n_group", group, "data_config.segment_length", segment)
         kernel = self.waveglow.upsample_kernel
         if kernel < hop:
             raise UserError(
@@ -366,15 +366,11 @@ class Config:
                     f"{hop}: so many frames overlap in no voice"
                 )
         if self.waveglow.conditioning == "group":
-            check_divides(
-                "waveglow_config.n_group", group, "waveglow_config.upsample_kernel", kernel
-            )
+            must_divide("waveglow_config.n_group", group, "waveglow_config.upsample_kernel", kernel)
         if self.waveglow.mel_whitening:
             block = self.waveglow.mel_whitening.block
-            check_divides(
-                "waveglow_config.mel_whitening.block", block, "data_config.hop_length", hop
-            )
-            check_divides(
+            must_divide("waveglow_config.mel_whitening.block", block, "data_config.hop_length", hop)
+            must_divide(
                 "waveglow_config.mel_whitening.block", block, "data_config.segment_length", segment
             )
             half, order = self.data.filter_length // 2, self.waveglow.mel_whitening.order

@@ -225,7 +225,7 @@ def facts_of(section: Any, where: str) -> Iterator[FieldFacts]:
         yield FieldFacts(place, told, json.dumps(getattr(section, name, None)), values, limit)
 
 
-def check_divides(name: str, divisor: int, of_name: str, number: int) -> None:
+def must_divide(name: str, divisor: int, of_name: str, number: int) -> None:
     """Raises UserError, with both numbers, unless `divisor` divides `number`."""
     if number % divisor:
         raise UserError(f"{name} {divisor} must divide {of_name} {number}")
