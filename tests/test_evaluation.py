@@ -586,3 +586,8 @@ def test_griffin_lim_starts_from_the_same_phases_with_every_librosa():
     )
     ours = baselines.griffin_lim(mel, RATE, 0)
     np.testing.assert_allclose(ours, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_measuring_process_that_dies_ends_in_one_line():
+    with pytest.raises(UserError, match="lack of memory"), evaluation._processes(2) as executor:
+        executor.submit(os._exit, 9).result()

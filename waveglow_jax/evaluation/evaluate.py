@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -261,6 +262,12 @@ def _processes(workers: int) -> Iterator[Executor | None]:
     executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield executor
+    except BrokenProcessPool:
+        raise UserError(
+            "evaluate: the system stopped a process that measures, most likely for lack of memory; "
+            "--workers 1 needs least. If it happens again, a damaged cache of numba can be the "
+            "reason: set NUMBA_CACHE_DIR to a new folder. What was measured is kept"
+        ) from None
     finally:
         executor.shutdown(cancel_futures=True)
         for name, value in before.items():

@@ -8,13 +8,16 @@ the reason is recorded.
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from waveglow_jax.paths import cache_base
 
 # PESQ-wb, STOI, ViSQOL's speech mode and DNSMOS are defined at this rate; it suffices for pitch.
 SPEECH_RATE = 16000
@@ -360,13 +363,36 @@ class Pitch:
 
 def pitch(audio: np.ndarray, sampling_rate: int) -> Pitch:
     """`[T]` -> the pitch track of pYIN: one frame per 10 ms at 16 kHz, in steps of 10 cents."""
+    _compile_pyin(np.asarray(audio).dtype)
+    return Pitch(*_pyin(audio, sampling_rate))
+
+
+@cache
+def _compile_pyin(dtype: np.dtype) -> None:
+    """Compiles pYIN for a dtype, or loads it from numba's cache, in one process at a time.
+
+    When two processes write that cache at once, it can keep the parts of two compilations that do
+    not belong together, and then every process that loads them crashes (numba 0.68,
+    `guvectorize`). The lock is in the folder where numba keeps librosa's functions.
+    """
+    import librosa
+    import numba
+    from filelock import FileLock
+
+    folders = [numba.config.CACHE_DIR, Path(librosa.__file__).parent / "__pycache__", cache_base()]
+    folder = next((each for each in folders if each and os.access(each, os.W_OK)), None)
+    lock = nullcontext() if folder is None else FileLock(Path(folder) / "waveglow_jax.lock")
+    with lock:
+        _pyin(np.sin(np.arange(SPEECH_RATE // 4) / 16).astype(dtype), SPEECH_RATE)
+
+
+def _pyin(audio: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     import librosa
 
     low, high = PITCH_HZ
-    hertz, voiced, probability = librosa.pyin(
+    return librosa.pyin(
         audio, fmin=low, fmax=high, sr=sampling_rate, frame_length=1024, hop_length=160
     )
-    return Pitch(hertz, voiced, probability)
 
 
 def pitch_errors(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> dict[str, float]:
