@@ -10,9 +10,9 @@ import pytest
 import soundfile
 
 import waveglow_jax as wg
-from waveglow_jax.audio.conventions import CONVENTIONS, own_convention
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config
+from waveglow_jax.conventions import CONVENTIONS
 from waveglow_jax.doctor.alone import diagnose_alone
 from waveglow_jax.doctor.diagnose import diagnose
 from waveglow_jax.doctor.recipe import mended
@@ -23,7 +23,7 @@ RATE = 22050
 RECORDINGS = sorted((BUNDLED_VOICE / "recordings").glob("*.wav"))
 SPEECH = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in RECORDINGS])
 AUDIO = SPEECH[: 3 * RATE]
-OWN = own_convention(Config())
+OWN = Config().convention
 
 
 def mel(audio=AUDIO, rate=RATE, n_fft=1024, hop=256, win=None, half_hop=False, **filters):

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from waveglow_jax.config_data import DataConfig, MelConfig, convention_of, spell_out_mel
 from waveglow_jax.config_fields import (
     Bounds,
     FieldFacts,
@@ -26,6 +27,7 @@ from waveglow_jax.config_fields import (
     unknown_field,
 )
 from waveglow_jax.config_names import in_our_names, override
+from waveglow_jax.conventions import Convention
 from waveglow_jax.errors import UserError
 from waveglow_jax.presets import config_path
 from waveglow_jax.text import read_json
@@ -217,34 +219,6 @@ class WaveGlowConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """The audio and its mel; `segment_length` is the length of a training clip in samples."""
-
-    training_files: str = ""
-    segment_length: Annotated[int, Bounds(1, 2**24)] = 16000
-    sampling_rate: Annotated[int, Bounds(1, 1_000_000)] = 22050
-    filter_length: Annotated[int, Bounds(1, 2**16)] = 1024
-    hop_length: Annotated[int, Bounds(1, 2**16)] = 256
-    win_length: Annotated[int, Bounds(1, 2**16)] = 1024
-    mel_fmin: Annotated[float, Bounds(0, 500_000)] = 0.0
-    mel_fmax: Annotated[float, Bounds(0, 500_000, above_low=True)] = 8000.0
-
-    def check(self) -> None:
-        if self.filter_length % 2:
-            raise UserError(f"data_config.filter_length {self.filter_length} must be even")
-        if self.win_length > self.filter_length:
-            raise UserError(
-                f"data_config.win_length {self.win_length} is above filter_length "
-                f"{self.filter_length}: the window must fit into the FFT"
-            )
-        if not 0 <= self.mel_fmin < self.mel_fmax <= self.sampling_rate / 2:
-            raise UserError(
-                f"data_config: mel_fmin {self.mel_fmin} and mel_fmax {self.mel_fmax} must lie in "
-                f"order between 0 and half the sampling_rate, {self.sampling_rate / 2:g} Hz"
-            )
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """A training run. `batch_size` counts the clips per step over all devices together.
 
@@ -347,7 +321,6 @@ class Config:
         self.data.check()
         self.train.check()
         hop, group = self.data.hop_length, self.waveglow.n_group
-        must_divide("waveglow_config.n_group", group, "data_config.hop_length", hop)
         segment = self.data.segment_length
         must_divide("waveglow_config.n_group", group, "data_config.segment_length", segment)
         kernel = self.waveglow.upsample_kernel
@@ -380,6 +353,11 @@ class Config:
                     f"most half of data_config.filter_length {self.data.filter_length}: the "
                     "autocorrelation has no more lags"
                 )
+
+    @property
+    def convention(self) -> Convention:
+        """The convention of the mel, a row of the table if one matches."""
+        return convention_of(self.data, self.waveglow.n_mel_channels)
 
     @property
     def clip_frames(self) -> int:
@@ -415,8 +393,10 @@ def field_facts() -> list[FieldFacts]:
 def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """The Config that JSON sections describe. Raises UserError as `load_config` does."""
     raw = in_our_names(json.loads(json.dumps(raw)))
+    spell_out_mel(raw)
     for name, value in (overrides or {}).items():
         override(raw, name, value)
+        spell_out_mel(raw, replacing=True)
     unknown = set(raw) - set(_SECTIONS) - {"description"}
     if unknown:
         raise UserError(unknown_field(min(unknown), [*_SECTIONS, "description"], _SECTIONS))
@@ -431,10 +411,13 @@ def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """JSON sections of a config; `config_from_dict` converts them back to an equal config."""
+    data = dataclasses.asdict(config.data)
+    if config.data.mel == MelConfig():  # older releases of this package do not know the field
+        del data["mel"]
     return {
         "description": config.description,
         "waveglow_config": dataclasses.asdict(config.waveglow),
-        "data_config": dataclasses.asdict(config.data),
+        "data_config": data,
         "train_config": {
             **dataclasses.asdict(config.train),
             "synthesis_sigmas": list(config.train.synthesis_sigmas),

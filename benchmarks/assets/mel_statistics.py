@@ -13,9 +13,9 @@ import json
 import numpy as np
 from tqdm import tqdm
 
-from waveglow_jax.audio.conventions import magnitudes, mel_of_magnitudes, own_convention
 from waveglow_jax.config import load_config
 from waveglow_jax.doctor.alone import STATISTICS, features
+from waveglow_jax.doctor.librosa_mel import magnitudes, mel_of_magnitudes
 from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
 from waveglow_jax.files.sound import read_audio
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("train")
     parser.add_argument("--every", type=int, default=10)
     arguments = parser.parse_args()
-    own = own_convention(load_config(BUNDLED_VOICE / "config.json"))
+    own = load_config(BUNDLED_VOICE / "config.json").convention
     paths = [each.path for each in find_inputs([arguments.train], AUDIO_SUFFIXES)]
     mels = []
     for path in tqdm(paths[:: arguments.every], disable=None):

@@ -15,16 +15,11 @@ import numpy as np
 import soxr
 
 import waveglow_jax as wg
-from waveglow_jax.audio.conventions import (
-    CONVENTIONS,
-    Convention,
-    magnitudes,
-    mel_of_magnitudes,
-    own_convention,
-)
 from waveglow_jax.config import Config
+from waveglow_jax.conventions import CONVENTIONS, Convention
 from waveglow_jax.doctor.alone import diagnose_alone
 from waveglow_jax.doctor.diagnose import diagnose
+from waveglow_jax.doctor.librosa_mel import magnitudes, mel_of_magnitudes
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
 from waveglow_jax.files.sound import read_audio
 
@@ -35,7 +30,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=20)
     arguments = parser.parse_args()
     config = Config()
-    own, rate = own_convention(config), config.data.sampling_rate
+    own, rate = config.convention, config.data.sampling_rate
     paths = [each.path for each in find_inputs([arguments.folder], AUDIO_SUFFIXES)]
     with_it, alone, worst = Counter(), Counter(), -np.inf
     for path in paths[: arguments.files]:

@@ -4,18 +4,20 @@ One correction scales the signal's spectra towards the mel, and takes the signal
 nearest to the scaled ones. This is a fast Griffin-Lim algorithm (Perraudin, Balazs, Sondergaard
 2013, doi:10.1109/WASPAA.2013.6701851) with the mel's constraint in place of known magnitudes:
 
-    g    = B' (m / max(B |X|, 1e-5)) / B' 1         for each frame, m = exp(log-mel), B the filters
+    g    = B' (m / max(B |X|, floor)) / B' 1        for each frame, m the mel's bands, B the filters
     X'   = STFT(iSTFT(g X))
     X   <- X' + momentum * (X' - the X' before)     and iSTFT(g X) at the end
 
-The ratio is clipped to [1/100, 100]. On bins that no filter covers g is 1, but 0 above the
-bandwidth of the voice's recordings (`config.synthesis.bandwidth`), where they hold no signal. At
-first the signal is mirrored at its ends, as for its mel; afterwards the frames that extend beyond
-an end are unconstrained there.
+For a mel of powers the bands are B |X|^2, and the gain is the root of g. The ratio is clipped to
+[1/100, 100]; bands that the mel clips at its ceiling may be louder. Of a pre-emphasis only the
+response at each bin counts, which multiplies |X|. On bins that no filter covers g is 1, but 0
+above the bandwidth of the voice's recordings (`config.synthesis.bandwidth`), where they hold no
+signal. At first the signal is mirrored at its ends, as for its mel; afterwards the frames that
+extend beyond an end are unconstrained there.
 
 Arrays: audio `[T]`, log-mel `[F, M]`, T = F * hop; hops `[n, hop]` are the signal in blocks;
 spectra `[F, bins]` are complex; segments `[F, span * hop]` are windowed frames in time, each over
-the `span` hops that it overlaps, which begin span / 2 hops before the frame's centre.
+the `span` hops that it overlaps, which begin `hops_before` hops before hop f.
 """
 
 from functools import cache, partial
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from waveglow_jax.audio.fourier import irfft, rfft
-from waveglow_jax.audio.mel import LOG_FLOOR, mel_filters, mirrored, stft_window
+from waveglow_jax.audio.mel import bands_of, mel_filters, mirrored, stft_window
 from waveglow_jax.config import Config
 
 MOMENTUM = 0.9
@@ -34,8 +36,10 @@ MOMENTUM = 0.9
 docs/measurements/consistency.md."""
 MOST_RATIO = 100.0
 """Maximum factor by which one correction raises or lowers a band."""
-LOUDEST = 20.0
-"""Limit of the log-mel: far beyond full scale, but every sample stays finite."""
+LOUDEST = float(np.exp(20.0))
+"""Limit of the bands: far beyond full scale, but every sample stays finite."""
+LEAST = 1e-10
+"""The floor of bands whose mel has none."""
 
 
 @partial(jax.jit, static_argnames=("config", "iterations", "momentum"))
@@ -54,7 +58,7 @@ def consistent(
     The result is float32, or float64 for float64 input. Cost: two FFTs and two matmuls with the
     filters per frame and correction. Raises ValueError for shapes that do not fit.
     """
-    hop, span = config.data.hop_length, span_of(config)
+    hop, span, left = config.data.hop_length, span_of(config), hops_before(config)
     frames = audio.shape[-1] // hop
     if audio.shape[-1] != frames * hop or mel.shape[-2] not in (frames, frames + 1) or not frames:
         raise ValueError(f"audio {audio.shape} and mel {mel.shape} do not fit at a hop of {hop}")
@@ -64,11 +68,11 @@ def consistent(
     own = jnp.full(lead, frames) if n_frames is None else jnp.asarray(n_frames)
     numbers = jax.lax.broadcasted_iota(own.dtype, (*lead, frames), len(lead))
     exists = (numbers < own[..., None]).astype(audio.dtype)
-    place = jnp.arange(-(span // 2) * hop, (frames + span // 2 - 1) * hop)
+    place = jnp.arange(-left * hop, (frames + span - 1 - left) * hop)
     place = jnp.broadcast_to(place, (*lead, *place.shape))
     around_ends = jnp.take_along_axis(audio, mirrored(place, own[..., None] * hop), axis=-1)
     start = spectra_of(around_ends.reshape(*lead, -1, hop), config)
-    target = jnp.exp(jnp.minimum(mel[..., :frames, :].astype(audio.dtype), LOUDEST))
+    target = target_of(mel[..., :frames, :].astype(audio.dtype), config)
     around = [(0, 0)] * len(lead) + [(span - 1, span - 1)]
     exists_around = jnp.pad(exists, around)
 
@@ -84,7 +88,7 @@ def consistent(
         return (after + momentum * (after - before), after), None
 
     (spectra, _), _ = jax.lax.scan(corrected, (start, start), length=iterations - 1)
-    hops = signal(spectra)[..., span // 2 : span // 2 + frames, :]
+    hops = signal(spectra)[..., left : left + frames, :]
     return hops.reshape(audio.shape)
 
 
@@ -94,33 +98,55 @@ def reach(config: Config) -> int:
 
 
 def span_of(config: Config) -> int:
-    """The number of hops that a frame overlaps when centred between two of them: always even."""
-    return 2 * -(-config.data.filter_length // (2 * config.data.hop_length))
+    """The number of hops that a frame overlaps: even for centred frames, odd for late ones."""
+    return 2 * hops_before(config) + (1 if config.data.mel.late else 0)
+
+
+def hops_before(config: Config) -> int:
+    """The number of hops before hop f that frame f overlaps."""
+    return -(-config.data.lead // config.data.hop_length)
 
 
 def _margin(config: Config) -> int:
     """Number of samples of a segment before its frame, and as many after it."""
-    return (span_of(config) * config.data.hop_length - config.data.filter_length) // 2
+    return hops_before(config) * config.data.hop_length - config.data.lead
 
 
 @cache
 def _gains(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mel filters B `[M, bins]`; B over its sum in each bin, so that a ratio per band becomes a
-    gain per bin; and the gain `[bins]` of bins that no filter covers, 0 for the others."""
+    """The mel filters B `[M, bins]`, with the pre-emphasis; B over its sum in each bin, so that a
+    ratio per band becomes a gain per bin; and the gain `[bins]` of bins that no filter covers, 0
+    for the others."""
     filters, data = mel_filters(config.data, config.waveglow.n_mel_channels), config.data
     total = filters.sum(axis=0)
     by_bin = filters / np.where(total > 0, total, 1)
+    if data.mel.emphasis:
+        turn = np.exp(-2j * np.pi * np.arange(len(total)) / data.filter_length)
+        response = np.abs(1 - data.mel.emphasis * turn) ** data.mel.power
+        filters = (filters * response).astype(np.float32)
     hertz = np.arange(len(total)) * data.sampling_rate / data.filter_length
     bandwidth = config.synthesis.bandwidth or np.inf
     return filters, by_bin, ((total == 0) & (hertz <= bandwidth)).astype(np.float32)
 
 
+def target_of(mel: jax.Array, config: Config) -> jax.Array:
+    """The mel's values `[..., F, M]` -> the bands that `with_mel` takes."""
+    return jnp.minimum(bands_of(mel, config.data), LOUDEST)
+
+
 def with_mel(spectra: jax.Array, target: jax.Array, config: Config) -> jax.Array:
-    """Spectra `[..., F, bins]` scaled towards the mel magnitudes `[..., F, M]`: g X."""
+    """Spectra `[..., F, bins]` scaled towards the bands `[..., F, M]`: g X."""
+    form = config.data.mel
     filters, by_bin, elsewhere = (jnp.asarray(each, target.dtype) for each in _gains(config))
-    mel = jnp.matmul(jnp.abs(spectra), filters.T, precision=jax.lax.Precision.HIGHEST)
-    ratio = jnp.clip(target / jnp.maximum(mel, LOG_FLOOR), 1 / MOST_RATIO, MOST_RATIO)
+    magnitudes = jnp.abs(spectra)
+    power = magnitudes if form.power == 1 else magnitudes**2
+    bands = jnp.matmul(power, filters.T, precision=jax.lax.Precision.HIGHEST)
+    if form.ceiling:
+        bands = jnp.where(target < form.ceiling, bands, jnp.minimum(bands, form.ceiling))
+    most = MOST_RATIO**form.power
+    ratio = jnp.clip(target / jnp.maximum(bands, form.floor or LEAST), 1 / most, most)
     gain = jnp.matmul(ratio, by_bin, precision=jax.lax.Precision.HIGHEST)
+    gain = gain if form.power == 1 else jnp.sqrt(gain)
     return spectra * (gain + jnp.broadcast_to(elsewhere, gain.shape))
 
 

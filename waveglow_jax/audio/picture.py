@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from waveglow_jax.audio.mel import LOG_FLOOR
 from waveglow_jax.config import DataConfig
 
 if TYPE_CHECKING:
@@ -36,13 +35,13 @@ def mel_figure(mels: Sequence[tuple[str, np.ndarray]], data: DataConfig) -> Figu
             aspect="auto",
             interpolation="nearest",
             cmap="magma",
-            vmin=np.log(LOG_FLOOR),
+            vmin=data.mel.lowest,
             vmax=top,
             extent=(0, mel.shape[0] * seconds_a_frame, 0, mel.shape[1]),
         )
         axis.set(title=literal(title), ylabel="mel band", xlim=(0, longest * seconds_a_frame))
     axes[-1].set_xlabel("seconds")
-    figure.colorbar(image, ax=axes, label="ln magnitude")
+    figure.colorbar(image, ax=axes, label=data.mel.log_named)
     return figure
 
 

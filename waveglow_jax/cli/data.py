@@ -121,7 +121,7 @@ def mel_of_recording(path: Path, voice: Any, convert: bool = False) -> Any:
     convert: also accept another rate and several channels.
     """
     audio = read_audio(path, voice.config.data.sampling_rate, convert=convert)
-    needed = voice.config.data.filter_length // 2 + 1
+    needed = voice.config.data.shortest + 1
     if len(audio) < needed:
         raise UserError(
             f"{path}: {len(audio)} samples are too short for a mel; {needed} are needed"

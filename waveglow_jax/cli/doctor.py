@@ -50,20 +50,19 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.fix:
         check_other_file(arguments.fix, arguments.mel)
     mel = Path(arguments.mel)
-    from waveglow_jax.audio.conventions import own_convention
     from waveglow_jax.doctor.alone import diagnose_alone
     from waveglow_jax.doctor.diagnose import diagnose
     from waveglow_jax.doctor.recipe import mended
 
     config = _config(arguments.weights)
-    own = own_convention(config)
+    own = config.convention
     array = read_any_mel(mel)
     heard = _samples(Path(arguments.recording)) if arguments.recording is not None else None
     try:
         if heard:
             with stages("trying conventions"):
                 found = diagnose(array, *heard, own)
-        elif own != own_convention(_config(None)):
+        elif own != _config(None).convention:
             raise UserError(
                 "the statistics are those of the bundled voice's mels, which this voice does not "
                 "take; give the recording too"

@@ -431,7 +431,7 @@ def _frames_of(path: Path, voice: Any) -> int:
         if path.suffix.lower() in MEL_SUFFIXES:
             return len(read_mel(path, voice.config.waveglow.n_mel_channels))
         data = voice.config.data
-        return 1 + audio_frames(path, data.sampling_rate, convert=True) // data.hop_length
+        return data.frames_of(audio_frames(path, data.sampling_rate, convert=True))
     except UserError:
         return 0
 

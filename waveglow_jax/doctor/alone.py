@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.conventions import CONVENTIONS, LN, Convention, Values, values_of
-from waveglow_jax.audio.mel import LOG_FLOOR
-from waveglow_jax.doctor.fit import Fit, at_floor
+from waveglow_jax.conventions import CONVENTIONS, LN, Convention, Values, values_of
+from waveglow_jax.doctor.fit import LOG_FLOOR, Fit, at_floor
 from waveglow_jax.doctor.notes import (
     DIFFERENCES,
     OTHER_BANDS,

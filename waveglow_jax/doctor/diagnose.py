@@ -1,6 +1,6 @@
 """What is wrong with a mel that sounds wrong: which convention it follows, and how to convert it.
 
-The mel is compared with the recording's own mel in every convention of `audio/conventions.py` and
+The mel is compared with the recording's own mel in every convention of `conventions.py` and
 in similar ones. The diagnosis names the convention that explains the mel best. `alone.py`
 diagnoses a mel without its recording. Arrays: mel in a file `[M, F]`, in this module `[F, M]`.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.conventions import (
+from waveglow_jax.conventions import (
     CONVENTIONS,
     DB,
     HALF_HOP,
@@ -19,10 +19,10 @@ from waveglow_jax.audio.conventions import (
     Convention,
     Spectrum,
     Values,
-    filters,
     values_of,
 )
 from waveglow_jax.doctor.fit import Case, Fit, at_floor, explain, overlap
+from waveglow_jax.doctor.librosa_mel import filters
 from waveglow_jax.doctor.notes import (
     DIFFERENCES,
     UNKNOWN,

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.conventions import DB, LN, Spectrum, Values
-from waveglow_jax.audio.mel import LOG_FLOOR
-from waveglow_jax.doctor.fit import Case, Fit, at_ceiling, at_floor
+from waveglow_jax.conventions import DB, LN, Spectrum, Values
+from waveglow_jax.doctor.fit import LOG_FLOOR, Case, Fit, at_ceiling, at_floor
 from waveglow_jax.doctor.recipe import Recipe
 from waveglow_jax.errors import UserError
 

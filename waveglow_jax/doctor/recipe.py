@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from waveglow_jax.audio.conventions import LN, Values
-from waveglow_jax.audio.mel import LOG_FLOOR
-from waveglow_jax.doctor.fit import at_floor
+from waveglow_jax.conventions import LN, Values
+from waveglow_jax.doctor.fit import LOG_FLOOR, at_floor
 
 FLOORS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 

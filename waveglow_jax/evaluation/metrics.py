@@ -376,10 +376,10 @@ def _compile_pyin(dtype: np.dtype) -> None:
     `guvectorize`). The lock is in the folder where numba keeps librosa's functions.
     """
     import librosa
-    import numba
     from filelock import FileLock
 
-    folders = [numba.config.CACHE_DIR, Path(librosa.__file__).parent / "__pycache__", cache_base()]
+    beside = Path(librosa.__file__).parent / "__pycache__"
+    folders = [os.environ.get("NUMBA_CACHE_DIR"), beside, cache_base()]
     folder = next((each for each in folders if each and os.access(each, os.W_OK)), None)
     lock = nullcontext() if folder is None else FileLock(Path(folder) / "waveglow_jax.lock")
     with lock:

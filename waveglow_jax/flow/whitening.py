@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from waveglow_jax.audio.fourier import irfft, rfft
-from waveglow_jax.audio.mel import mel_filters, stft_window
+from waveglow_jax.audio.mel import bands_of, mel_filters, stft_window
 from waveglow_jax.config import Config
 from waveglow_jax.flow.bijections import EXACT
 
@@ -62,6 +62,8 @@ def mel_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
     block, hop = config.waveglow.whitening.block, config.data.hop_length
     # The block's centre in half samples: an integer, whether the length is known or symbolic.
     centre = (2 * jnp.arange(n_samples // block) + 1) * block
+    if config.data.mel.late:
+        centre = jnp.maximum(centre - hop, 0)
     last = mel.shape[1] - 1
     left = jnp.minimum(centre // (2 * hop), last)
     right = jnp.minimum(left + 1, last)
@@ -71,14 +73,21 @@ def mel_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
 
 def power_of_mel(mel: jax.Array, config: Config) -> jax.Array:
     """Log-mel `[..., M]` -> the power spectrum that it gives, `[..., bins]`."""
+    form, energy = config.data.mel, np.sum(stft_window(config.data) ** 2)
     spread = jnp.asarray(_spread(config), mel.dtype)
-    magnitude = jnp.matmul(jnp.exp(mel), spread, precision=EXACT)
-    return magnitude**2 * float(4 / np.pi / np.sum(stft_window(config.data) ** 2))
+    of_bins = jnp.matmul(bands_of(mel, config.data), spread, precision=EXACT)
+    power = (
+        of_bins * float(1 / energy) if form.power == 2 else of_bins**2 * float(4 / np.pi / energy)
+    )
+    if not form.emphasis:
+        return power
+    undone = 1 / np.abs(response_of(form.emphasis, config)) ** 2
+    return power * jnp.broadcast_to(jnp.asarray(undone, power.dtype), power.shape)
 
 
 @cache
 def _spread(config: Config) -> np.ndarray:
-    """`[M, bins]`: mel magnitudes to those of the FFT's bins; bins that no filter covers get 0."""
+    """`[M, bins]`: the mel's bands to the FFT's bins; bins that no filter covers get 0."""
     filters = mel_filters(config.data, config.waveglow.n_mel_channels).astype(np.float64)
     of_bin = filters.sum(axis=0)
     share = filters / np.where(of_bin > 0, of_bin, 1)
@@ -87,8 +96,13 @@ def _spread(config: Config) -> np.ndarray:
 
 def emphasis_response(config: Config) -> np.ndarray:
     """`[bins]` complex: the pre-emphasis 1 - 0.95 z^-1 on the FFT's bins."""
+    return response_of(PRE_EMPHASIS, config)
+
+
+def response_of(emphasis: float, config: Config) -> np.ndarray:
+    """`[bins]` complex: the pre-emphasis 1 - emphasis z^-1 on the FFT's bins."""
     bins = np.arange(config.data.filter_length // 2 + 1)
-    return 1 - PRE_EMPHASIS * np.exp(-2j * np.pi * bins / config.data.filter_length)
+    return 1 - emphasis * np.exp(-2j * np.pi * bins / config.data.filter_length)
 
 
 def row(values: np.ndarray, like: jax.Array) -> jax.Array:

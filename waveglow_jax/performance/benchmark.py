@@ -190,8 +190,8 @@ def _our_training(params: Params, config: Config, clips: np.ndarray, dtype: str)
 def _torch_training(
     params: Params, config: Config, clips: np.ndarray, torch: Any, model_of: ModuleType
 ) -> Contender:
-    half = config.data.filter_length // 2
-    audio = clips[:, half : half + config.data.segment_length]
+    lead = config.data.lead
+    audio = clips[:, lead : lead + config.data.segment_length]
     mel = np.asarray(jax.jit(log_mel_of_padded, static_argnums=1)(clips, config))
     inputs = (
         torch.from_numpy(audio.copy()),

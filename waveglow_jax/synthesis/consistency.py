@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from waveglow_jax.audio.consistency import (
-    LOUDEST,
     MOMENTUM,
+    hops_before,
     reach,
     segments_of,
     signal_of,
     span_of,
     spectra_of,
+    target_of,
     with_mel,
 )
 from waveglow_jax.audio.mel import FAR, mirrored
@@ -55,7 +56,7 @@ def consistent_blocks(
 
 def delay(config: Config, iterations: int) -> int:
     """Number of frames after its own that a sample of `consistent_blocks` waits for."""
-    return iterations * reach(config) + span_of(config) // 2 if iterations else 0
+    return iterations * reach(config) + hops_before(config) if iterations else 0
 
 
 def piece_frames(device: jax.Device) -> int:
@@ -82,7 +83,7 @@ class _Row(NamedTuple):
 
 def _on_tape(pieces: Iterable[Piece], config: Config) -> Iterator[_Row]:
     """Yields the F + reach rows of one utterance as its pieces arrive."""
-    hop, left, behind = config.data.hop_length, span_of(config) // 2, reach(config)
+    hop, left, behind = config.data.hop_length, hops_before(config), reach(config)
     audio, mel = np.zeros(0, np.float32), _no_rows(behind, config).mel
     start = done = 0  # samples before `audio`, rows already yielded
     pieces = iter(pieces)
@@ -218,7 +219,7 @@ def _corrected_piece(
         jnp.concatenate([old, new])
         for old, new in ((state.hops, hops), (state.mel, mel), (state.exists, exists))
     )
-    target = jnp.exp(jnp.minimum(mel, LOUDEST))
+    target = target_of(mel, config)
     start = spectra_of(hops, config)
 
     def signal(spectra: jax.Array, segments: jax.Array, k: Any) -> tuple[jax.Array, jax.Array]:

@@ -90,19 +90,21 @@ class Voice:
     def mel(self, audio: np.ndarray | SupportsArray) -> np.ndarray:
         """Samples in [-1, 1] `[T]` or `[B, T]` -> log-mel `[F, M]` or `[B, F, M]`.
 
-        F = 1 + T // hop frames. int16 is divided by 32768, as soundfile does.
+        F = 1 + T // hop frames, or T // hop where the convention's frames lie half a hop late.
+        int16 is divided by 32768, as soundfile does.
 
         Raises ValueError if T is too short to be reflected at the ends, for other integers, and
         for samples that are not finite. Warns (LevelWarning) if samples are far beyond full scale.
         """
         audio, data = samples_of(on_host(audio)), self.config.data
-        half = data.filter_length // 2
-        if audio.ndim not in (1, 2) or audio.shape[-1] <= half:
-            raise ValueError(f"audio of shape {audio.shape} is no [T] or [B, T] with T over {half}")
-        frames = 1 + audio.shape[-1] // data.hop_length
+        if audio.ndim not in (1, 2) or audio.shape[-1] <= data.shortest:
+            raise ValueError(
+                f"audio of shape {audio.shape} is no [T] or [B, T] with T over {data.shortest}"
+            )
+        frames = data.frames_of(audio.shape[-1])
         wanted = (size_at_least(frames) - 1) * data.hop_length + data.filter_length
         lead = [(0, 0)] * (audio.ndim - 1)
-        padded = np.pad(audio, [*lead, (half, half)], mode="reflect")
+        padded = np.pad(audio, [*lead, (data.lead, data.lead)], mode="reflect")
         padded = np.pad(padded, [*lead, (0, max(0, wanted - padded.shape[-1]))])[..., :wanted]
         return np.asarray(_mel_of_padded(padded, self.config))[..., :frames, :]
 

@@ -261,14 +261,14 @@ def read_example(recording: Recording, frame: int, config: Config) -> dict[str, 
 
 
 def read_context_clip(recording: Recording, frame: int, config: Config) -> np.ndarray:
-    """`[(clip_frames - 1) * hop + filter_length]` float32, from a frame's centre on.
+    """`[(clip_frames - 1) * hop + filter_length]` float32, from a frame's first sample on.
 
     Beyond its ends the recording is reflected, as for the mel of the whole recording; a recording
     shorter than the clip is first padded with zeros.
     """
     data = config.data
     half = data.filter_length // 2
-    start = frame * data.hop_length - half
+    start = frame * data.hop_length - data.lead
     stop = start + (config.clip_frames - 1) * data.hop_length + data.filter_length
     # Reflection at the end reads half an FFT more of the recording than the clip contains.
     first = max(0, min(start, recording.n_samples - half - 1))

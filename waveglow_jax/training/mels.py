@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from waveglow_jax.audio.mel import LOG_FLOOR, log_mel
+from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, find_inputs
@@ -108,7 +108,7 @@ class MisalignedError(UserError):
 def _check_aligned(path: Path, recording: Path, n_samples: int, config: Config) -> None:
     frames = len(read_mel(path, config.waveglow.n_mel_channels))
     hop = config.data.hop_length
-    whole = 1 + n_samples // hop
+    whole = config.data.frames_of(n_samples)
     if not whole - 1 <= frames <= whole:
         raise MisalignedError(
             f"{path}: {frames} frames, but {recording} has {n_samples} samples, which are {whole} "
@@ -124,10 +124,10 @@ def mel_frames(path: Path, n_samples: int, first: int, count: int, config: Confi
     recording are silent.
     """
     mel = read_mel(path, config.waveglow.n_mel_channels)
-    whole = 1 + n_samples // config.data.hop_length
+    whole = config.data.frames_of(n_samples)
     mel = np.pad(mel, ((0, max(0, whole - len(mel))), (0, 0)), mode="edge")[first : first + count]
     silence = ((0, count - len(mel)), (0, 0))
-    return np.pad(mel, silence, constant_values=np.log(np.float32(LOG_FLOOR)))
+    return np.pad(mel, silence, constant_values=np.float32(config.data.mel.lowest))
 
 
 def resemblance(pairs: Sequence[tuple[Path, int, Path]], config: Config) -> list[str]:

@@ -234,9 +234,9 @@ def _clips(
     whitening reads (None without one), and mel `[B, F, M]` without noise."""
     data, train = config.data, config.train
     mel = log_mel_of_padded(batch.clips, config) if batch.mel is None else batch.mel
-    half = data.filter_length // 2
+    lead = data.lead
     order = config.waveglow.whitening_order
-    audio = batch.clips[:, half - order : half + data.segment_length]
+    audio = batch.clips[:, lead - order : lead + data.segment_length]
     if train.noise_std:
         # Keyed by step and index in the global batch, hence independent of the number of devices.
         key = jax.random.fold_in(jax.random.key(train.seed), step)

@@ -1,17 +1,14 @@
-"""The mel-spectrogram conventions of other software: a table, and the mel of any of its rows.
+"""The mel-spectrogram conventions of other software, as a table.
 
-Arrays: audio `[T]` samples in [-1, 1]; mel `[F, M]`, frames and bands. The module computes mels
-with NumPy and librosa alone, independently of `audio/mel.py`, whose convention is one of the rows.
+A config names a row (`"mel": "vocos-24khz"` in `data_config`) or gives its fields
+(`config_data.MelConfig`); `audio/mel.py` computes the mel.
 """
 
+import difflib
 import math
 from dataclasses import dataclass, fields, replace
-from functools import cache
 
-import numpy as np
-
-from waveglow_jax.audio.mel import LOG_FLOOR
-from waveglow_jax.config import Config
+from waveglow_jax.errors import UserError
 
 HALF_HOP = "half a hop late"
 DB = 20 / math.log(10)
@@ -64,9 +61,18 @@ class Values:
 
 @dataclass(frozen=True)
 class Convention:
+    """A row of the table. key: its name in configs and commands.
+
+    epsilon: what the software adds to the power of each FFT bin before its square root. ceiling:
+    the largest m that it writes; 0 where there is none.
+    """
+
+    key: str
     name: str
     spectrum: Spectrum
     values: Values
+    epsilon: float = 0.0
+    ceiling: float = 0.0
 
 
 LN = Values("natural logarithm", 1.0)
@@ -108,134 +114,104 @@ _NORMALIZED = 0.5 * math.log(384.0)
 _DIFFWAVE = _values("[0, 1]: (dB + 80) / 100", 1e-5)
 
 CONVENTIONS = (
-    Convention("Tacotron 2 / WaveGlow", _TACOTRON, replace(LN, floor=1e-5)),
-    Convention("HiFi-GAN / BigVGAN", replace(_TACOTRON, frames=HALF_HOP), replace(LN, floor=1e-5)),
+    Convention("tacotron2", "Tacotron 2 / WaveGlow", _TACOTRON, replace(LN, floor=1e-5)),
     Convention(
+        "hifigan",
+        "HiFi-GAN / BigVGAN",
+        replace(_TACOTRON, frames=HALF_HOP),
+        replace(LN, floor=1e-5),
+        1e-9,
+    ),
+    Convention(
+        "bigvgan-24khz",
         "BigVGAN, 24 kHz, 100 bands",
         Spectrum(rate=24000, n_mels=100, fmax=12000.0, frames=HALF_HOP),
         replace(LN, floor=1e-5),
+        1e-9,
     ),
     Convention(
+        "bigvgan-44khz",
         "BigVGAN, 44.1 kHz, 128 bands",
         Spectrum(44100, 512, 2048, 2048, 128, fmax=22050.0, frames=HALF_HOP),
         replace(LN, floor=1e-5),
+        1e-9,
     ),
     Convention(
+        "vocos-24khz",
         "Vocos, 24 kHz",
         Spectrum(rate=24000, n_mels=100, fmax=12000.0, scale="htk", norm="none"),
         replace(LN, floor=1e-7),
     ),
     Convention(
+        "espnet",
         "ParallelWaveGAN / ESPnet",
         Spectrum(fmin=80.0, fmax=7600.0),
         _values("log10", 1e-10),
     ),
     Convention(
+        "espnet-24khz",
         "ParallelWaveGAN / ESPnet, 24 kHz",
         Spectrum(24000, 300, 2048, 1200, fmin=80.0, fmax=7600.0),
         _values("log10", 1e-10),
     ),
     Convention(
+        "librosa-db",
         "librosa's default, in dB",
         Spectrum(22050, 512, 2048, 2048, 128, fmax=11025.0, power=2),
         _values("dB", power=2),
     ),
     Convention(
+        "librosa",
         "librosa's default, no logarithm",
         Spectrum(22050, 512, 2048, 2048, 128, fmax=11025.0, power=2),
         LINEAR,
     ),
     Convention(
+        "torchaudio",
         "torchaudio's default",
         Spectrum(22050, 200, 400, 400, 128, fmax=11025.0, scale="htk", norm="none", power=2),
         LINEAR,
     ),
     Convention(
+        "torchaudio-16khz",
         "torchaudio's default, 16 kHz",
         Spectrum(16000, 200, 400, 400, 128, fmax=8000.0, scale="htk", norm="none", power=2),
         LINEAR,
     ),
     Convention(
+        "wavernn",
         "WaveRNN (fatchord)",
         Spectrum(22050, 275, 2048, 1100, fmin=40.0, fmax=11025.0),
         _values("[0, 1]: (dB + 100) / 100", 1e-5),
+        ceiling=1.0,
     ),
     Convention(
+        "rayhane",
         "Tacotron-2 (Rayhane-mamah)",
         Spectrum(22050, 275, 2048, 1100, fmin=55.0, fmax=7600.0, emphasis=0.97),
         _values("[-4, 4]: 8 (dB + 80) / 100 - 4", 1e-5),
+        ceiling=10.0,
     ),
     Convention(
+        "diffwave",
         "DiffWave / WaveGrad",
         Spectrum(fmin=20.0, fmax=11025.0, scale="htk", norm="none"),
-        replace(_DIFFWAVE, offset=_DIFFWAVE.offset - _DIFFWAVE.slope * _NORMALIZED),
+        replace(
+            _DIFFWAVE,
+            offset=_DIFFWAVE.offset - _DIFFWAVE.slope * _NORMALIZED,
+            floor=1e-5 * math.exp(_NORMALIZED),
+        ),
+        ceiling=10 * math.exp(_NORMALIZED),
     ),
 )
 """Taken from the software's sources; of several settings, those of its published voices."""
 
 
-def own_convention(config: Config) -> Convention:
-    """The convention of a voice of this config: the matching row of the table if there is one."""
-    data = config.data
-    spectrum = Spectrum(
-        data.sampling_rate,
-        data.hop_length,
-        data.filter_length,
-        data.win_length,
-        config.waveglow.n_mel_channels,
-        fmin=float(data.mel_fmin),
-        fmax=float(data.mel_fmax),
-    )
-    for row in CONVENTIONS:
-        if row.spectrum == spectrum and row.values == replace(LN, floor=LOG_FLOOR):
-            return row
-    return Convention("the voice's own", spectrum, replace(LN, floor=LOG_FLOOR))
-
-
-def magnitudes(audio: np.ndarray, spectrum: Spectrum) -> np.ndarray:
-    """Audio `[T]` at the spectrum's rate -> `[F, n_fft / 2 + 1]`; F is 0 if it is too short."""
-    import librosa
-
-    if spectrum.emphasis:
-        audio = np.append(audio[:1], audio[1:] - spectrum.emphasis * audio[:-1])
-    pad = spectrum.n_fft // 2
-    if spectrum.frames == HALF_HOP:
-        pad = (spectrum.n_fft - spectrum.hop) // 2
-    if len(audio) <= max(pad, spectrum.n_fft):
-        return np.zeros((0, spectrum.n_fft // 2 + 1), np.float32)
-    padded = np.pad(audio, (pad, pad), mode="reflect")
-    stft = librosa.stft(
-        padded,
-        n_fft=spectrum.n_fft,
-        hop_length=spectrum.hop,
-        win_length=spectrum.win,
-        center=False,
-    )
-    return np.abs(stft).T
-
-
-def mel_of_magnitudes(magnitude: np.ndarray, spectrum: Spectrum) -> np.ndarray:
-    """The mel `[F, M]` of magnitudes `[F, bins]`, without a logarithm."""
-    return magnitude**spectrum.power @ filters(spectrum).T
-
-
-@cache
-def filters(spectrum: Spectrum) -> np.ndarray:
-    """The mel filters `[M, n_fft / 2 + 1]`, float32."""
-    import warnings
-
-    import librosa
-
-    rate = spectrum.filter_rate or spectrum.rate
-    with warnings.catch_warnings():
-        # librosa warns of bands that contain no bin, but some conventions have such bands.
-        warnings.simplefilter("ignore", UserWarning)
-        return librosa.filters.mel(
-            sr=rate,
-            n_fft=spectrum.n_fft,
-            n_mels=spectrum.n_mels,
-            fmin=spectrum.fmin,
-            fmax=min(spectrum.fmax, rate / 2),
-            htk=spectrum.scale == "htk",
-            norm=None if spectrum.norm == "none" else "slaney",
-        )
+def convention_named(key: str) -> Convention:
+    """The row of the table with this key. Raises UserError, with the nearest keys, without one."""
+    rows = {row.key: row for row in CONVENTIONS}
+    if key not in rows:
+        close = difflib.get_close_matches(key, rows, n=3, cutoff=0.4)
+        known = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(rows)}"
+        raise UserError(f"{key} is no known mel convention; {known}")
+    return rows[key]
