@@ -12,6 +12,7 @@ from test_doctor import AUDIO as SPEECH
 from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.audio.mel import bands_of, log_mel, mel_filters, written
 from waveglow_jax.config import Config, config_from_dict, config_to_dict
+from waveglow_jax.config_data import DataConfig, MelConfig
 from waveglow_jax.conventions import CONVENTIONS, HALF_HOP, Convention
 from waveglow_jax.errors import UserError
 
