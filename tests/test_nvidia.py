@@ -21,7 +21,7 @@ from waveglow_jax.cli import main
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.torch_file import open_torch, write_torch
 from waveglow_jax.weights import nvidia
-from waveglow_jax.weights.inspection import report
+from waveglow_jax.weights.facts import report
 from waveglow_jax.weights.release import read_weights
 
 PLAIN = DATA / "statedict_unfused_zip.pt"

@@ -1,8 +1,9 @@
 """Reads text files from any editor: UTF-8 with or without a byte order mark, or UTF-16 or UTF-32
-with one."""
+with one; and makes values fit for JSON."""
 
 import codecs
 import json
+import math
 import os
 import stat
 from typing import Any
@@ -80,3 +81,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no valid JSON ({error}); mend it at that place") from None
+
+
+def finite_json(value: Any) -> Any:
+    """The value in the types of JSON: arrays become lists, and non-finite numbers become null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: finite_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

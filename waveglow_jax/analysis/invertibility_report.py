@@ -16,6 +16,7 @@ from waveglow_jax.analysis.lipschitz import LayerShape
 from waveglow_jax.analysis.precisions import BY_NAME
 from waveglow_jax.audio.picture import literal
 from waveglow_jax.files.atomic import replacing, write_text
+from waveglow_jax.text import finite_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,15 +43,7 @@ def write_reports(report: Report, output: str | Path) -> tuple[Path, ...]:
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report as a JSON object, in which null stands for every value that is not finite."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return plain(dataclasses.asdict(report))
+    return finite_json(dataclasses.asdict(report))
 
 
 def markdown(report: Report) -> str:

@@ -22,7 +22,7 @@ from waveglow_jax.files.sound import read_samples
 from waveglow_jax.files.wav import write_wav
 from waveglow_jax.text import read_json
 
-MANIFEST = "prepare.json"
+PREPARED = "prepare.json"
 LEFT_OUT = "left_out.txt"
 
 # A recording is clipped if more than this share of a channel's samples lies at full scale, in runs
@@ -42,7 +42,7 @@ _LOWEST_LEVEL = -60.0
 _ACTIVE_DB = 40.0
 _FRAME_SECONDS = 0.02
 # A killed run repeats at most this many files.
-_MANIFEST_EVERY = 500
+_WRITTEN_EVERY = 500
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def prepare(
                     noted[place] = note
                     seconds += note["samples"] / sampling_rate
                     kept, written = kept + (reason == "kept"), written + (reason != "kept")
-                if written and count % _MANIFEST_EVERY == 0:
+                if written and count % _WRITTEN_EVERY == 0:
                     _write_manifest(output, settings, noted)
                 if progress:
                     progress(count, len(items))
@@ -252,7 +252,7 @@ def _levelled(samples: np.ndarray, sampling_rate: int, level_dbfs: float) -> np.
 
 def _read_manifest(output: Path, settings: dict) -> dict[str, dict]:
     """Reads earlier runs' entry of each output, by its relative path; refuses other settings."""
-    path = output / MANIFEST
+    path = output / PREPARED
     if not path.exists():
         return {}
     content = read_json(path)
@@ -279,4 +279,4 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, dict]:
 
 def _write_manifest(output: Path, settings: dict, files: dict[str, dict]) -> None:
     content = {"settings": settings, "files": dict(sorted(files.items()))}
-    write_text(output / MANIFEST, json.dumps(content, indent=1) + "\n")
+    write_text(output / PREPARED, json.dumps(content, indent=1) + "\n")

@@ -18,6 +18,7 @@ from waveglow_jax.files.atomic import replacing
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, Input, find_inputs
 from waveglow_jax.files.mels import read_mel
 from waveglow_jax.files.sound import read_audio
+from waveglow_jax.text import finite_json
 
 _NOISE = 0.1
 # An uncentred mel has this many frames fewer than a centred one.
@@ -250,7 +251,7 @@ def _likelihood(item: Input, voice: Any, arguments: argparse.Namespace) -> dict[
         "noise": std,
         **dataclasses.asdict(found),
     }
-    return _finite(told)
+    return finite_json(told)
 
 
 def _mel_for(path: str, own: np.ndarray, voice: Any) -> np.ndarray:
@@ -266,17 +267,6 @@ def _mel_for(path: str, own: np.ndarray, voice: Any) -> np.ndarray:
             "hop, rate or recording"
         )
     return mel[: len(own)]
-
-
-def _finite(value: Any) -> Any:
-    """The value in the types of JSON: arrays become lists, and non-finite numbers become null."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _likelihood_line(path: Path, found: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         return _inspect_run(run, arguments)
     if arguments.plot:
         raise UserError(f"{run}: --plot shows a training run's curves, and this is none")
-    from waveglow_jax.weights.inspection import as_text, report
+    from waveglow_jax.weights.facts import as_text, report
     from waveglow_jax.weights.release import read_weights
 
     found = report(read_weights(source, alternating_halves=arguments.alternating_halves))

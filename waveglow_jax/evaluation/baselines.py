@@ -21,7 +21,7 @@ from waveglow_jax.evaluation.made import (
     already_made,
     digest_of,
     file_name_of,
-    fingerprint,
+    file_state,
     made_from,
     with_seconds,
 )
@@ -123,7 +123,7 @@ def make_baseline(
     with deaf_children():
         results = apply(_baseline_file, jobs)
     for count, (name, seconds) in enumerate(zip(todo, results, strict=True), 1):
-        done[name] = {"name": name, "of": fingerprint(todo[name]), "seconds": seconds}
+        done[name] = {"name": name, "of": file_state(todo[name]), "seconds": seconds}
         add_record(folder / MADE, done[name])
         progress(count, len(todo))
     return made_from(folder, done, references)

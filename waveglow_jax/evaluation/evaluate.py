@@ -24,7 +24,7 @@ from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.alignment import align
 from waveglow_jax.evaluation.baselines import BASELINES, GRIFFIN_LIM, baselines_of, make_baseline
-from waveglow_jax.evaluation.made import Made, add_record, fingerprint, read_records
+from waveglow_jax.evaluation.made import Made, add_record, file_state, read_records
 from waveglow_jax.evaluation.metrics import METRICS, OF_SIGNALS, measure, missing_packages
 from waveglow_jax.evaluation.results import Evaluation, Row, Summary
 from waveglow_jax.evaluation.statistics import bootstrap_mean
@@ -314,7 +314,7 @@ def _measure_all(
 def _identity(
     system: str, name: str, reference: Path, path: Path, rate: int, keys: tuple[str, ...]
 ) -> str:
-    parts = [_EDITION, system, name, fingerprint(reference), fingerprint(path), rate, keys]
+    parts = [_EDITION, system, name, file_state(reference), file_state(path), rate, keys]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ TIMED_FILES = 8
 MADE = "made.jsonl"
 
 
-def fingerprint(path: Path) -> list[int]:
+def file_state(path: Path) -> list[int]:
     """A file's size and modification time, by which a changed file is recognised.
 
     Raises UserError if the file cannot be read.
@@ -114,7 +114,7 @@ def already_made(folder: Path, references: dict[str, Path]) -> dict[str, dict[st
 
 def same_file(record: dict[str, Any], references: dict[str, Path]) -> bool:
     path = references.get(str(record.get("name")))
-    return path is not None and record.get("of") == fingerprint(path)
+    return path is not None and record.get("of") == file_state(path)
 
 
 def digest_of(recipe: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from waveglow_jax.evaluation.made import (
     already_made,
     digest_of,
     file_name_of,
-    fingerprint,
+    file_state,
     made_from,
     read_records,
     same_file,
@@ -171,12 +171,12 @@ def make_with_weights(
             except ValueError as error:
                 raise UserError(f"--system {system.name}: {path}: {error}") from None
             write_wav(folder / f"{name}.wav", np.clip(samples, -1, 1), rate)
-            done[name] = {"name": name, "of": fingerprint(path), "seconds": seconds}
+            done[name] = {"name": name, "of": file_state(path), "seconds": seconds}
             add_record(folder / MADE, done[name])
         if name not in nats:
             nats[name] = {
                 "name": name,
-                "of": fingerprint(path),
+                "of": file_state(path),
                 "nats": nats_per_sample(voice, audio, mel),
             }
             add_record(likelihoods, nats[name])

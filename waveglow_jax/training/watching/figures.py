@@ -11,7 +11,7 @@ import numpy as np
 from waveglow_jax.config import Config
 from waveglow_jax.flow.likelihood import loss_constant
 from waveglow_jax.flow.waveglow import Params
-from waveglow_jax.weights.inspection import determinants_and_conditions
+from waveglow_jax.weights.facts import determinants_and_conditions
 
 
 def validation_figures(

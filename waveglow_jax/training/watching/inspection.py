@@ -9,7 +9,7 @@ import numpy as np
 
 from waveglow_jax.config import Config, config_to_dict, load_config
 from waveglow_jax.training.watching.history import History, read_history, window_means
-from waveglow_jax.weights.inspection import suspicious_matrices
+from waveglow_jax.weights.facts import suspicious_matrices
 
 RECENT = 100
 """Number of last steps whose mean is reported as the current loss."""

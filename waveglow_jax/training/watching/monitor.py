@@ -18,6 +18,7 @@ from tqdm import tqdm
 from waveglow_jax.audio.picture import figure_pixels, mel_figure
 from waveglow_jax.config import Config
 from waveglow_jax.files.atomic import write_text
+from waveglow_jax.text import finite_json
 from waveglow_jax.training.watching.figures import peak_memory
 from waveglow_jax.training.watching.weights_and_biases import WeightsAndBiases
 
@@ -152,7 +153,7 @@ class Monitor:
                 board.add_scalar(tag, value, step)
 
     def _record(self, step: int, figures: Figures) -> None:
-        self._metrics.write(json.dumps({"step": step, **_finite(figures)}) + "\n")
+        self._metrics.write(json.dumps({"step": step, **finite_json(figures)}) + "\n")
         self._metrics.flush()
 
     def without_boards(self) -> None:
@@ -177,15 +178,6 @@ def say(line: str) -> None:
     """Prints a line to the terminal, above the bar if there is one."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for numbers that are not finite, which JSON cannot represent."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _session(total_steps: int) -> dict[str, Any]:
