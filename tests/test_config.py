@@ -24,7 +24,9 @@ from waveglow_jax.config import (
     field_facts,
     load_config,
 )
+from waveglow_jax.config_data import MelConfig
 from waveglow_jax.config_fields import Bounds
+from waveglow_jax.conventions import HALF_HOP
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import init
 from waveglow_jax.presets import presets
@@ -98,6 +100,19 @@ UNUSUAL = Config(
         win_length=640,
         mel_fmin=50.0,
         mel_fmax=7600.0,
+        mel=MelConfig(
+            scale="htk",
+            norm="none",
+            power=2,
+            frames=HALF_HOP,
+            epsilon=1e-9,
+            emphasis=0.97,
+            log="dB",
+            gain=0.01,
+            offset=1.0,
+            floor=1e-4,
+            ceiling=10.0,
+        ),
     ),
     train=TrainConfig(
         seed=7,
@@ -303,7 +318,7 @@ NUMBERS = [
     name
     for name, value in [
         *((f"waveglow_config.{'.'.join(n)}", v) for n, v in leaves(UNUSUAL.waveglow).items()),
-        *((f"data_config.{n}", v) for (n,), v in leaves(UNUSUAL.data).items()),
+        *((f"data_config.{'.'.join(n)}", v) for n, v in leaves(UNUSUAL.data).items()),
         *((f"train_config.{n}", v) for (n,), v in leaves(UNUSUAL.train).items()),
         *((f"synthesis_config.{n}", v) for (n,), v in leaves(UNUSUAL.synthesis).items()),
     ]

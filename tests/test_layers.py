@@ -20,6 +20,7 @@ FLOORS: list[dict[str, set[str]]] = [
             "config",
             "config_data",
             "config_fields",
+            "config_grid",
             "config_names",
             "conventions",
             "presets",

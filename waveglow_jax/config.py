@@ -22,10 +22,10 @@ from waveglow_jax.config_fields import (
     OneOf,
     check_limits,
     facts_of,
-    must_divide,
     read_section,
     unknown_field,
 )
+from waveglow_jax.config_grid import block_of, check_grid, period_of, steps_of
 from waveglow_jax.config_names import in_our_names, override
 from waveglow_jax.conventions import Convention
 from waveglow_jax.errors import UserError
@@ -46,7 +46,6 @@ _NEVER = 10**9
 # Config files may come from any source: beyond the bounds of the fields below, programs would not
 # finish or would exceed the memory.
 _MOST_SIGMAS = 100
-_MOST_OVERLAP = 64
 
 
 @dataclass(frozen=True)
@@ -320,39 +319,31 @@ class Config:
         self.waveglow.check()
         self.data.check()
         self.train.check()
-        hop, group = self.data.hop_length, self.waveglow.n_group
-        segment = self.data.segment_length
-        must_divide("waveglow_config.n_group", group, "data_config.segment_length", segment)
-        kernel = self.waveglow.upsample_kernel
-        if kernel < hop:
-            raise UserError(
-                f"waveglow_config.upsample_kernel {kernel} is below data_config.hop_length {hop}: "
-                "some samples would hear no frame"
-            )
-        for name, length in (
-            ("waveglow_config.upsample_kernel", kernel),
-            ("data_config.filter_length", self.data.filter_length),
-        ):
-            if length > _MOST_OVERLAP * hop:
-                raise UserError(
-                    f"{name} {length} must be at most {_MOST_OVERLAP} times data_config.hop_length "
-                    f"{hop}: so many frames overlap in no voice"
-                )
-        if self.waveglow.conditioning == "group":
-            must_divide("waveglow_config.n_group", group, "waveglow_config.upsample_kernel", kernel)
-        if self.waveglow.mel_whitening:
-            block = self.waveglow.mel_whitening.block
-            must_divide("waveglow_config.mel_whitening.block", block, "data_config.hop_length", hop)
-            must_divide(
-                "waveglow_config.mel_whitening.block", block, "data_config.segment_length", segment
-            )
-            half, order = self.data.filter_length // 2, self.waveglow.mel_whitening.order
-            if max(block, order) > half:
-                raise UserError(
-                    f"waveglow_config.mel_whitening: block {block} and order {order} must be at "
-                    f"most half of data_config.filter_length {self.data.filter_length}: the "
-                    "autocorrelation has no more lags"
-                )
+        check_grid(self.waveglow, self.data)
+
+    @property
+    def period(self) -> int:
+        """The fewest frames that consist of whole groups: 1 where the group divides the hop."""
+        return period_of(self.data.hop_length, self.waveglow.n_group)
+
+    def steps_of(self, frames: Any) -> Any:
+        """The number of groups that cover so many frames; the last one may end after them."""
+        return steps_of(frames, self.data.hop_length, self.waveglow.n_group)
+
+    def whole_frames(self, n_samples: int) -> int:
+        """The most frames, in whole periods, that lie in so many samples."""
+        frames = n_samples // self.data.hop_length
+        return frames - frames % self.period
+
+    @property
+    def block(self) -> int:
+        """The number of samples of which the forward pass takes a multiple."""
+        return block_of(self.waveglow)
+
+    @property
+    def clip_samples(self) -> int:
+        """The samples of a training clip that the flow sees: as many whole groups as fit."""
+        return self.data.segment_length - self.data.segment_length % self.block
 
     @property
     def convention(self) -> Convention:
@@ -362,7 +353,7 @@ class Config:
     @property
     def clip_frames(self) -> int:
         """The number of mel frames whose centre lies in a training clip or at its end."""
-        return self.data.segment_length // self.data.hop_length + 1
+        return self.clip_samples // self.data.hop_length + 1
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -39,9 +39,10 @@ class Exactness:
 
 def encode(voice: Voice, audio: np.ndarray) -> Latent:
     """`[T]` -> its latent. Raises ValueError if it is too short for a mel."""
-    hop, n_samples = voice.config.data.hop_length, len(audio)
+    config, n_samples = voice.config, len(audio)
     mel = voice.mel(audio)
-    whole = np.pad(audio, (0, -n_samples % hop))
+    n_steps = config.steps_of(-(-n_samples // config.data.hop_length))
+    whole = np.pad(audio, (0, n_steps * config.waveglow.n_group - n_samples))
     z, nats = voice.encode(whole[None], mel[None])
     return Latent(z[0], mel, float(nats[0]), n_samples)
 
@@ -89,8 +90,8 @@ def with_noise(
     z: np.ndarray, part: np.ndarray, config: Config, sigma: float, seed: int = 0
 ) -> np.ndarray:
     """z with its chosen part replaced by sigma times the voice's own noise for that seed."""
-    frames = len(z) * config.waveglow.n_group // config.data.hop_length
-    noise = np.asarray(latent_noise(seed, config, frames))
+    frames = -(-len(z) * config.waveglow.n_group // config.data.hop_length)
+    noise = np.asarray(latent_noise(seed, config, frames))[: len(z)]
     return np.where(part, sigma * noise, z)
 
 

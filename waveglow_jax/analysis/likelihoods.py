@@ -1,6 +1,7 @@
 """The exact likelihood of a recording under its mel, in total and per frame.
 
-Arrays: audio `[T]`; mel `[F, M]`; z `[N, G]`; F = T // hop whole frames, N = F * hop / G steps.
+Arrays: audio `[T]`; mel `[F, M]`; z `[N, G]`; F: the whole frames in T, in whole periods
+(`Config.period`), so that they are N = F * hop / G steps.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """ln p(audio | mel) of `frames` whole frames, all constants included, z ~ N(0, 1).
+    """ln p(audio | mel) of `frames` frames, all constants included, z ~ N(0, 1).
 
     nats: log-likelihood in nats per sample. bits: the bits per sample that an ideal coder with this
     model would need at 16 bits, (16 - 1) - nats / ln 2; the probability is taken as the density
@@ -70,29 +71,32 @@ class Likelihood:
 
 
 def likelihood_of(params: Params, config: Config, audio: np.ndarray, mel: np.ndarray) -> Likelihood:
-    """The likelihood of a recording `[T]` under a mel `[F, M]` or `[F + 1, M]`.
+    """The likelihood of a recording `[T]` under a mel `[T // hop, M]`, or of one frame more.
 
     It is computed in windows that overlap by the flow's whole context, so memory beyond the
     recording's own does not grow with its length. The result is not finite where float32 cannot
     represent how unlikely the model finds the recording. Raises ValueError for a mel of another
-    shape, or less than a frame of audio.
+    shape, or less than a period of audio.
     """
-    hop, glow = config.data.hop_length, config.waveglow
+    hop, glow, period = config.data.hop_length, config.waveglow, config.period
     frames = len(audio) // hop
     if mel.ndim != 2 or mel.shape[1] != glow.n_mel_channels or not frames <= len(mel) <= frames + 1:
         raise ValueError(
             f"a mel of shape {mel.shape} is not [{frames} or {frames + 1}, {glow.n_mel_channels}]"
         )
+    frames = config.whole_frames(len(audio))
     if not frames:
-        raise ValueError(f"{len(audio)} samples are less than a frame")
+        least = "a frame" if period == 1 else f"{period} frames, the fewest with whole groups"
+        raise ValueError(f"{len(audio)} samples are less than {least}")
+    mel, audio = mel[: frames + 1], audio[: frames * hop]
+    steps = config.steps_of(frames)
     energies, log_dets, powers = [], [], np.zeros((4, glow.n_group))
     for window in _windows(config, audio, mel):
         z, of_frames = (
             np.asarray(each[0], np.float64)
             for each in _encode_by_frame(params, config, *window.inputs)
         )
-        steps = hop // glow.n_group
-        z = z[window.kept.start * steps : window.kept.stop * steps]
+        z = z[config.steps_of(window.kept.start) : config.steps_of(window.kept.stop)]
         powers += [np.sum(z**k, axis=0) for k in (1, 2, 3, 4)]
         energies.append(_by_frame(-0.5 * np.sum(z**2, axis=1), config))
         log_dets.append(of_frames[window.kept] / hop)
@@ -106,9 +110,9 @@ def likelihood_of(params: Params, config: Config, audio: np.ndarray, mel: np.nda
         of_frame=of_frame,
         energy=energy,
         log_det=log_det,
-        z=_moments(powers, frames * hop // glow.n_group),
+        z=_moments(powers, steps),
         groups={
-            name: _moments(powers[:, channels], frames * hop // glow.n_group)
+            name: _moments(powers[:, channels], steps)
             for name, channels in leaving_groups(config).items()
         },
     )
@@ -130,8 +134,10 @@ def leaving_groups(config: Config) -> dict[str, slice]:
 
 
 def _by_frame(of_steps: np.ndarray, config: Config) -> np.ndarray:
-    hop = config.data.hop_length
-    return of_steps.reshape(-1, hop // config.waveglow.n_group).sum(axis=1) / hop
+    hop, group = config.data.hop_length, config.waveglow.n_group
+    shared = math.gcd(hop, group)  # samples; a step that frames share counts for each by its share
+    pieces = np.repeat(of_steps * (shared / group), group // shared)
+    return pieces.reshape(-1, hop // shared).sum(axis=1) / hop
 
 
 def _moments(powers: np.ndarray, steps: int) -> Moments:
@@ -160,9 +166,10 @@ class _Window:
 def _windows(config: Config, audio: np.ndarray, mel: np.ndarray) -> Iterator[_Window]:
     """Yields the windows of a recording in order, all of one size."""
     hop, glow = config.data.hop_length, config.waveglow
-    frames, steps = len(audio) // hop, hop // glow.n_group
+    frames = len(audio) // hop
     context = context_of(config)
     size = min(size_at_least(frames), context.left + KEPT_FRAMES + context.right)
+    size = context.whole(size)
     order = glow.whitening_order
     silence = np.zeros(order, np.float32)
     audio = np.concatenate([silence, np.asarray(audio[: frames * hop], np.float32)])
@@ -178,7 +185,8 @@ def _windows(config: Config, audio: np.ndarray, mel: np.ndarray) -> Iterator[_Wi
         piece = np.pad(piece, (0, size * hop - len(piece)))
         under = mel[first : first + size + 1]
         under = np.pad(under, ((0, size + 1 - len(under)), (0, 0)), mode="edge")
-        mask = (np.arange(size * steps) < (stop - first) * steps).astype(np.float32)
+        own = np.arange(config.steps_of(size)) < config.steps_of(stop - first)
+        mask = own.astype(np.float32)
         inputs = (piece[None], np.asarray(under, np.float32)[None], past[None], mask[None])
         yield _Window(inputs, slice(begin - first, end - first))
         begin = end

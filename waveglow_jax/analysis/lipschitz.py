@@ -3,7 +3,6 @@
 Arrays: states `[1, N, G]` (`layers.py`).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -127,7 +126,7 @@ def jacobian_check(params: Params, config: Config, signal: Signal) -> JacobianCh
     glow = config.waveglow
     block = glow.mel_whitening.block if glow.mel_whitening else glow.n_group
     n = min(max(2 * block, 8 * glow.n_group), config.data.hop_length)
-    n -= n % math.lcm(block, glow.n_group)
+    n = max(config.block, n - n % config.block)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float64"), params)
     mel = jnp.asarray(signal.mel[:2], "float64")[None]
 

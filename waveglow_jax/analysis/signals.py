@@ -37,10 +37,10 @@ def signal_of(
 ) -> Signal:
     """The loudest `n_samples` of a recording `[T]` with mel `[1 + T // hop, M]`.
 
-    The cuts lie on frame boundaries.
+    The cuts lie on frame boundaries, whole periods (`Config.period`) apart.
     """
     hop = config.data.hop_length
-    frames = n_samples // hop
+    frames = config.whole_frames(n_samples)
     energy = np.add.reduceat(np.square(audio, dtype=np.float64), np.arange(0, len(audio), hop))
     total = np.convolve(energy[: len(audio) // hop], np.ones(frames), mode="valid")
     first = int(np.argmax(total))

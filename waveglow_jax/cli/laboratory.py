@@ -146,11 +146,13 @@ def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -
     rate, hop = config.data.sampling_rate, config.data.hop_length
     if not 0 < arguments.seconds <= 60:
         raise UserError(f"--seconds {arguments.seconds} must be above 0, at most 60")
-    if arguments.close_samples < hop:
+    least = config.period * hop
+    if arguments.close_samples < least:
+        what = "a frame" if config.period == 1 else f"{config.period} frames (whole groups)"
         raise UserError(
-            f"--close-samples {arguments.close_samples} is below a frame, {hop} samples"
+            f"--close-samples {arguments.close_samples} is below {what}, {least} samples"
         )
-    frames = max(1, int(arguments.seconds * rate) // hop)
+    frames = max(config.period, config.whole_frames(int(arguments.seconds * rate)))
     items = find_inputs(recordings or [BUNDLED_VOICE / "recordings"], AUDIO_SUFFIXES)
     audios = {
         item.relative.with_suffix("").as_posix(): read_audio(item.path, rate) for item in items

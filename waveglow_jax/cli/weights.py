@@ -91,9 +91,9 @@ def _likelihood(recording: Path, weights: Any) -> float:
     voice = Voice(weights.config, weights.params)
     mel = mel_of_recording(recording, voice)
     audio = read_audio(recording, voice.config.data.sampling_rate)
-    hop = voice.config.data.hop_length
-    frames = len(audio) // hop
-    _, nats = voice.encode(audio[None, : frames * hop], mel[None, : frames + 1])
+    frames = voice.config.whole_frames(len(audio))
+    samples = frames * voice.config.data.hop_length
+    _, nats = voice.encode(audio[None, :samples], mel[None, : frames + 1])
     return float(nats[0])
 
 

@@ -185,14 +185,15 @@ def make_with_weights(
 
 
 def nats_per_sample(voice: Any, audio: np.ndarray, mel: np.ndarray) -> float:
-    """Log-likelihood per sample of a recording `[T]` given its mel, over its whole frames.
+    """Log-likelihood per sample of a recording `[T]` given its mel, over its whole periods.
 
     The Gaussian noise of the voice's training is added first (seed 0). Without it, an empty band
     above a recording's true bandwidth would make the value arbitrary.
     """
     hop = voice.config.data.hop_length
-    heard = noisy(audio, voice.config.train.noise_std, hop)
-    _, nats = voice.encode(heard[None], mel[None, : len(heard) // hop + 1])
+    frames = voice.config.whole_frames(len(audio))
+    heard = noisy(audio, voice.config.train.noise_std, hop)[: frames * hop]
+    _, nats = voice.encode(heard[None], mel[None, : frames + 1])
     return float(nats[0])
 
 

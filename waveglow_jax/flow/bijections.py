@@ -9,6 +9,7 @@ arguments (float32 and float64 stay what they are, with x64 on or off) under jit
 docs/explanation/bijections.md derives every log-determinant. The mel whitening is in `whitening`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -107,8 +108,14 @@ def total_log_det(
 def log_det_by_frame(log_det: jax.Array, n_steps: int, n_frames: int) -> jax.Array:
     """`[B, F]` or, of a log-determinant `[]`, `[]`: its sum over each of the signal's F frames.
 
-    log_det as for `total_log_det`; both K and `n_steps` are multiples of F.
+    log_det as for `total_log_det`. K is a multiple of F, or a part that frames share counts for
+    each by its share.
     """
     if log_det.ndim == 0:
-        return (n_steps // n_frames) * log_det
+        return (n_steps / n_frames) * log_det
+    parts = log_det.shape[1]
+    if parts % n_frames:
+        of_parts = log_det.reshape(*log_det.shape[:2], -1).sum(axis=-1)
+        each = n_frames // math.gcd(parts, n_frames)  # equal pieces of a part
+        log_det = jnp.repeat(of_parts / each, each, axis=1)
     return log_det.reshape(len(log_det), n_frames, -1).sum(axis=-1)

@@ -50,7 +50,7 @@ class Conditioner:
     fold: (parameters, upsampler, config, dtype) -> parameters that include the upsampler, for a
     conditioning of `[B, N / phases, D]`: the frames that overlap (`frames_seen`).
     folded_size: (config, dtype) -> bytes of what `fold` makes for all flows; None where it saves no
-    FLOPs, or where there is no `fold`.
+    FLOPs, where the group does not divide the hop, or where there is no `fold`.
     """
 
     init: Callable[[jax.Array, Config, int], Params]

@@ -4,6 +4,7 @@ Arrays: mel `[B, F, M]`, conditioning `[B, N, D]`. Parameters keep their dtype; 
 compute dtype of the matmuls, which accumulate in float32.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -57,6 +58,17 @@ def frames_seen(mel: jax.Array, overlap: int) -> jax.Array:
     frames = mel.shape[1]
     seen = [past[:, overlap - 1 - j : overlap - 1 - j + frames] for j in range(overlap)]
     return jnp.concatenate(seen, axis=-1)
+
+
+def with_frames_behind(mel: jax.Array, config: Config) -> jax.Array:
+    """mel `[B, F, M]` with its last frame repeated as often as the last group may need.
+
+    Where the group divides the hop, no group ends after the last frame, and the mel is returned
+    as it is.
+    """
+    hop, group = config.data.hop_length, config.waveglow.n_group
+    longest = group - math.gcd(hop, group)
+    return jnp.pad(mel, ((0, 0), (0, -(-longest // hop)), (0, 0)), mode="edge") if longest else mel
 
 
 def with_upsampler(upsample: Params, cond: Params, config: Config, dtype: Any) -> Params:

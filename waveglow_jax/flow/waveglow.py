@@ -1,8 +1,8 @@
 """The WaveGlow model: parameters from a seed, forward to the latent, inverse to audio.
 
-Arrays: audio `[B, T]`; mel `[B, F, M]`; z `[B, T / G, G]`, its channels in the order in which they
-leave the flow; log_det `[B]`; mask `[B, T / G]`, 1 for a signal's own steps and 0 for the padding
-after them.
+Arrays: audio `[B, T]`, T a multiple of the group G; mel `[B, F, M]`; z `[B, T / G, G]`, its
+channels in the order in which they leave the flow; log_det `[B]`; mask `[B, T / G]`, 1 for a
+signal's own steps and 0 for the padding after them.
 `config` is static under jit.
 Parameters: {"upsample": {kernel, bias}, "flows": [{"conv": W `[C, C]`, "wn": {layer: ...}}, ...]}.
 """
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from waveglow_jax.config import Config
 from waveglow_jax.flow.bijections import Params, squeeze, total_log_det, unsqueeze
@@ -26,7 +27,12 @@ from waveglow_jax.flow.steps import (
     flow_steps,
     whitening_given,
 )
-from waveglow_jax.flow.upsampler import frames_seen, squeeze_conditioning, upsampler_network
+from waveglow_jax.flow.upsampler import (
+    frames_seen,
+    squeeze_conditioning,
+    upsampler_network,
+    with_frames_behind,
+)
 
 
 def init(key: jax.Array, config: Config) -> Params:
@@ -79,8 +85,10 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Maps audio to the latent: `(z, log_det)`, log_det `[B]` = ln|det dz/daudio| of each signal.
 
-    mel has F frames with F * hop >= T (T / hop of them, or one more as `log_mel` gives). T must be
-    a multiple of the group, and of the whitening's block where there is one. With a mask, z inside
+    mel has F frames whose groups cover T (`Config.steps_of`), or one more as `log_mel` gives. T
+    must be a multiple of the group, and of the whitening's block where there is one. Where the
+    group does not divide the hop, the last group may end after the last frame: the mel's last frame
+    is then repeated. With a mask, z inside
     it and log_det are those of the unpadded signal, if the padding repeats its mel's last frame;
     z outside the mask is undefined. A whitening that predicts uses `past` `[B, order]`, the samples
     before the audio, which a training clip takes from its recording; without `past` it assumes
@@ -200,7 +208,8 @@ def inverse(
 ) -> tuple[jax.Array, jax.Array]:
     """Maps the latent to audio: `(audio, log_det)`, log_det = ln|det daudio/dz| = -`forward`'s.
 
-    z must already be scaled by the temperature sigma. Shapes and `dtype` are as in `forward`.
+    z must already be scaled by the temperature sigma. Shapes and `dtype` are as in `forward`; the
+    audio is that of whole groups, of which synthesis keeps the first F * hop samples.
     """
     return inverse_prepared(prepare_inverse(params), config, z, mel, dtype=dtype)
 
@@ -274,22 +283,44 @@ def _context(
 
 
 def latent_noise(seed: int, config: Config, n_frames: int) -> jax.Array:
-    """Standard normal `[n_frames * hop / G, G]`; a frame's rows depend only on (seed, frame)."""
-    return noise_of_frames(seed, config, jnp.arange(n_frames))
+    """Standard normal `[N, G]` for the N groups that cover n_frames (`Config.steps_of`).
+
+    The rows of a period of frames depend only on the seed and the period's number.
+    """
+    whole = -(-n_frames // config.period) * config.period
+    return noise_of_frames(seed, config, jnp.arange(whole))[: config.steps_of(n_frames)]
 
 
 def noise_of_frames(seed: int | jax.Array, config: Config, frames: jax.Array) -> jax.Array:
-    """The rows of `latent_noise` for any frame numbers, `[F]` -> `[F * hop / G, G]`.
+    """The rows of `latent_noise` for any whole periods of frame numbers, `[F] -> [F * hop / G, G]`.
 
-    It makes the samples independent of batch, padding, cuts and device.
+    It makes the samples independent of batch, padding, cuts and device. A period (`Config.period`)
+    is a frame where the group divides the hop.
     """
-    key = jax.random.key(seed)
-    shape = (config.data.hop_length // config.waveglow.n_group, config.waveglow.n_group)
+    key, period = jax.random.key(seed), config.period
+    shape = (config.steps_of(period), config.waveglow.n_group)
 
-    def of_frame(frame: jax.Array) -> jax.Array:
-        return jax.random.normal(jax.random.fold_in(key, frame), shape)
+    def of_period(number: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, number), shape)
 
-    return jax.vmap(of_frame)(frames).reshape(-1, shape[1])
+    return jax.vmap(of_period)(frames[::period] // period).reshape(-1, shape[1])
+
+
+def own_steps(own_frames: jax.Array, config: Config) -> jax.Array:
+    """Mask of frames `[B, F]`, whole periods -> that of steps `[B, F * hop / G]`.
+
+    A step is a signal's own if its first sample is: the last one may end after the last frame.
+    """
+    hop, group = config.data.hop_length, config.waveglow.n_group
+    if config.period == 1:
+        return jnp.repeat(own_frames, hop // group, axis=1)
+    steps = config.steps_of(own_frames.shape[1])
+    return own_frames[:, np.arange(steps) * group // hop]
+
+
+def of_frames(audio: jax.Array, n_frames: Any, config: Config) -> jax.Array:
+    """The samples of the frames `[B, F * hop]`, of audio of whole groups `[B, N * G]`."""
+    return audio if config.period == 1 else audio[:, : n_frames * config.data.hop_length]
 
 
 def conditioning_of(
@@ -304,6 +335,7 @@ def conditioning_of(
         hop, group = config.data.hop_length, config.waveglow.n_group
         seen = frames_seen(mel, -(-config.waveglow.upsample_kernel // hop))
         return seen[:, : n_steps * group // hop]
+    mel = with_frames_behind(mel, config)
     upsampled = upsampler_network(config, dtype).apply({"params": params["upsample"]}, mel)
     return squeeze_conditioning(cast(jax.Array, upsampled), config, n_steps)
 
@@ -326,8 +358,9 @@ def check_shapes(config: Config, audio_shape: tuple[int, ...], mel_shape: tuple[
         raise ValueError(
             f"{n_samples} samples are no multiple of the whitening's {glow.mel_whitening.block}"
         )
-    if not n_samples <= frames * hop < n_samples + 2 * hop:
+    # The last group may end after the last frame.
+    if not n_samples - glow.n_group < frames * hop < n_samples + 2 * hop:
         raise ValueError(
             f"{frames} mel frames do not fit {n_samples} samples: "
-            f"{-(-n_samples // hop)} are needed, or one more"
+            f"{(n_samples - glow.n_group) // hop + 1} are needed, or one more"
         )

@@ -180,7 +180,7 @@ def _fold(params: Params, upsample: Params, config: Config, dtype: Any) -> Param
 def _folded_size(config: Config, dtype: Any) -> int | None:
     glow = config.waveglow
     seen = -(-glow.upsample_kernel // config.data.hop_length) * glow.n_mel_channels
-    if glow.conditioning != "sample" or seen >= conditioning_channels(config):
+    if glow.conditioning != "sample" or seen >= conditioning_channels(config) or config.period > 1:
         return None
     phases = config.data.hop_length // glow.n_group
     layer = seen * phases * 2 * glow.WN.n_channels * jnp.dtype(dtype).itemsize

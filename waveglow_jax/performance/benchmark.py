@@ -21,6 +21,7 @@ from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.likelihood import loss
 from waveglow_jax.flow.steps import COUPLING, conditioner_of
+from waveglow_jax.flow.upsampler import with_frames_behind
 from waveglow_jax.flow.waveglow import Params, forward, init, latent_noise
 from waveglow_jax.performance.timing import (
     SAME,
@@ -99,9 +100,14 @@ def _torch_reverse(voice: Voice) -> Callable[[np.ndarray, str], Contender]:
     }
 
     def contender(mel: np.ndarray, dtype: str) -> Contender:
-        z = latent_noise(0, voice.config, len(mel)) * voice.config.synthesis.sigma
-        inputs = torch.from_numpy(np.array(z))[None], torch.from_numpy(mel.T.copy())[None]
-        return Contender("PyTorch", dtype, lambda: models[dtype].inverse(*inputs)[0].numpy())
+        config = voice.config
+        z = latent_noise(0, config, len(mel)) * config.synthesis.sigma
+        covering = np.array(with_frames_behind(jnp.asarray(mel)[None], config)[0])
+        inputs = torch.from_numpy(np.array(z))[None], torch.from_numpy(covering.T.copy())[None]
+        samples = len(mel) * config.data.hop_length
+        return Contender(
+            "PyTorch", dtype, lambda: models[dtype].inverse(*inputs)[0, :samples].numpy()
+        )
 
     return contender
 
@@ -148,7 +154,7 @@ def benchmark_training(
     train = dataclasses.replace(config.train, batch_size=batch, gradient_accumulation=1)
     config = dataclasses.replace(config, train=train)
     params = _lively(init(jax.random.key(train.seed), config), config)
-    size = batch, config.data.segment_length + config.data.filter_length
+    size = batch, config.clip_samples + config.data.filter_length
     clips = 0.1 * np.random.default_rng(0).normal(size=size).astype(np.float32)
     torch_step = _torch_training(params, config, clips, *torch) if torch else None
     peaks = measured_peaks()
@@ -159,9 +165,9 @@ def benchmark_training(
     if torch_step:
         contenders.append(torch_step)
     take_turns(contenders, repeats, progress, "training steps")
-    n_samples = batch * config.data.segment_length
+    n_samples = batch * config.clip_samples
     flops = 3 * forward_flops(config, n_samples)
-    what = f"{batch} clips of {config.data.segment_length}"
+    what = f"{batch} clips of {config.clip_samples}"
     rows = rows_of(what, contenders, n_samples, flops, config.data.sampling_rate, peaks)
     return Benchmark("training step", machine_at_hand(), peaks, tuple(rows))
 
@@ -191,7 +197,7 @@ def _torch_training(
     params: Params, config: Config, clips: np.ndarray, torch: Any, model_of: ModuleType
 ) -> Contender:
     lead = config.data.lead
-    audio = clips[:, lead : lead + config.data.segment_length]
+    audio = clips[:, lead : lead + config.clip_samples]
     mel = np.asarray(jax.jit(log_mel_of_padded, static_argnums=1)(clips, config))
     inputs = (
         torch.from_numpy(audio.copy()),
@@ -215,7 +221,7 @@ def benchmark_loader(
     Raises UserError for data that cannot be used.
     """
     batches = training_batches(scan_corpus(data, config).training, config)
-    a_batch = config.train.batch_size * config.data.segment_length
+    a_batch = config.train.batch_size * config.clip_samples
     next(batches)
     began, rounds = time.monotonic(), 0
     while time.monotonic() - began < 1 or rounds < 4:

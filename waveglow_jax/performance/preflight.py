@@ -141,13 +141,13 @@ def preflight_training(config: Config, topology: str) -> Preflight:
     check_batch(config, len(devices))
     state = jax.eval_shape(lambda: init_state(config))
     share = config.train.batch_size // len(devices)
-    clip = config.data.segment_length + config.data.filter_length
+    clip = config.clip_samples + config.data.filter_length
     batch = Batch(
         clips=jax.ShapeDtypeStruct((len(devices), share, clip), np.float32),
         index=jax.ShapeDtypeStruct((len(devices), share), np.int32),
     )
     step = parallel_train_step(config, config.train.steps, devices)
-    samples = config.train.batch_size * config.data.segment_length
+    samples = config.train.batch_size * config.clip_samples
     size = "train", config.train.batch_size, samples
     return _compiled(step, (state, batch), chip, devices, topology, *size)
 
@@ -171,7 +171,7 @@ def preflight_synthesis(
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=placed)
 
     params = jax.eval_shape(prepare_inverse, parameter_shapes(config))
-    hop, group = config.data.hop_length, config.waveglow.n_group
+    hop = config.data.hop_length
     frames = math.ceil(seconds * config.data.sampling_rate / hop)
 
     def reverse(params: Any, z: Any, mel: Any) -> Any:
@@ -179,7 +179,7 @@ def preflight_synthesis(
 
     shapes = (
         jax.tree.map(lambda leaf: on_chip(*leaf.shape), params),
-        on_chip(batch, frames * hop // group, group),
+        on_chip(batch, config.steps_of(frames), config.waveglow.n_group),
         on_chip(batch, frames, config.waveglow.n_mel_channels),
     )
     size = "synthesize", batch, batch * frames * hop

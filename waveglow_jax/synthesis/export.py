@@ -7,8 +7,8 @@
 JAX can read a file for six months after the release that wrote it; newer releases may refuse it
 after that. Keep the weights, and run `export` again to renew the file.
 
-noise `[B, F * hop / G, G]` standard normal, mel `[B, F, M]`, audio `[B, F * hop]`, all float32; B
-and F are free. The file runs on CPUs, NVIDIA GPUs and TPUs.
+noise `[B, N, G]` standard normal, N = ceil(F * hop / G), mel `[B, F, M]`, audio `[B, F * hop]`, all
+float32; B and F are free. The file runs on CPUs, NVIDIA GPUs and TPUs.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.config import Config
 from waveglow_jax.files.atomic import replacing
-from waveglow_jax.flow.waveglow import Params, inverse_prepared, prepare_inverse
+from waveglow_jax.flow.waveglow import Params, inverse_prepared, of_frames, prepare_inverse
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -36,7 +36,7 @@ def export(config: Config, params: Params, dtype: str = "float32", consistency: 
 
     def reverse(z: jax.Array, mel: jax.Array) -> jax.Array:
         audio, _ = inverse_prepared(prepared, config, z, mel, dtype=jnp.dtype(dtype))
-        return consistent(audio, mel, config, consistency)
+        return consistent(of_frames(audio, mel.shape[1], config), mel, config, consistency)
 
     exported = jax_export.export(jax.jit(reverse), platforms=PLATFORMS)(*input_shapes(config))
     return bytes(exported.serialize())
@@ -51,13 +51,13 @@ def promise() -> str:
 
 
 def input_shapes(config: Config) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Shapes of z `[B, F * hop / G, G]` and mel `[B, F, M]`, with B and F free."""
+    """Shapes of z `[B, ceil(F * hop / G), G]` and mel `[B, F, M]`, with B and F free."""
     from jax import export as jax_export
 
-    glow, hop = config.waveglow, config.data.hop_length
+    glow = config.waveglow
     batch, frames = jax_export.symbolic_shape("B, F")
     return (
-        jax.ShapeDtypeStruct((batch, frames * (hop // glow.n_group), glow.n_group), jnp.float32),
+        jax.ShapeDtypeStruct((batch, config.steps_of(frames), glow.n_group), jnp.float32),
         jax.ShapeDtypeStruct((batch, frames, glow.n_mel_channels), jnp.float32),
     )
 

@@ -22,7 +22,7 @@ from jax.extend.core import JaxprEqn
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.atomic import replacing
-from waveglow_jax.flow.waveglow import Params, inverse_prepared, prepare_inverse
+from waveglow_jax.flow.waveglow import Params, inverse_prepared, of_frames, prepare_inverse
 from waveglow_jax.jaxprs import evaluate, plainly, scan_inputs
 from waveglow_jax.synthesis.export import input_shapes
 
@@ -45,7 +45,12 @@ def write_onnx(path: Path, config: Config, params: Params) -> None:
         ) from None
     prepared = jax.tree.map(np.asarray, jax.jit(prepare_inverse)(params))
     shapes = input_shapes(config)
-    traced = jax.make_jaxpr(lambda z, mel: inverse_prepared(prepared, config, z, mel)[0])(*shapes)
+
+    def traced_form(z: jax.Array, mel: jax.Array) -> jax.Array:
+        audio, _ = inverse_prepared(prepared, config, z, mel)
+        return of_frames(audio, mel.shape[1], config)
+
+    traced = jax.make_jaxpr(traced_form)(*shapes)
 
     def reverse(z: jax.Array, mel: jax.Array) -> jax.Array:
         return evaluate(traced, [z, mel], _converted_form)[0]

@@ -2,7 +2,8 @@
 
 A window is a fixed number of mel frames, laid out as a tape: it holds parts of one or several
 utterances, with gaps between them that no convolution spans. Where an utterance is cut, each side
-has enough frames of context that no kept sample depends on the cut.
+has enough frames of context that no kept sample depends on the cut. Cuts and places on the tape are
+multiples of the period (`Config.period`), where the boundaries of frames and groups meet.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -30,15 +31,23 @@ def size_at_least(n_frames: int) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """Frames of context left and right of a kept frame, and the gap between two mels."""
+    """Frames of context left and right of a kept frame, and the gap between two mels.
+
+    All are multiples of the period, the frames between two places where an utterance may be cut.
+    """
 
     left: int
     right: int
     gap: int
+    period: int = 1
+
+    def whole(self, frames: int) -> int:
+        """So many frames, rounded up to whole periods."""
+        return -(-frames // self.period) * self.period
 
 
 def context_of(config: Config) -> Context:
-    """The config's receptive field in frames, rounded up.
+    """The config's receptive field in frames, rounded up to whole periods.
 
     The receptive fields of the flows' conditioners add up. The left context also contains the
     frames whose upsampling overlaps; the right context contains at least the frame that a whitening
@@ -46,13 +55,15 @@ def context_of(config: Config) -> Context:
     widest layer nor the upsampling may span it.
     """
     glow, hop = config.waveglow, config.data.hop_length
-    groups = hop // glow.n_group
     field = conditioner_of(config).receptive_field(config)
-    reach = -(-glow.n_flows * field.total // groups)
+    reach = -(-glow.n_flows * field.total * glow.n_group // hop)
     overlap = -(-glow.upsample_kernel // hop) - 1
-    step = -(-field.widest_layer // groups)
+    step = -(-field.widest_layer * glow.n_group // hop)
     right = max(reach, 1) if glow.mel_whitening else reach
-    return Context(reach + overlap, right, max(step, overlap, 1))
+    whole = Context(0, 0, 0, config.period).whole
+    return Context(
+        whole(reach + overlap), whole(right), whole(max(step, overlap, 1)), config.period
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,8 @@ class Part:
 
 def pack(lengths: Iterable[int], window: int, context: Context) -> Iterator[list[Part]]:
     """Lays out utterances of these lengths in windows; each frame is kept once, in order.
+
+    window: in frames, a multiple of the context's period.
 
     An utterance is cut where a window ends, unless so little of it would fit that starting it in
     the next window costs nothing. Raises ValueError if an utterance is longer than the window and
@@ -96,7 +109,7 @@ def pack(lengths: Iterable[int], window: int, context: Context) -> Iterator[list
                 continue
             end = length if stop == length else stop - context.right
             parts.append(Part(utterance, used, first, stop, done, end))
-            used += stop - first + context.gap
+            used += context.whole(stop - first) + context.gap
             done = end
     if parts:
         yield parts
@@ -154,8 +167,9 @@ def choose(
     """Chooses the window and batch that compute utterances of these lengths at the least cost.
 
     They come from a few fixed sizes, with a preference for those already compiled; a given window
-    or batch is used as it is. Raises ValueError if a given window is too small for its context, if
-    either value is not from 1 to `MOST_FRAMES`, or if their product exceeds `MOST_FRAMES`.
+    is rounded up to whole periods, and a given batch is used as it is. Raises ValueError if a given
+    window is too small for its context, if either value is not from 1 to `MOST_FRAMES`, or if their
+    product exceeds `MOST_FRAMES`.
     """
     for name, value in (("window", window), ("batch", batch)):
         if value is not None and not 1 <= value <= MOST_FRAMES:
@@ -167,7 +181,8 @@ def choose(
     on_cpu = devices[0].platform == "cpu"
     most = CPU_CALL_FRAMES if on_cpu else ACCELERATOR_CALL_FRAMES
     call = CPU_CALL_COST if on_cpu else ACCELERATOR_CALL_COST
-    longest, both = max(lengths, default=1), context.left + context.right
+    longest, both = context.whole(max(lengths, default=1)), context.left + context.right
+    window = context.whole(window) if window else None
     if 4 * both > most:
         most = CONTEXTS * both
 
@@ -183,7 +198,7 @@ def choose(
     sizes = [window] if window else [*_sizes(longest, both, most), *_shares(longest, both, most)]
     options = {
         (size, rows): cost(size, rows)
-        for size in sizes
+        for size in dict.fromkeys(map(context.whole, sizes))
         for rows in ([batch] if batch else _batches(size, most, len(devices)))
     }
     there = {

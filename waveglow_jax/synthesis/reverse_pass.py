@@ -25,6 +25,7 @@ from waveglow_jax.flow.waveglow import (
     folded_size,
     inverse_whitened,
     noise_of_frames,
+    own_steps,
     prepare_inverse,
 )
 from waveglow_jax.synthesis.kept_traces import compile_once
@@ -156,6 +157,8 @@ class ReversePass:
     ) -> Iterator[Piece]:
         """Yields the audio of one mel, whose frames `[f, M]` arrive over time, `chunk` at a time.
 
+        chunk: in frames, a multiple of the context's period.
+
         A block needs the `chunk + context.right` frames from its first on; the last block is
         shorter.
         """
@@ -186,7 +189,7 @@ class ReversePass:
             mel, start = mel[max(0, done - left) - start :], max(0, done - left)
 
     def stream_plan(self, chunk: int) -> Plan:
-        """The plan for a stream's blocks of `chunk` frames: one window per block."""
+        """The plan for a stream's blocks of `chunk` frames, whole periods: one window per block."""
         window = self.context.left + chunk + self.context.right
         return Plan(window, 1, 1, self.context, chunk, window)
 
@@ -207,16 +210,18 @@ class ReversePass:
     ) -> list[np.ndarray]:
         """Calls the program of that size; returns each part's kept whitened audio, in order.
 
-        mels: `[stop - first, M]` of each part.
+        mels: `[stop - first, M]` of each part, which fill whole periods with their last frame.
         """
         window, batch, dtype = size
         mel = np.zeros((batch, window, self.config.waveglow.n_mel_channels), np.float32)
         frames = np.full((batch, window), -1, np.int32)
         for row, (parts, mels_of_parts) in enumerate(zip(rows, mels, strict=True)):
             for part, own in zip(parts, mels_of_parts, strict=True):
-                place = slice(part.offset, part.offset + part.stop - part.first)
-                mel[row, place] = own
-                frames[row, place] = np.arange(part.first, part.stop)
+                end = part.offset + part.stop - part.first
+                filled = part.offset + self.context.whole(part.stop - part.first)
+                mel[row, part.offset : end] = own
+                mel[row, end:filled] = own[-1]
+                frames[row, part.offset : end] = np.arange(part.first, part.stop)
         prepared = self._prepared(self._mesh(batch), dtype)
         y = self._programs[size](prepared, mel, frames, np.float32(sigma), np.uint32(seed))
         y = np.asarray(y).reshape(batch, window, self.config.data.hop_length)
@@ -308,7 +313,7 @@ def _whitened_windows(
     there is no frame.
     """
     z = sigma * jax.vmap(lambda row: noise_of_frames(seed, config, row))(frames)
-    mask = jnp.repeat(frames >= 0, z.shape[1] // frames.shape[1], axis=1)
+    mask = own_steps(frames >= 0, config)
     y, _ = inverse_whitened(
         prepared, config, z, mel, mask=mask.astype(z.dtype), dtype=jnp.dtype(dtype)
     )

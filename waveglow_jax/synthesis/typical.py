@@ -11,7 +11,8 @@ standard deviation without outliers. One round is
 so the result is decoded from a typical z without any correction afterwards, and its likelihood is
 exact. The search needs the whole signal at once, so it cannot run on streams.
 
-Arrays: audio `[T]`, log-mel `[F, M]`, z `[T / G, G]`, T = F * hop. docs/explanation/consistency.md.
+Arrays: audio `[T]`, log-mel `[F, M]`, z `[N, G]`; T = F * hop, N = ceil(T / G).
+docs/explanation/consistency.md.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ MOST_FRAMES = 4096
 
 
 class TypicalSample(NamedTuple):
-    """Audio `[T]`, the z `[T / G, G]` that it is decoded from, and its log-likelihood in nats per
+    """Audio `[T]`, the z `[N, G]` that it is decoded from, and its log-likelihood in nats per
     sample, all constants included."""
 
     audio: np.ndarray
@@ -74,7 +75,7 @@ def typical_sample(
     frames = len(mel)
     device = device or jax.devices()[0]
     program = search_program(config, frames, dtype, device, rounds, corrections)
-    padded = np.pad(mel, ((0, size_at_least(frames) - frames), (0, 0)), mode="edge")
+    padded = np.pad(mel, ((0, _padded_size(config, frames) - frames), (0, 0)), mode="edge")
     audio, z, log_det = program(
         jax.device_put(params, device),
         padded.astype(np.float32),
@@ -82,10 +83,15 @@ def typical_sample(
         np.float32(sigma),
         np.uint32(seed),
     )
-    hop, group = config.data.hop_length, config.waveglow.n_group
-    z = z[:, : frames * hop // group]
+    z = z[:, : config.steps_of(frames)]
     nats = log_likelihood(z, -log_det)
-    return TypicalSample(np.asarray(audio[0, : frames * hop]), np.asarray(z[0]), float(nats[0]))
+    audio = np.asarray(audio[0, : frames * config.data.hop_length])
+    return TypicalSample(audio, np.asarray(z[0]), float(nats[0]))
+
+
+def _padded_size(config: Config, frames: int) -> int:
+    """The number of frames, whole periods, that a mel of so many frames is padded to."""
+    return -(-size_at_least(frames) // config.period) * config.period
 
 
 def search_program(
@@ -105,7 +111,8 @@ def search_program(
             f"a mel of {frames} frames is too long for the latent search, which takes at most "
             f"{MOST_FRAMES} at once; cut it, or give a number of corrections"
         )
-    return _program_of_size(config, size_at_least(frames), dtype, device, rounds, corrections)
+    size = _padded_size(config, frames)
+    return _program_of_size(config, size, dtype, device, rounds, corrections)
 
 
 @lru_cache(maxsize=8)
@@ -135,9 +142,9 @@ def _search(
     sigma: jax.Array,
     seed: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Padded mel `[F, M]` -> audio `[1, T]`, z `[1, T / G, G]`, log_det `[1]` of the inverse."""
-    frames, steps = len(mel), config.data.hop_length // config.waveglow.n_group
-    own = jnp.arange(frames * steps)[None] < n_frames * steps
+    """Padded mel `[F, M]` -> audio `[1, T]`, z `[1, N, G]`, log_det `[1]` of the inverse."""
+    frames, hop = len(mel), config.data.hop_length
+    own = jnp.arange(config.steps_of(frames))[None] < config.steps_of(n_frames)
     mask = own.astype(jnp.float32)
     mel = mel[None]
     full_band = with_full_band(config)
@@ -153,6 +160,9 @@ def _search(
         before: tuple[jax.Array, jax.Array, jax.Array], _: None
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
         audio = consistent(before[0], mel, full_band, corrections, n_frames=n_frames[None])
+        if config.period > 1:  # the corrections leave the last group's other samples undefined
+            of_frames = jnp.arange(frames * hop)[None] < n_frames * hop
+            audio = jnp.where(of_frames, audio, before[0])
         z = forward(params, config, audio, mel, mask=mask, dtype=jnp.dtype(dtype))[0]
         # where, not a multiplication by the mask: the padding may hold anything, NaN included.
         z = typical(jnp.where(own[..., None], z, 0), sigma, mask.sum() * z.shape[-1])

@@ -4,7 +4,6 @@ Methods return NumPy arrays: audio `[T]` or `[B, T]`, mel `[F, M]` or `[B, F, M]
 arrays of JAX or PyTorch, and mels as `[M, F]` or `[B, M, F]` (`synthesis/arrays.py`).
 """
 
-import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -292,10 +291,12 @@ class Voice:
         mel: `[F, M]` (or `[M, F]`), or blocks `[f, M]` of its frames that arrive over time. A block
         is computed as soon as the frames that it depends on have arrived, `latency_frames` from its
         first on; memory does not grow with the length. chunk_frames: fewer frames give the samples
-        sooner, more frames cost less; the default is about the context. With denoise or consistency
-        the first block is shorter by their delay. The program is compiled before this method
-        returns. Raises ValueError as `synthesize` does, and for consistency "latent", which needs
-        the whole mel; errors in a block of frames or samples are raised when its turn comes.
+        sooner, more frames cost less; the default is about the context. Where the group does not
+        divide the hop, chunk_frames is rounded up to whole periods (`Config.period`). With denoise
+        or consistency the first block is shorter by their delay. The program is compiled before
+        this method returns. Raises ValueError as `synthesize` does, and for consistency "latent",
+        which needs the whole mel; errors in a block of frames or samples are raised when its turn
+        comes.
         """
         settings = settings_of(self.config.synthesis, sigma, seed, denoise, dtype, consistency)
         chunk = self.chunk_frames(chunk_frames)
@@ -312,13 +313,16 @@ class Voice:
         return map(finite, limited(blocks, hold=corrections != 0))
 
     def chunk_frames(self, chosen: int | None = None) -> int:
-        """The number of frames per block of a stream. Raises ValueError for an invalid choice."""
+        """The number of frames per block of a stream, in whole periods (`Config.period`).
+
+        Raises ValueError for an invalid choice.
+        """
+        context = self._reverse.context
         if chosen is None:
-            context = self._reverse.context
-            return max(32, context.left + context.right)
+            return context.whole(max(32, context.left + context.right))
         if not 1 <= chosen <= MOST_FRAMES:
             raise ValueError(f"chunk_frames {chosen} must be from 1 to {MOST_FRAMES}")
-        return chosen
+        return context.whole(chosen)
 
     def latency_frames(
         self,
@@ -424,7 +428,7 @@ class Voice:
         check_shapes(self.config, audio.shape, mel.shape)
         _check_finite(mel)
         steps = audio.shape[1] // self.config.waveglow.n_group
-        audio, mel, mask = self._padded(audio, mel, self.config.data.hop_length)
+        audio, mel, mask = self._padded(audio, mel, 1)
         z, log_det = _encode(self.params, self.config, audio, mel, mask)
         z = z[:, :steps]
         return np.asarray(z), np.asarray(log_likelihood(z, log_det))
@@ -437,50 +441,50 @@ class Voice:
     ) -> np.ndarray:
         """z `[B, N, G]` and its mel `[B, F, M]` -> audio `[B, N * G]`: the inverse of `encode`.
 
-        For one recording, `[N, G]` with `[F, M]` -> `[N * G]`. F is N * G / hop or one more.
-        consistency is the number of corrections of the decoded signal towards the mel; with none
-        the samples are exactly those that z decodes to, even beyond full scale.
+        For one recording, `[N, G]` with `[F, M]` -> `[N * G]`. N is `Config.steps_of(F)`, or
+        that of one frame less. consistency is the number of corrections of the decoded signal
+        towards the mel; with none the samples are exactly those that z decodes to, even beyond full
+        scale.
         Raises ValueError for shapes that do not fit, and for a mel that is not finite.
         """
         z = np.asarray(on_host(z), np.float32)
         mel = np.asarray(frames_first(mel, self.config.waveglow.n_mel_channels), np.float32)
         if z.ndim == 2 and mel.ndim == 2:
             return self.decode(z[None], mel[None], consistency)[0]
-        hop, group = self.config.data.hop_length, self.config.waveglow.n_group
+        group = self.config.waveglow.n_group
         if z.ndim != 3 or z.shape[2] != group:
             raise ValueError(f"z of shape {z.shape} is not [N, {group}] or [B, N, {group}]")
         samples = z.shape[1] * group
         check_shapes(self.config, (len(z), samples), mel.shape)
         _check_finite(mel)
-        z, mel, mask = self._padded(z, mel, hop // group)
+        frames = np.full(len(z), min(samples // self.config.data.hop_length, mel.shape[1]))
+        z, mel, mask = self._padded(z, mel, group)
         audio = _decode(self.params, self.config, z, mel, mask)
-        frames = np.full(len(z), samples // hop)
         audio = consistent(audio, mel, self.config, consistency, n_frames=frames)
         return np.asarray(audio)[:, :samples]
 
     def _padded(
-        self, signal: np.ndarray, mel: np.ndarray, per_frame: int
+        self, signal: np.ndarray, mel: np.ndarray, samples_each: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pads signal `[B, n, ...]` and mel `[B, F, M]` to few sizes, so that few programs are
         compiled, and returns them with a mask `[B, N]`.
 
-        The signal, which has `per_frame` entries per frame, is padded with zeros, the mel with its
-        last frame; the mask is 1 for the signal's own steps. All padding is at the end: a mel with
-        one frame more than the signal keeps that frame.
+        The signal, whose entries are of `samples_each` samples, is padded with zeros, the mel with
+        its last frame; the mask is 1 for the signal's own steps. All padding is at the end: a mel
+        with one frame more than the signal keeps that frame.
         """
         frames, own = mel.shape[1], signal.shape[1]
-        size = size_at_least(frames)
-        steps_per_frame = self.config.data.hop_length // self.config.waveglow.n_group
-        missing = size * per_frame - own
+        size = self._reverse.context.whole(size_at_least(frames))
+        missing = size * self.config.data.hop_length // samples_each - own
         signal = np.pad(signal, [(0, 0), (0, missing)] + [(0, 0)] * (signal.ndim - 2))
         mel = np.pad(mel, ((0, 0), (0, size - frames), (0, 0)), mode="edge")
-        mask = np.arange(size * steps_per_frame) < own * steps_per_frame // per_frame
+        own_steps = own * samples_each // self.config.waveglow.n_group
+        mask = np.arange(self.config.steps_of(size)) < own_steps
         return signal, mel, np.tile(mask.astype(np.float32), (len(signal), 1))
 
     def _in_whole_blocks(self, audio: np.ndarray) -> np.ndarray:
         """Appends the zeros that the flow needs to audio `[..., T]`, and warns if there are any."""
-        glow = self.config.waveglow
-        block = math.lcm(glow.n_group, glow.mel_whitening.block if glow.mel_whitening else 1)
+        block = self.config.block
         missing = -audio.shape[-1] % block if audio.ndim else 0
         if not missing:
             return audio

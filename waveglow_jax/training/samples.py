@@ -8,7 +8,7 @@ from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config
 from waveglow_jax.files.sound import read_audio
-from waveglow_jax.flow.waveglow import Params, inverse, latent_noise
+from waveglow_jax.flow.waveglow import Params, inverse, latent_noise, of_frames
 from waveglow_jax.training.dataset import Corpus
 from waveglow_jax.training.mels import mel_frames
 
@@ -53,5 +53,5 @@ def synthesis_program(
     correction: `[F, M]`, `[S]` -> `[S, F * hop]`."""
     z = sigmas[:, None, None] * latent_noise(0, config, mel.shape[0])[None]
     mels = jnp.broadcast_to(mel, (len(sigmas), *mel.shape))
-    audio, _ = inverse(params, config, z, mels)
+    audio = of_frames(inverse(params, config, z, mels)[0], len(mel), config)
     return consistent(audio, mels, config, config.synthesis.consistency)

@@ -230,13 +230,13 @@ def validation_step(
 def _clips(
     batch: Batch, config: Config, step: jax.Array, noise: jax.Array | float
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """Audio `[B, segment]` with noise, the `[B, order]` samples before it that a predicting
+    """Audio `[B, clip_samples]` with noise, the `[B, order]` samples before it that a predicting
     whitening reads (None without one), and mel `[B, F, M]` without noise."""
     data, train = config.data, config.train
     mel = log_mel_of_padded(batch.clips, config) if batch.mel is None else batch.mel
     lead = data.lead
     order = config.waveglow.whitening_order
-    audio = batch.clips[:, lead - order : lead + data.segment_length]
+    audio = batch.clips[:, lead - order : lead + config.clip_samples]
     if train.noise_std:
         # Keyed by step and index in the global batch, hence independent of the number of devices.
         key = jax.random.fold_in(jax.random.key(train.seed), step)
