@@ -236,8 +236,9 @@ def test_channels_and_who_leaves_when():
 W, D, T, S = "waveglow_config", "data_config", "train_config", "synthesis_config"
 IMPOSSIBLE = [
     # What the file says, and what the message must name: the fields and both numbers.
-    ({W: {"n_group": 6}}, ["n_group 6", "hop_length 256"]),
-    ({W: {"n_group": 16}, D: {"segment_length": 16008}}, ["n_group 16", "segment_length 16008"]),
+    ({W: {"n_group": 6, "conditioning": "group"}}, ["n_group 6", "hop_length 256", '"sample"']),
+    ({W: {"n_group": 12, "mel_whitening": {}}}, ["n_group 12", "hop_length 256", "leave"]),
+    ({W: {"n_group": 16}, D: {"segment_length": 15}}, ["n_group", "16", "segment_length 15"]),
     ({W: {"n_group": 7}}, ["n_group 7", "even"]),
     ({W: {"n_early_size": 3}}, ["n_early_size 3", "even"]),
     ({W: {"n_early_size": -2}}, ["n_early_size -2", "0"]),
@@ -474,7 +475,7 @@ def test_sigma_is_overridden_under_either_name(said, name):
         ("train.batchsize", 3, "train_config.batchsize is no.*batch_size"),
         ("trian.batch_size", 3, "trian_config is no known field.*train_config"),
         ("train.batch_size.x", 3, "--train.batch_size.x: batch_size has no fields"),
-        ("waveglow.n_group", 6, "n_group 6 must divide"),
+        ("waveglow.n_group", 7, "n_group 7 is odd"),
         ("synthesis.consistency", "many", 'synthesis_config.consistency is "many".*type int'),
         ("train.synthesis_sigma", "low", 'synthesis_config.sigma is "low".*type float'),
     ],

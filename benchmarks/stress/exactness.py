@@ -3,8 +3,9 @@
     python benchmarks/stress/exactness.py [--frames 1 2 31 97 500 3000]
         [--kinds voice published ...] [--corrections 0 8 32]
 
-The models are five configs (both whitenings, conditioning at both rates, alternating halves) with
-random weights of which no layer is the identity, and the bundled voice. One run of `wg.inverse`,
+The models are seven configs (both whitenings, conditioning at both rates, alternating halves, and
+groups that do not divide the hop) with random weights of which no layer is the identity, and the
+bundled voice. One run of `wg.inverse`,
 without cutting or padding, is compared with windows of the size that is chosen and of a small one,
 the middle of a batch of three, a stream of chunks of 77 frames from blocks of any size, and 2 and 8
 devices (of one CPU). The same is then done with corrections towards the mel, against `consistent`
@@ -39,17 +40,19 @@ from waveglow_jax.synthesis import levels  # noqa: E402
 
 SIGMA, SEED = 0.8, 5
 RECORDINGS = ROOT / "waveglow_jax/assets/voice/recordings"
-KINDS = {  # mel_whitening, conditioning, n_group
-    "predicting": ({"block": 32, "order": 24}, "group", 16),
-    "block by block": ({"block": 16}, "group", 16),
-    "published": (None, "sample", 8),
-    "plain": (None, "group", 8),
-    "alternating": (None, "sample", 8),
+KINDS = {  # mel_whitening, conditioning, n_group, hop_length
+    "predicting": ({"block": 32, "order": 24}, "group", 16, 256),
+    "block by block": ({"block": 16}, "group", 16, 256),
+    "published": (None, "sample", 8, 256),
+    "plain": (None, "group", 8, 256),
+    "alternating": (None, "sample", 8, 256),
+    "groups of 12": (None, "sample", 12, 256),
+    "hop 275": (None, "sample", 8, 275),
 }
 
 
 def config_of(kind: str) -> Config:
-    whitening, conditioning, group = KINDS[kind]
+    whitening, conditioning, group, hop = KINDS[kind]
     glow = {
         "n_flows": 2,
         "n_early_every": 1,
@@ -61,7 +64,7 @@ def config_of(kind: str) -> Config:
         "alternating_halves": kind == "alternating",
         "WN_config": {"n_layers": 3, "n_channels": 8, "n_skip_channels": 6, "kernel_size": 7},
     }
-    return config_from_dict({"waveglow_config": glow})
+    return config_from_dict({"waveglow_config": glow, "data_config": {"hop_length": hop}})
 
 
 def params_of(config: Config) -> dict:
@@ -144,6 +147,7 @@ def main() -> None:
             mel = mel_of(kind, frames, voice)
             z = SIGMA * latent_noise(SEED, voice.config, frames)[None]
             bare = np.asarray(inverse(voice.params, voice.config, z, mel[None])[0][0])
+            bare = bare[: frames * voice.config.data.hop_length]
             for n in arguments.corrections:
                 whole = bare
                 if n:

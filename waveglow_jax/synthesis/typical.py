@@ -143,7 +143,7 @@ def _search(
     seed: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Padded mel `[F, M]` -> audio `[1, T]`, z `[1, N, G]`, log_det `[1]` of the inverse."""
-    frames, hop = len(mel), config.data.hop_length
+    frames = len(mel)
     own = jnp.arange(config.steps_of(frames))[None] < config.steps_of(n_frames)
     mask = own.astype(jnp.float32)
     mel = mel[None]
@@ -160,9 +160,7 @@ def _search(
         before: tuple[jax.Array, jax.Array, jax.Array], _: None
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
         audio = consistent(before[0], mel, full_band, corrections, n_frames=n_frames[None])
-        if config.period > 1:  # the corrections leave the last group's other samples undefined
-            of_frames = jnp.arange(frames * hop)[None] < n_frames * hop
-            audio = jnp.where(of_frames, audio, before[0])
+        audio = corrected_within(audio, before[0], n_frames, config)
         z = forward(params, config, audio, mel, mask=mask, dtype=jnp.dtype(dtype))[0]
         # where, not a multiplication by the mask: the padding may hold anything, NaN included.
         z = typical(jnp.where(own[..., None], z, 0), sigma, mask.sum() * z.shape[-1])
@@ -171,6 +169,19 @@ def _search(
     noise = noise_of_frames(seed, config, jnp.arange(frames))[None].astype(mel.dtype)
     found, _ = jax.lax.scan(one_round, decoded(sigma * noise), length=rounds)
     return found
+
+
+def corrected_within(
+    corrected: jax.Array, audio: jax.Array, n_frames: jax.Array | int, config: Config
+) -> jax.Array:
+    """The corrected samples `[B, T]` of the own frames, and after them those of the audio.
+
+    Corrections leave samples beyond the frames undefined, and the last group may have some.
+    """
+    if config.period == 1:
+        return corrected
+    own = jnp.arange(audio.shape[1])[None] < n_frames * config.data.hop_length
+    return jnp.where(own, corrected, audio)
 
 
 def with_full_band(config: Config) -> Config:

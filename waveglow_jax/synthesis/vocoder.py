@@ -44,7 +44,12 @@ from waveglow_jax.synthesis.settings import (
     settings_of,
     streamable,
 )
-from waveglow_jax.synthesis.typical import TypicalSample, search_program, typical_sample
+from waveglow_jax.synthesis.typical import (
+    TypicalSample,
+    corrected_within,
+    search_program,
+    typical_sample,
+)
 from waveglow_jax.weights.release import read_weights
 
 BIAS_FRAMES = 88
@@ -457,11 +462,12 @@ class Voice:
         samples = z.shape[1] * group
         check_shapes(self.config, (len(z), samples), mel.shape)
         _check_finite(mel)
-        frames = np.full(len(z), min(samples // self.config.data.hop_length, mel.shape[1]))
+        frames = min(samples // self.config.data.hop_length, mel.shape[1])
         z, mel, mask = self._padded(z, mel, group)
         audio = _decode(self.params, self.config, z, mel, mask)
-        audio = consistent(audio, mel, self.config, consistency, n_frames=frames)
-        return np.asarray(audio)[:, :samples]
+        own = np.full(len(z), frames)
+        corrected = consistent(audio, mel, self.config, consistency, n_frames=own)
+        return np.asarray(corrected_within(corrected, audio, frames, self.config))[:, :samples]
 
     def _padded(
         self, signal: np.ndarray, mel: np.ndarray, samples_each: int
