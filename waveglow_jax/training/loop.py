@@ -45,6 +45,7 @@ from waveglow_jax.training.processes import (
     text_from_first,
     wait_for_all,
 )
+from waveglow_jax.training.programs import programs_kept
 from waveglow_jax.training.samples import (
     mel_of,
     recordings_to_synthesise,
@@ -102,7 +103,8 @@ def train(
             scan = partial(scan_corpus, data, config, mels)
             corpus = stop.during("the look for recordings", scan)
             first_state = partial(init_state, config, params, moments)
-            return _run(config, run, corpus, first_state, allow_changed_data, layout, stop)
+            with programs_kept(run):
+                return _run(config, run, corpus, first_state, allow_changed_data, layout, stop)
         except Stopped:
             assert stop.by is not None
             say(f"stopped by {stop.by.name} before a first step; the same command starts it again")
