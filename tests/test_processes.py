@@ -25,11 +25,18 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(
-    config: Path, data: Path, run: Path, processes: int, devices: int, slurm: bool = False
+    config: Path,
+    data: Path,
+    run: Path,
+    processes: int,
+    devices: int,
+    slurm: bool = False,
+    share: bool = False,
 ) -> list[subprocess.Popen]:
     """train.py in so many processes; the run is the first one's, the others write nothing.
 
-    slurm: told by what Slurm's srun puts into the environment, not by flags."""
+    slurm: told by what Slurm's srun puts into the environment, not by flags. share: all processes
+    see the run's folder."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -42,7 +49,7 @@ def start(
     command = [sys.executable, ROOT / "train.py", config, "--data", data]
     started = []
     for process in range(processes):
-        output = run if process == 0 else run.with_name(f"unused{process}")
+        output = run if process == 0 or share else run.with_name(f"unused{process}")
         many = ["--coordinator", f"localhost:{port}", "--processes", processes]
         many = [*many, "--process", process] if processes > 1 and not slurm else []
         if slurm:

@@ -17,6 +17,7 @@ from waveglow_jax.errors import UserError
 JOIN_SECONDS = 300
 STOP_SECONDS = 5
 SAVE_SECONDS = 3600
+TEXT_BLOCK = 1024
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -115,9 +116,11 @@ def text_from_first(text: str) -> str:
         return text
     content = text.encode("utf-8", "surrogatepass") if is_first() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8).astype(np.int32)
+    # In whole blocks, so that texts of similar length need the same compiled program.
+    blocks = content.ljust(-(-size // TEXT_BLOCK) * TEXT_BLOCK, b"\0")
+    padded = np.frombuffer(blocks, np.uint8).astype(np.int32)
     first = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
-    return first.decode("utf-8", "surrogatepass")
+    return first[:size].decode("utf-8", "surrogatepass")
 
 
 def check_agreed(what: str, text: str) -> None:

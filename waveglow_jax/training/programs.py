@@ -9,12 +9,14 @@ run's folder may come from somebody else. Two things guard it:
 - Every file carries a seal: its HMAC under the folder's key. That key is a hash of the random
   content of the file `.key` and of that file's inode number and change time. Whoever packs a run
   up cannot choose these two for the unpacked copy, so a seal holds only where it was made, although
-  no secret outside the run's folder is necessary. A run on a disk that is attached to another
-  machine keeps its programs; a copied, downloaded or unpacked run compiles once.
+  no secret outside the run's folder is necessary. (The user's own cache folder would need none of
+  this, but it ends with a preempted machine, from which often only the run's disk survives.) A run
+  on a disk that is attached to another machine keeps its programs; a copied, downloaded or unpacked
+  run compiles once.
 
-The first process of a run writes, as in JAX itself. The others read the folder if they see it. The
-processes do not send programs to one another: the network between them carries numbers, but nothing
-that is executed.
+The first process of a run makes the folder. The others use it if they see it; on CPUs each process
+has programs of its own, on GPUs and TPUs they share most. The processes do not send programs to one
+another: the network between them carries numbers, but nothing that is executed.
 """
 
 import hashlib
@@ -26,11 +28,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 
 # Private: JAX has no public way to store its cache's entries differently.
-from jax._src import compilation_cache
+from jax._src import compilation_cache, compiler
 from jax._src.compilation_cache_interface import CacheInterface
 
 from waveglow_jax.errors import UserError
@@ -40,7 +43,7 @@ from waveglow_jax.training.processes import is_first
 from waveglow_jax.training.watching.monitor import say
 
 FOLDER = "programs"
-KEY = ".key"
+KEY, KEY_SEAL = ".key", ".seal"
 SUFFIX = ".program"
 MOST_BYTES = 1 << 30
 """Maximum size of all programs; beyond it, those unused for the longest time are deleted."""
@@ -70,19 +73,28 @@ def programs_kept(run: Path) -> Iterator[None]:
         "jax_persistent_cache_enable_xla_caches": "none",
     }
     before = {name: getattr(jax.config, name) for name in settings}
-    files = compilation_cache.get_file_cache
+    files, write = compilation_cache.get_file_cache, compiler._cache_write
     try:
         for name, value in settings.items():
             jax.config.update(name, value)
         compilation_cache.get_file_cache = lambda path: (SealedPrograms(Path(path)), path)
+        compiler._cache_write = _write_from_any_process  # type: ignore[assignment]
         # If this process has already compiled something, JAX has decided that there is no cache.
         compilation_cache.reset_cache()
         yield
     finally:
-        compilation_cache.get_file_cache = files
+        compilation_cache.get_file_cache, compiler._cache_write = files, write
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def _write_from_any_process(
+    key: str, seconds: float, module: str, backend: Any, executable: Any, *_: Any
+) -> None:
+    """JAX's own `_cache_write` without its limit to the first process, whose entries the others
+    cannot use on CPUs."""
+    compilation_cache.put_executable_and_time(key, module, executable, backend, int(seconds))
 
 
 class SealedPrograms(CacheInterface):
@@ -102,18 +114,18 @@ class SealedPrograms(CacheInterface):
             with suppress(OSError):
                 os.utime(path)  # used now
             return content[_SEAL:]
-        if is_first():
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-            say(f"{path}: damaged, or not made in this folder; it is deleted and compiled anew")
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        say(f"{path}: damaged, or not made in this folder; it is deleted and compiled anew")
         return None
 
     def put(self, key: str, value: bytes) -> None:
         """Stores a program and deletes the longest unused ones where there are too many."""
-        if (folder_key := _key(self._path)) is None:
-            return
+        path, folder_key = self._path / f"{key}{SUFFIX}", _key(self._path)
+        if folder_key is None or (not is_first() and path.exists()):
+            return  # another process of the run has stored it
         try:
-            with replacing(self._path / f"{key}{SUFFIX}") as temporary:
+            with replacing(path) as temporary:
                 temporary.write_bytes(_seal(folder_key, key, value) + value)
             self._delete_old()
         except (UserError, OSError) as error:
@@ -147,9 +159,10 @@ def _prepare(folder: Path) -> str:
             _delete(folder)
         folder.mkdir(mode=0o700)
         _make_key(folder / KEY)
-        if _key(folder) is None:
+        if (key := _key_of_file(folder / KEY)) is None:
             _delete(folder)
             return "its file system cannot tell a copied file from the original"
+        (folder / KEY_SEAL).write_bytes(_seal(key, "", b""))
     except OSError as error:
         return f"cannot be used ({error.strerror})"
     return ""
@@ -167,20 +180,28 @@ def _make_key(path: Path) -> None:
     with os.fdopen(file, "wb") as stream:
         stream.write(secrets.token_bytes(32))
     # Whoever packs a run up chooses the time of modification, but not the change time, except on
-    # file systems that have only the former: there the two are equal (see `_key`).
+    # file systems that have only the former: there the two are equal (see `_key_of_file`).
     os.utime(path, (0, 0))
 
 
 def _key(folder: Path) -> bytes | None:
     """The key of this folder's seals; None if others could have written to the folder, or if its
-    key file is not usable."""
+    key was not made in this folder."""
     try:
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode) or not _is_private(status) or not_own(folder):
             return None
     except OSError:
         return None
-    if (read := _read_own(folder / KEY)) is None:
+    key, seal = _key_of_file(folder / KEY), _read_own(folder / KEY_SEAL)
+    if key is None or seal is None or not hmac.compare_digest(_seal(key, "", b""), seal[1]):
+        return None
+    return key
+
+
+def _key_of_file(path: Path) -> bytes | None:
+    """A hash of the file's content, inode number and change time; None if others could know it."""
+    if (read := _read_own(path)) is None:
         return None
     found, content = read
     if not _is_private(found) or found.st_nlink != 1 or found.st_ctime_ns == found.st_mtime_ns:
