@@ -150,7 +150,7 @@ def test_a_killed_process_ends_the_others_of_a_slurm_job(recordings, tmp_path): 
     while not (metrics.exists() and metrics.read_text().count('"loss"') > 4):
         time.sleep(0.02)
     started[1].kill()
-    assert ended(run, started) == [1, -signal.SIGKILL]
+    assert ended(run, started) == [os.EX_TEMPFAIL, -signal.SIGKILL]
     assert "another process of the run was lost" in (tmp_path / "run.0.log").read_text()
 
 

@@ -124,10 +124,11 @@ def _train(config: Config, data: str, arguments: argparse.Namespace) -> tuple[in
         if not many:
             raise
         lost = str(error).splitlines()[0][:200]
-        return fail(
+        fail(
             f"process {jax.process_index()}: another process of the run was lost ({lost}); start "
             "all of them again, the run goes on from its last checkpoint"
-        ), True
+        )
+        return os.EX_TEMPFAIL, True  # 75, by which a supervisor tells it from an error of the run
     except Exception:
         if not many:
             raise
