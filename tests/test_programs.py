@@ -84,7 +84,12 @@ def test_no_process_compiles_at_a_restart(recordings, tmp_path, monkeypatch):  #
         started = start(config, recordings, run, 2, 1, share=True)
         assert ended(run, started) == [0, 0]
         logs = [run.with_name(f"run.{process}.log").read_text() for process in range(2)]
-        found.append([(log.count("CACHE MISS"), log.count("cache hit")) for log in logs])
+        found.append(
+            [
+                (log.count("PERSISTENT COMPILATION CACHE MISS"), log.count("cache hit"))
+                for log in logs
+            ]
+        )
     assert all(misses and not hits for misses, hits in found[0])
     assert all(hits and not misses for misses, hits in found[1])
     assert sorted(losses(run)) == [1, 2, 3, 4]
@@ -190,7 +195,7 @@ def test_a_key_that_others_could_know_is_no_key(folder, tmp_path, how):
         os.mkfifo(key)
     else:
         key.chmod(0o644)
-    assert programs._key(folder) is None and SealedPrograms(folder).get("f") is None
+    assert programs._key_of_file(key) is None and SealedPrograms(folder).get("f") is None
 
 
 def test_a_file_system_without_change_times_is_refused(tmp_path, monkeypatch):
