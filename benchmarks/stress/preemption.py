@@ -5,8 +5,9 @@ as a supervisor (GKE, Slurm, a loop in a shell) does; proves that only time is l
 
 The run is that of chaos.py with one simulated CPU device per process, and its compiled programs in
 RUN/programs. SIGKILL and SIGTERM take turns; victim and moment are random. The program prints one
-JSON line per kill (the exit codes, the seconds until the last process ended, the steps and seconds
-lost), and one with the figures of the whole. Its exit code is 0 if
+JSON line per kill: the exit codes, the steps lost, and the seconds until the last process ended and
+from the start of this life to its first step and to the step of the kill before. The last line has
+the figures of the whole, with the seconds lost per kill but the last. The exit code is 0 if
 
 - the processes that were left ended by themselves, with a code that a supervisor restarts on,
 - metrics.jsonl has each step once, with the losses of an undisturbed run to the bit,
@@ -14,6 +15,7 @@ lost), and one with the figures of the whole. Its exit code is 0 if
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -64,6 +66,10 @@ def main() -> int:
         "hanging": sum(kill["hanging"] for kill in kills),
         "other_codes": sum(kill["other_codes"] for kill in kills),
         "seconds_to_end": max(kill["seconds_to_end"] for kill in kills),
+        "seconds_lost": [
+            round(kill["seconds_to_end"] + restart["seconds_to_regain"], 1)
+            for kill, restart in itertools.pairwise(kills)
+        ],
         "steps_lost": sum(kill["steps_lost"] for kill in kills),
         "last_exit_codes": codes,
         "seconds": round(time.monotonic() - began),
@@ -99,13 +105,15 @@ def _kill(run: Path, steps: int, processes: int, seed: list[int]) -> dict[str, o
     rng = np.random.default_rng(seed)
     number = signal.SIGTERM if seed[1] % 2 else signal.SIGKILL
     victim, more_steps = int(rng.integers(processes)), int(rng.integers(1, 8))
-    began, lives = time.monotonic(), _lives(run)
+    before, began, lives = finished_steps(run), time.monotonic(), _lives(run)
     ids = _start_all(run, steps, processes)
     _until(lambda: _lives(run) > lives)  # what lies behind the last checkpoint is removed now
     first_step = finished_steps(run) + 1
     _until(lambda: finished_steps(run) >= first_step)
     started = time.monotonic() - began
-    _until(lambda: finished_steps(run) >= first_step + more_steps)
+    _until(lambda: finished_steps(run) >= before)
+    regained = time.monotonic() - began
+    _until(lambda: finished_steps(run) >= max(first_step, before) + more_steps)
     os.kill(ids[victim], number)
     sent, codes = time.monotonic(), {}
     while len(codes) < processes and time.monotonic() - sent < LONGEST_END:
@@ -127,6 +135,7 @@ def _kill(run: Path, steps: int, processes: int, seed: list[int]) -> dict[str, o
         "hanging": processes - len(codes),
         "other_codes": sum(code not in RESTARTED for code in rest),
         "seconds_to_first_step": round(started, 1),
+        "seconds_to_regain": round(regained, 1),
         "seconds_to_end": round(seconds, 1),
         "steps_lost": finished_steps(run) - _saved(run),
     }
