@@ -154,6 +154,22 @@ def test_a_killed_process_ends_the_others_of_a_slurm_job(recordings, tmp_path): 
     assert "another process of the run was lost" in (tmp_path / "run.0.log").read_text()
 
 
+@pytest.mark.stress
+def test_a_preempted_run_loses_only_time(tmp_path):
+    """A SIGKILL to the first process and a SIGTERM to another; a supervisor restarts all four."""
+    command = [sys.executable, ROOT / "benchmarks/stress/preemption.py", "--kills", "2"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(
+        [*command, "--seed", "30", "--work", tmp_path],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, _, figures = map(json.loads, done.stdout.splitlines())
+    assert first["victim"] == 0 and figures["kills"] == 2 and figures["losses_equal"]
+
+
 def test_each_process_reads_its_rows_only(recordings, tmp_path, monkeypatch):  # noqa: F811
     from waveglow_jax.training import dataset
 

@@ -44,8 +44,8 @@ def main() -> int:
     work = arguments.work or Path(tempfile.mkdtemp(prefix="chaos-"))
     work.mkdir(parents=True, exist_ok=True)
     steps = arguments.steps or 10 * arguments.kills
-    prepare()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(work / "programs")
+    prepare()
 
     began = time.monotonic()
     calm, wild = work / "calm", work / "wild"
