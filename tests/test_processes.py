@@ -170,6 +170,33 @@ def test_a_preempted_run_loses_only_time(tmp_path):
     assert first["victim"] == 0 and figures["kills"] == 2 and figures["losses_equal"]
 
 
+def test_an_abort_of_xla_is_explained():
+    """In a thread of which Python knows nothing, while the main thread works."""
+    program = """if True:
+        import ctypes, threading, time
+        from waveglow_jax.training.processes import aborts_explained
+        abort = ctypes.CDLL(None).abort
+        {}:
+            threading.Thread(target=abort).start()
+            while time.sleep(0.01) is None:
+                pass
+    """
+    found = []
+    for block in ("with aborts_explained()", "if True"):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(block)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        found.append((done.returncode, done.stderr))
+    (code, said), (without, _) = found
+    assert code == os.EX_TEMPFAIL and without == -signal.SIGABRT
+    (line,) = said.splitlines()
+    assert "process 0" in line and "another process of the run was lost" in line
+
+
 def test_each_process_reads_its_rows_only(recordings, tmp_path, monkeypatch):  # noqa: F811
     from waveglow_jax.training import dataset
 

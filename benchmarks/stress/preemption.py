@@ -29,9 +29,8 @@ from pathlib import Path
 import numpy as np
 from chaos import compare, finished_steps, prepare, start, wait
 
-RESTARTED = {os.EX_TEMPFAIL, 128 + signal.SIGTERM, -signal.SIGABRT}
-"""Exit codes on which the manual's supervisors start the run again, beside that of the victim.
-XLA's own threads abort (SIGABRT, 134 for a shell) if they notice the loss before Python does."""
+RESTARTED = {os.EX_TEMPFAIL, 128 + signal.SIGTERM}
+"""Exit codes on which the manual's supervisors start the run again, beside that of the victim."""
 LONGEST_START = 600.0
 LONGEST_END = 120.0
 """Seconds after a kill until the processes that are left count as hanging."""

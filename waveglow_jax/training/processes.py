@@ -1,10 +1,13 @@
 """One run in many processes: joining, agreeing on inputs, exchanging data, and stopping."""
 
+import ctypes
 import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+import signal
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from glob import glob
 from typing import Any
 
@@ -51,6 +54,37 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             "start all of them with the same --coordinator HOST:PORT and --processes N, and each "
             "with its own --process 0 to N-1"
         ) from error
+
+
+@contextmanager
+def aborts_explained() -> Iterator[None]:
+    """Within the block, an abort ends the process with one more line and exit code 75.
+
+    Threads of XLA and of the coordinator's client abort when another process is lost, and Python
+    sees no exception. JAX's own callback for this case cannot be used: it ends with std::bad_cast.
+    """
+
+    line = (
+        f"error: process {jax.process_index()}: XLA has aborted (see above), most often because "
+        "another process of the run was lost; start all of them again, the run goes on from its "
+        "last checkpoint\n"
+    ).encode()
+
+    def end(_number: int) -> None:
+        os.write(2, line)
+        os._exit(os.EX_TEMPFAIL)
+
+    # Not by Python's `signal`, whose handlers run after the C function returns: abort never does.
+    # A ctypes function runs at once, in the aborting thread, as soon as that gets the GIL.
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.restype, set_handler.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    before = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        # While the interpreter shuts down, no thread gets the GIL any more.
+        set_handler(signal.SIGABRT, before)
 
 
 def enough_threads(environment: MutableMapping[str, str]) -> None:
