@@ -25,11 +25,18 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(
-    config: Path, data: Path, run: Path, processes: int, devices: int, slurm: bool = False
+    config: Path,
+    data: Path,
+    run: Path,
+    processes: int,
+    devices: int,
+    slurm: bool = False,
+    share: bool = False,
 ) -> list[subprocess.Popen]:
     """train.py in so many processes; the run is the first one's, the others write nothing.
 
-    slurm: told by what Slurm's srun puts into the environment, not by flags."""
+    slurm: told by what Slurm's srun puts into the environment, not by flags. share: all processes
+    see the run's folder."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -42,7 +49,7 @@ def start(
     command = [sys.executable, ROOT / "train.py", config, "--data", data]
     started = []
     for process in range(processes):
-        output = run if process == 0 else run.with_name(f"unused{process}")
+        output = run if process == 0 or share else run.with_name(f"unused{process}")
         many = ["--coordinator", f"localhost:{port}", "--processes", processes]
         many = [*many, "--process", process] if processes > 1 and not slurm else []
         if slurm:
@@ -143,8 +150,51 @@ def test_a_killed_process_ends_the_others_of_a_slurm_job(recordings, tmp_path): 
     while not (metrics.exists() and metrics.read_text().count('"loss"') > 4):
         time.sleep(0.02)
     started[1].kill()
-    assert ended(run, started) == [1, -signal.SIGKILL]
+    assert ended(run, started) == [os.EX_TEMPFAIL, -signal.SIGKILL]
     assert "another process of the run was lost" in (tmp_path / "run.0.log").read_text()
+
+
+@pytest.mark.stress
+def test_a_preempted_run_loses_only_time(tmp_path):
+    """A SIGKILL to the first process and a SIGTERM to another; a supervisor restarts all four."""
+    command = [sys.executable, ROOT / "benchmarks/stress/preemption.py", "--kills", "2"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(
+        [*command, "--seed", "30", "--work", tmp_path],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, _, figures = map(json.loads, done.stdout.splitlines())
+    assert first["victim"] == 0 and figures["kills"] == 2 and figures["losses_equal"]
+
+
+def test_an_abort_of_xla_is_explained():
+    """In a thread of which Python knows nothing, while the main thread works."""
+    program = """if True:
+        import ctypes, threading, time
+        from waveglow_jax.training.processes import aborts_explained
+        abort = ctypes.CDLL(None).abort
+        {}:
+            threading.Thread(target=abort).start()
+            while time.sleep(0.01) is None:
+                pass
+    """
+    found = []
+    for block in ("with aborts_explained()", "if True"):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(block)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        found.append((done.returncode, done.stderr))
+    (code, said), (without, _) = found
+    assert code == os.EX_TEMPFAIL and without == -signal.SIGABRT
+    (line,) = said.splitlines()
+    assert "process 0" in line and "another process of the run was lost" in line
 
 
 def test_each_process_reads_its_rows_only(recordings, tmp_path, monkeypatch):  # noqa: F811

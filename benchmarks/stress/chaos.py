@@ -44,16 +44,17 @@ def main() -> int:
     work = arguments.work or Path(tempfile.mkdtemp(prefix="chaos-"))
     work.mkdir(parents=True, exist_ok=True)
     steps = arguments.steps or 10 * arguments.kills
-    _prepare(work)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(work / "programs")
+    prepare()
 
     began = time.monotonic()
     calm, wild = work / "calm", work / "wild"
-    code = _wait(_start(calm, steps, arguments.workers, work))
+    code = wait(_start(calm, steps, arguments.workers, work))
     if code:
         sys.exit(f"the undisturbed run ended with {code}: see {work}/log.txt")
     life = _seconds_to_first_save(work / "warm", steps, arguments.workers, work)
     kills = [_kill(wild, steps, arguments, life, i) for i in range(arguments.kills)]
-    code = _wait(_start(wild, steps, arguments.workers, work))
+    code = wait(_start(wild, steps, arguments.workers, work))
     waits = [kill["seconds"] for kill in kills if kill["killed"]]
     figures = {
         "kills": sum(kill["killed"] for kill in kills),
@@ -65,17 +66,16 @@ def main() -> int:
         "steps": steps,
         "last_exit_code": code,
         "seconds": round(time.monotonic() - began),
-        **_compare(calm, wild),
+        **compare(calm, wild),
     }
     print(json.dumps(figures))
     same = figures["losses_equal"] and figures["parameters_equal"]
     return 0 if same and code == 0 and figures["kills"] == arguments.kills else 1
 
 
-def _prepare(work: Path) -> None:
+def prepare() -> None:
     """Imports everything but starts nothing, so that forks of this process are safe."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(work / "programs")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     sys.path.insert(0, str(ROOT))
@@ -85,23 +85,27 @@ def _prepare(work: Path) -> None:
 
 
 def _start(run: Path, steps: int, workers: int, work: Path) -> int:
-    """Starts a life of the run and returns its process id."""
+    return start(run, steps, {"train.num_workers": workers}, work / "log.txt")
+
+
+def start(run: Path, steps: int, more: dict[str, object], log: Path) -> int:
+    """Starts a life of the run, with more fields or flags, and returns its process id."""
     command = [str(ROOT / "configs" / "tiny.json"), "--data", str(RECORDINGS), "--output", str(run)]
     fields = {
         **{"waveglow.n_flows": 2, "waveglow.WN_config.n_layers": 1, "data.segment_length": 2048},
         **{"train.steps": steps, "train.batch_size": 2, "train.epochs": 0, "train.ema_decay": 0.9},
         **{"train.iters_per_checkpoint": 4, "train.iters_per_validation": 4},
         **{"train.validation_fraction": 0.5, "train.validation_clips": 2},
-        **{"train.synthesis_clips": 0, "train.keep_checkpoints": 2, "train.num_workers": workers},
+        **{"train.synthesis_clips": 0, "train.keep_checkpoints": 2, **more},
     }
     for name, value in fields.items():
         command += [f"--{name}", str(value)]
     process = os.fork()
     if process:
         return process
-    log = os.open(work / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     code = 70
     try:
         from waveglow_jax.cli import run_single
@@ -112,7 +116,7 @@ def _start(run: Path, steps: int, workers: int, work: Path) -> int:
         os._exit(code)
 
 
-def _wait(process: int) -> int:
+def wait(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -122,7 +126,7 @@ def _seconds_to_first_save(run: Path, steps: int, workers: int, work: Path) -> f
     while not _in_progress(run) and time.monotonic() - began < LONGEST_LIFE:
         time.sleep(0.01)
     os.kill(process, signal.SIGKILL)
-    _wait(process)
+    wait(process)
     return time.monotonic() - began
 
 
@@ -131,7 +135,7 @@ def _kill(
 ) -> dict[str, float]:
     """Starts one life and kills it at a random moment, or shortly after a save has begun."""
     rng = np.random.default_rng([arguments.seed, number])
-    before = _finished_steps(run)
+    before = finished_steps(run)
     process = _start(run, steps, arguments.workers, run.parent)
     began = time.monotonic()
     saves_to_see = int(rng.integers(1, 4)) if rng.random() < SAVE_SHARE else 0
@@ -147,14 +151,14 @@ def _kill(
             continue
         in_save, sent = bool(_in_progress(run)), time.monotonic()
         os.kill(process, signal.Signals[f"SIG{arguments.signal}"])
-        status = _wait(process)
+        status = wait(process)
         if arguments.signal == "KILL":  # nothing more can have happened
             in_save = bool(_in_progress(run))
         return {
             "killed": status in ENDS[arguments.signal],
             "in_save": in_save,
             "seconds": time.monotonic() - sent,
-            "steps": _finished_steps(run) - before,
+            "steps": finished_steps(run) - before,
         }
     return {"killed": False, "in_save": False, "seconds": 0.0, "steps": 0}
 
@@ -172,12 +176,12 @@ def _in_progress(run: Path) -> set[str]:
     }
 
 
-def _finished_steps(run: Path) -> int:
+def finished_steps(run: Path) -> int:
     path = run / "metrics.jsonl"
     return path.read_text().count('"loss"') if path.exists() else 0
 
 
-def _compare(calm: Path, wild: Path) -> dict[str, object]:
+def compare(calm: Path, wild: Path) -> dict[str, object]:
     import jax
 
     from waveglow_jax.weights.run import load_run_voice

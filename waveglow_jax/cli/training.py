@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,14 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.config}: names no training_files; give --data DIR_OR_LIST")
     for named in (data, config.train.validation_files):
         local_path(named)  # refuses addresses before anything is written
-    from waveglow_jax.training.processes import join
+    import jax
+
+    from waveglow_jax.training.processes import aborts_explained, join
 
     join(arguments.coordinator, arguments.processes, arguments.process)
-    return _end(*_train(config, data, arguments))
+    with aborts_explained() if jax.process_count() > 1 else nullcontext():
+        code, at_once = _train(config, data, arguments)
+    return _end(code, at_once)
 
 
 def _train(config: Config, data: str, arguments: argparse.Namespace) -> tuple[int, bool]:
@@ -124,10 +129,11 @@ def _train(config: Config, data: str, arguments: argparse.Namespace) -> tuple[in
         if not many:
             raise
         lost = str(error).splitlines()[0][:200]
-        return fail(
+        fail(
             f"process {jax.process_index()}: another process of the run was lost ({lost}); start "
             "all of them again, the run goes on from its last checkpoint"
-        ), True
+        )
+        return os.EX_TEMPFAIL, True  # 75, by which a supervisor tells it from an error of the run
     except Exception:
         if not many:
             raise

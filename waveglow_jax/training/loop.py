@@ -45,6 +45,7 @@ from waveglow_jax.training.processes import (
     text_from_first,
     wait_for_all,
 )
+from waveglow_jax.training.programs import programs_kept
 from waveglow_jax.training.samples import (
     mel_of,
     recordings_to_synthesise,
@@ -102,7 +103,8 @@ def train(
             scan = partial(scan_corpus, data, config, mels)
             corpus = stop.during("the look for recordings", scan)
             first_state = partial(init_state, config, params, moments)
-            return _run(config, run, corpus, first_state, allow_changed_data, layout, stop)
+            with programs_kept(run):
+                return _run(config, run, corpus, first_state, allow_changed_data, layout, stop)
         except Stopped:
             assert stop.by is not None
             say(f"stopped by {stop.by.name} before a first step; the same command starts it again")
@@ -171,13 +173,15 @@ def _start(
     allow_changed_data: bool,
 ) -> tuple[TrainState, Progress, list[str]]:
     """The first process's initial state (NumPy) and progress, and lines to report about them."""
-    # Initial weights take seconds to draw, so a run with a checkpoint does not draw them.
-    resumes = checkpoints is not None and checkpoints.latest_step is not None
-    state = None if resumes else jax.tree.map(np.asarray, first_state())
     progress, told = Progress(Plateau(), 0, found), []
-    if checkpoints is not None:
+    if checkpoints is None:  # the first process sends the values
+        shapes = jax.eval_shape(first_state)
+        state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    else:
         told = list(checkpoints.told)
-        if (latest := checkpoints.latest_step) is not None:
+        if (latest := checkpoints.latest_step) is None:
+            state = jax.tree.map(np.asarray, first_state())
+        else:
             state, progress = checkpoints.restore(latest)
             if progress.data is None:
                 told.append(

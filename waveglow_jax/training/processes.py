@@ -1,10 +1,13 @@
 """One run in many processes: joining, agreeing on inputs, exchanging data, and stopping."""
 
+import ctypes
 import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+import signal
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from glob import glob
 from typing import Any
 
@@ -17,6 +20,7 @@ from waveglow_jax.errors import UserError
 JOIN_SECONDS = 300
 STOP_SECONDS = 5
 SAVE_SECONDS = 3600
+TEXT_BLOCK = 1024
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -50,6 +54,37 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             "start all of them with the same --coordinator HOST:PORT and --processes N, and each "
             "with its own --process 0 to N-1"
         ) from error
+
+
+@contextmanager
+def aborts_explained() -> Iterator[None]:
+    """Within the block, an abort ends the process with one more line and exit code 75.
+
+    Threads of XLA and of the coordinator's client abort when another process is lost, and Python
+    sees no exception. JAX's own callback for this case cannot be used: it ends with std::bad_cast.
+    """
+
+    line = (
+        f"error: process {jax.process_index()}: XLA has aborted (see above), most often because "
+        "another process of the run was lost; start all of them again, the run goes on from its "
+        "last checkpoint\n"
+    ).encode()
+
+    def end(_number: int) -> None:
+        os.write(2, line)
+        os._exit(os.EX_TEMPFAIL)
+
+    # Not by Python's `signal`, whose handlers run after the C function returns: abort never does.
+    # A ctypes function runs at once, in the aborting thread, as soon as that gets the GIL.
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.restype, set_handler.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    before = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        # While the interpreter shuts down, no thread gets the GIL any more.
+        set_handler(signal.SIGABRT, before)
 
 
 def enough_threads(environment: MutableMapping[str, str]) -> None:
@@ -115,9 +150,11 @@ def text_from_first(text: str) -> str:
         return text
     content = text.encode("utf-8", "surrogatepass") if is_first() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8).astype(np.int32)
+    # In whole blocks, so that texts of similar length need the same compiled program.
+    blocks = content.ljust(-(-size // TEXT_BLOCK) * TEXT_BLOCK, b"\0")
+    padded = np.frombuffer(blocks, np.uint8).astype(np.int32)
     first = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
-    return first.decode("utf-8", "surrogatepass")
+    return first[:size].decode("utf-8", "surrogatepass")
 
 
 def check_agreed(what: str, text: str) -> None:
