@@ -11,17 +11,14 @@ from compiling import quick_jit
 from scipy.ndimage import gaussian_filter1d
 from test_training import batch_of, losses, recordings, stop_at, tiny_config  # noqa: F401
 
-from waveglow_jax.config import config_from_dict, config_to_dict
+from waveglow_jax.audio.mel import log_mel_of_padded
+from waveglow_jax.config import Config, config_from_dict, config_to_dict
 from waveglow_jax.config_train import AlteredMels
 from waveglow_jax.errors import UserError
 from waveglow_jax.training import loop, step
 from waveglow_jax.training.altered_mels import altered_mels, blurred, flattened
-from waveglow_jax.training.parallel import (
-    parallel_train_step,
-    parallel_validation_step,
-    replicate,
-    split,
-)
+from waveglow_jax.training.batch import Batch
+from waveglow_jax.training.parallel import AXIS, parallel_train_step, replicate, split
 from waveglow_jax.training.step import init_state
 from waveglow_jax.weights.release import read_weights
 
@@ -44,8 +41,8 @@ def many(n: int, at: int = 5, mel: np.ndarray = MEL, **how) -> np.ndarray:
     return np.asarray(alter(mels, np.arange(n), np.int32(at), train, AlteredMels(**how)))
 
 
-def config_with(**how):
-    return tiny_config(altered_mels={"dropout_bands": 4, **how}, ema_decay=0.9)
+def config_with(noise_std: float = 0.002, **how) -> Config:
+    return tiny_config(noise_std=noise_std, altered_mels={"dropout_bands": 4, **how}, ema_decay=0.9)
 
 
 # ------------------------------------------------------------------------------ the alterations
@@ -151,22 +148,135 @@ def test_seed_step_and_place_in_the_batch_decide():
 # ------------------------------------------------------------------------------ the step
 
 
-def seen(config, batch, monkeypatch, at: int = 5) -> tuple[np.ndarray, np.ndarray, float]:
-    """Audio and mel that the flow gets in a training step, and the largest gradient."""
+def seen(config, batch, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
+    """The audio and the mel that the flow gets in training step 5."""
     got = []
 
     def forward(params, config, audio, mel, **_):
-        got.append((audio, mel))
-        z = audio[..., None] * params["a"] + mel.mean()
-        return z, jnp.zeros(audio.shape[0])
+        got.append((np.asarray(audio), np.asarray(mel)))
+        return audio[..., None] * params["a"], jnp.zeros(audio.shape[:1])
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "forward", forward)
-        patch.setattr(
-            step.jax, "value_and_grad", lambda f: lambda params: (f(params), jax.grad(f)(params))
+        number, noise = jnp.int32(5), jnp.float32(config.train.noise_std)
+        step._value_and_gradients({"a": jnp.float32(1)}, batch, config, number, noise)
+    return got[0]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own mels", "given mels"])
+def test_only_the_mels_change(recordings, monkeypatch, given):  # noqa: F811
+    off, on = tiny_config(ema_decay=0.9), config_with()
+    batch = batch_of(off, recordings)
+    mel = np.asarray(log_mel_of_padded(jnp.asarray(batch.clips), off))
+    if given:
+        mel = mel[::-1].copy()
+        batch = batch._replace(mel=jnp.asarray(mel))
+    (audio, unaltered), (same_audio, result) = (seen(c, batch, monkeypatch) for c in (off, on))
+    np.testing.assert_array_equal(audio, same_audio)
+    np.testing.assert_array_equal(unaltered, mel)
+    how = on.train.altered_mels
+    wanted = altered_mels(jnp.asarray(mel), batch.index, jnp.int32(5), on.train, how)
+    np.testing.assert_array_equal(result, wanted)
+    differs = (result != mel).any(axis=(1, 2))
+    assert differs.any() and not differs.all()
+
+
+def jaxpr(function, *arguments) -> str:
+    return str(jax.make_jaxpr(function, axis_env=[(AXIS, 1)])(*arguments))
+
+
+def test_off_adds_no_operation_and_validation_is_the_same(recordings):  # noqa: F811
+    off, on = tiny_config(noise_std=0.0, ema_decay=0.9), config_with(noise_std=0.0)
+    batch = batch_of(off, recordings)
+    state = init_state(off)
+    held_out = batch._replace(weight=jnp.ones(len(batch.clips)))
+    validation = [
+        jaxpr(lambda p, b, c=c: step.validation_step(p, b, c, AXIS), state.params, held_out)
+        for c in (off, on)
+    ]
+    assert validation[0] == validation[1]
+    programs = [
+        jaxpr(lambda s, b, c=c: step.train_step(s, b, c, 9, AXIS), state, batch) for c in (off, on)
+    ]
+    assert ["random_bits" in program for program in programs] == [False, True]
+
+
+@pytest.mark.devices(8)
+@pytest.mark.slow
+def test_eight_devices_get_the_mels_of_one(recordings):  # noqa: F811
+    config = config_with(probability=0.9)
+    batch = batch_of(config, recordings)
+    results = []
+    for n in (1, 8):
+        devices = jax.devices()[:n]
+        take = parallel_train_step(config, 9, devices)
+        state, metrics = take(replicate(init_state(config), devices), split(batch, n))
+        results.append(jax.tree.map(np.asarray, (state, metrics)))
+    (one, one_metrics), (eight, eight_metrics) = results
+    assert np.isfinite(one_metrics["gradient_norm"]) and not one_metrics["skipped"]
+    np.testing.assert_allclose(one_metrics["loss"], eight_metrics["loss"], rtol=1e-5)
+    norms = (m["gradient_norm"] for m in (one_metrics, eight_metrics))
+    np.testing.assert_allclose(*norms, rtol=1e-3)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_gradients_are_finite_at_the_largest_strengths():
+    """Of silence, of full scale and of a click, with whitening by the altered mels."""
+    config = config_with(
+        probability=1.0,
+        smoothing_frames=16,
+        smoothing_bands=16,
+        dropout_frames=9,
+        dropout_bands=8,
+        jitter=2,
+    )
+    clips = np.zeros((8, 2048 + 1024), np.float32)
+    clips[1] = np.sign(np.sin(np.arange(clips.shape[1]) / 20))
+    clips[2, 1500] = 1
+    batch = Batch(jnp.asarray(clips), jnp.arange(8))
+    take = quick_jit(step._value_and_gradients, static_argnums=2)
+    for number in range(3):
+        value, gradients = take(
+            init_state(config).params, batch, config, jnp.int32(number), jnp.float32(0.002)
         )
-        with jax.disable_jit():
-            _, gradients = step._value_and_gradients(
-                {"a": jnp.float32(0.5)}, batch, config, jnp.int32(at), jnp.float32(0.002)
-            )
-    return np.asarray(got[0][0]), np.asarray(got[0][1]), float(gradients["a"])
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradients)))
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_the_same_mels(recordings, tmp_path, monkeypatch):  # noqa: F811
+    config = config_with()
+    assert loop.train(config, str(recordings), tmp_path / "whole").stopped_by is None
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, signal.SIGINT)
+        assert loop.train(config, str(recordings), tmp_path / "stopped").stopped_by
+    assert loop.train(config, str(recordings), tmp_path / "stopped").stopped_by is None
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    ours, theirs = (read_weights(tmp_path / run).params for run in ("stopped", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+# ------------------------------------------------------------------------------ the config
+
+
+def test_off_by_default_and_on_by_any_field():
+    assert tiny_config().train.altered_mels is None
+    on = config_from_dict({}, {"train.altered_mels.probability": 0.25})
+    assert on.train.altered_mels == AlteredMels(probability=0.25)
+    assert config_from_dict(config_to_dict(on)) == on
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"probability": 0}, r"altered_mels.probability 0.0 must be above 0"),
+        ({"probability": 1.5}, r"altered_mels.probability 1.5 must .* at most 1"),
+        ({"jitter": -1}, r"altered_mels.jitter -1.0 must be at least 0"),
+        ({"dropout_frames": 64}, r"dropout_frames 64 must be at most 63, the number of frames of"),
+        ({"dropout_bands": 81}, r"dropout_bands 81 must be at most 80, the number of bands of"),
+        ({"smoothing": 1}, r"altered_mels.smoothing is no known field"),
+    ],
+)
+def test_impossible_is_refused(how, message):
+    with pytest.raises(UserError, match=message):
+        config_from_dict({"train_config": {"altered_mels": how}})
