@@ -48,13 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("-o", "--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=300)
     docs = Path(__file__).resolve().parents[2] / "docs" / "measurements"
     parser.add_argument("--docs", type=Path, default=docs)
     arguments = parser.parse_args()
     corpus, work = arguments.corpus, arguments.work
     for name, how in ((PLAIN, None), (ALTERED, AlteredMels())):
-        config = config_of(corpus, arguments.steps, how)
+        config = config_of(arguments.steps, how)
         train(config, str(corpus / "train"), work / slug(name), params=wg.load().params)
     voices = {BUNDLED: wg.load(), **{n: wg.load(work / slug(n)) for n in (PLAIN, ALTERED)}}
     found = {
@@ -75,22 +75,19 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def config_of(corpus: Path, steps: int, how: AlteredMels | None) -> Config:
+def config_of(steps: int, how: AlteredMels | None) -> Config:
     """The bundled voice's config, for a run of `steps` from its weights."""
     config = wg.load().config
     settings = dataclasses.replace(
         config.train,
         steps=steps,
         learning_rate=4e-4,
-        warmup_steps=50,
-        decay_start=0.3,
+        warmup_steps=30,
+        decay_start=0.4,
         final_learning_rate=2e-5,
-        ema_decay=0.99,
+        ema_decay=0.98,
         altered_mels=how,
-        validation_files=str(corpus / "heldout"),
-        validation_clips=96,
-        iters_per_validation=500,
-        iters_per_checkpoint=250,
+        iters_per_checkpoint=100,
         keep_checkpoints=1,
         synthesis_clips=0,
     )
