@@ -40,8 +40,8 @@ from waveglow_jax.training.loop import train
 from waveglow_jax.weights.release import read_weights
 
 PLAIN, ALTERED, BUNDLED = "own mels", "altered mels", "the bundled voice"
-RECORDINGS, SECONDS = 24, 3
-AT_ONCE = 8
+RECORDINGS, SECONDS = 12, 3
+AT_ONCE = 12
 METRIC_KEYS = ("pesq_wb", "stoi", "dnsmos_ovrl")
 KINDS = ("true", "smoothed", "jittered")
 SYNTHESISED = ("true", "smoothed")
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("-o", "--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     docs = Path(__file__).resolve().parents[2] / "docs" / "measurements"
     parser.add_argument("--docs", type=Path, default=docs)
     arguments = parser.parse_args()
@@ -87,13 +87,14 @@ def config_of(steps: int, how: AlteredMels | None) -> Config:
     settings = dataclasses.replace(
         config.train,
         steps=steps,
+        batch_size=2,
         learning_rate=4e-4,
-        warmup_steps=30,
-        decay_start=0.4,
+        warmup_steps=20,
+        decay_start=0.5,
         final_learning_rate=2e-5,
-        ema_decay=0.98,
+        ema_decay=0.95,
         altered_mels=how,
-        iters_per_checkpoint=100,
+        iters_per_checkpoint=50,
         keep_checkpoints=1,
         synthesis_clips=0,
     )
