@@ -26,6 +26,7 @@ from waveglow_jax.config import (
 )
 from waveglow_jax.config_data import MelConfig
 from waveglow_jax.config_fields import Bounds
+from waveglow_jax.config_train import AlteredMels
 from waveglow_jax.conventions import HALF_HOP
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import init
@@ -133,6 +134,14 @@ UNUSUAL = Config(
         gradient_accumulation=2,
         noise_std=0.002,
         final_noise_std=0.0005,
+        altered_mels=AlteredMels(
+            probability=0.75,
+            smoothing_frames=1.5,
+            smoothing_bands=0.5,
+            dropout_frames=3,
+            dropout_bands=6,
+            jitter=0.1,
+        ),
         num_workers=2,
         validation_files="held_out.txt",
         validation_fraction=0.02,
@@ -320,7 +329,7 @@ NUMBERS = [
     for name, value in [
         *((f"waveglow_config.{'.'.join(n)}", v) for n, v in leaves(UNUSUAL.waveglow).items()),
         *((f"data_config.{'.'.join(n)}", v) for n, v in leaves(UNUSUAL.data).items()),
-        *((f"train_config.{n}", v) for (n,), v in leaves(UNUSUAL.train).items()),
+        *((f"train_config.{'.'.join(n)}", v) for n, v in leaves(UNUSUAL.train).items()),
         *((f"synthesis_config.{n}", v) for (n,), v in leaves(UNUSUAL.synthesis).items()),
     ]
     if not isinstance(value, str | bool)

@@ -22,6 +22,7 @@ FLOORS: list[dict[str, set[str]]] = [
             "config_fields",
             "config_grid",
             "config_names",
+            "config_train",
             "conventions",
             "presets",
         },

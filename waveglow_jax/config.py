@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from waveglow_jax.config_data import DataConfig, MelConfig, convention_of, spell_out_mel
 from waveglow_jax.config_fields import (
+    NEVER,
     Bounds,
     FieldFacts,
     OneOf,
@@ -27,6 +28,7 @@ from waveglow_jax.config_fields import (
 )
 from waveglow_jax.config_grid import block_of, check_grid, period_of, steps_of
 from waveglow_jax.config_names import in_our_names, override
+from waveglow_jax.config_train import TrainConfig
 from waveglow_jax.conventions import Convention
 from waveglow_jax.errors import UserError
 from waveglow_jax.presets import config_path
@@ -36,16 +38,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 LATENT: Literal["latent"] = "latent"
 """The `consistency` that selects the search for a typical z instead of a number of corrections."""
 MAX_CONSISTENCY = 10_000
+# Config files may come from any source: beyond the bounds of the fields below, programs would not
+# finish or would exceed the memory.
 MAX_PARAMETERS = 2**31
 """The most parameters of a voice: 8 GiB in float32, eight times the paper's model."""
 MAX_REACH = 2**22
 """The most samples to either side that a sample may depend on (published weights: 24,480)."""
-
-
-_NEVER = 10**9
-# Config files may come from any source: beyond the bounds of the fields below, programs would not
-# finish or would exceed the memory.
-_MOST_SIGMAS = 100
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class WaveGlowConfig:
     n_mel_channels: Annotated[int, Bounds(1, 1024)] = 80
     n_flows: Annotated[int, Bounds(1, 64)] = 12
     n_group: Annotated[int, Bounds(2, 1024)] = 8
-    n_early_every: Annotated[int, Bounds(1, _NEVER)] = 4
+    n_early_every: Annotated[int, Bounds(1, NEVER)] = 4
     n_early_size: Annotated[int, Bounds(0, 1024)] = 2
     upsample_kernel: Annotated[int, Bounds(1, 2**18)] = 1024
     conditioning: Annotated[str, OneOf("sample", "group")] = "sample"
@@ -214,69 +212,6 @@ class WaveGlowConfig:
                 f"and there may be {MAX_REACH:,}: lower n_flows {self.n_flows}, n_group "
                 f"{self.n_group}, WN_config.n_layers {self.WN.n_layers} or WN_config.kernel_size "
                 f"{self.WN.kernel_size}"
-            )
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training run. `batch_size` counts the clips per step over all devices together.
-
-    A run ends after `steps`, or after `epochs` if that is above 0 and comes sooner. The learning
-    rate rises linearly over `warmup_steps`; from `decay_start` (a share of the run) it falls along
-    a cosine to `final_learning_rate` (0: it stays constant). `plateau_patience` above 0 drops it to
-    `plateau_learning_rate` after that many validations in a row without a better one.
-    Noise of the standard deviation `noise_std` is added to the training clips (never to their
-    mels); from `decay_start` it falls geometrically to `final_noise_std` (0: it stays constant).
-    `on_save_failure` decides whether the run stops ("stop") or goes on ("continue") if a checkpoint
-    in the middle of the run cannot be saved.
-    TensorBoard gets clips at the voice's own sigma (`SynthesisConfig`), then at each of
-    `synthesis_sigmas`. `wandb_project` names a Weights & Biases project that gets the log as well.
-    Two fields allow larger batches than the memory holds at once: `gradient_accumulation` computes
-    each device's share of the batch in that many parts, one after another, which changes nothing
-    but rounding; `checkpoint_flows` saves only each flow's input as a residual and recomputes the
-    rest in the backward pass.
-    """
-
-    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 1234
-    steps: Annotated[int, Bounds(1, _NEVER)] = 580_000
-    epochs: Annotated[int, Bounds(0, _NEVER)] = 0
-    batch_size: Annotated[int, Bounds(1, 2**16)] = 24
-    learning_rate: Annotated[float, Bounds(0, 1000, above_low=True)] = 1e-4
-    warmup_steps: Annotated[int, Bounds(0, _NEVER)] = 0
-    decay_start: Annotated[float, Bounds(0, 1, below_high=True)] = 0.5
-    final_learning_rate: Annotated[float, Bounds(0, 1000)] = 0.0
-    plateau_patience: Annotated[int, Bounds(0, _NEVER)] = 0
-    plateau_learning_rate: Annotated[float, Bounds(0, 1000, above_low=True)] = 5e-5
-    sigma: Annotated[float, Bounds(0, 100, above_low=True)] = 1.0
-    gradient_clip: Annotated[float, Bounds(0, _NEVER)] = 0.0
-    ema_decay: Annotated[float, Bounds(0, 1, below_high=True)] = 0.0
-    wn_dtype: Annotated[str, OneOf("float32", "bfloat16")] = "float32"
-    checkpoint_flows: bool = False
-    gradient_accumulation: Annotated[int, Bounds(1, 2**16)] = 1
-    noise_std: Annotated[float, Bounds(0, 1)] = 0.0
-    final_noise_std: Annotated[float, Bounds(0, 1)] = 0.0
-    num_workers: Annotated[int, Bounds(0, 256)] = 0
-    validation_files: str = ""
-    validation_fraction: Annotated[float, Bounds(0, 1, below_high=True)] = 0.0
-    validation_clips: Annotated[int, Bounds(1, 1_000_000)] = 64
-    iters_per_validation: Annotated[int, Bounds(1, _NEVER)] = 1000
-    iters_per_checkpoint: Annotated[int, Bounds(1, _NEVER)] = 2000
-    keep_checkpoints: Annotated[int, Bounds(1, _NEVER)] = 3
-    on_save_failure: Annotated[str, OneOf("stop", "continue")] = "stop"
-    synthesis_clips: Annotated[int, Bounds(0, 1000)] = 2
-    synthesis_sigmas: tuple[Annotated[float, Bounds(0, 100)], ...] = (0.6, 0.8, 1.0)
-    wandb_project: str = ""
-
-    def check(self) -> None:
-        if len(self.synthesis_sigmas) > _MOST_SIGMAS:
-            raise UserError(
-                f"train_config.synthesis_sigmas has {len(self.synthesis_sigmas)} values; there may "
-                f"be {_MOST_SIGMAS}"
-            )
-        if self.batch_size % self.gradient_accumulation:
-            raise UserError(
-                f"train_config.batch_size {self.batch_size} is not divided by "
-                f"gradient_accumulation {self.gradient_accumulation}: its parts have as many clips"
             )
 
 

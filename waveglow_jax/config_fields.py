@@ -17,6 +17,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from waveglow_jax.errors import UserError
 
+NEVER = 10**9
+"""The upper bound of counts such as steps: a number that no run reaches."""
 _MOST_SHOWN = 60
 
 

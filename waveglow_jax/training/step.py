@@ -25,6 +25,7 @@ from waveglow_jax.flow.waveglow import (
     parameter_shapes,
     sum_over_steps,
 )
+from waveglow_jax.training.altered_mels import altered_mels
 from waveglow_jax.training.batch import Batch
 from waveglow_jax.trees import named, unravelled
 from waveglow_jax.weights.moments import Moments
@@ -179,6 +180,8 @@ def _value_and_gradients(
 
     def of_clips(clips: Batch) -> tuple[jax.Array, Params]:
         audio, past, mel = _clips(clips, config, step, noise)
+        if train.altered_mels:
+            mel = altered_mels(mel, clips.index, step, train, train.altered_mels)
         keywords: dict[str, Any] = {
             "dtype": jnp.dtype(train.wn_dtype),
             "checkpoint_flows": train.checkpoint_flows,
