@@ -18,7 +18,7 @@ class AlteredMels:
     `smoothing_frames` and `smoothing_bands` are the standard deviations of a Gaussian blur over
     time and over bands; `dropout_frames` and `dropout_bands` are the lengths of a range that loses
     its detail, because its mean replaces it; `jitter` is the standard deviation of added noise, in
-    nats. A strength of 0 switches its alteration off.
+    units of the mel's values. A strength of 0 switches its alteration off.
     """
 
     probability: Annotated[float, Bounds(0, 1, above_low=True)] = 0.5

@@ -4,9 +4,9 @@ An acoustic model predicts smoother mels than those of recordings, with errors o
 audio stays as it is; the flow learns the likelihood of that audio given an altered mel. Where the
 config has mel whitening, it reads the altered mel too, because synthesis has no other one.
 
-Arrays: mel `[B, F, M]` log-mel in nats (natural logarithm of magnitudes), F frames, M bands. What
-is altered is described in `AlteredMels`. Related work: SpecAugment (Park et al. 2019,
-arXiv 1904.08779), which masks ranges of frames and bands for speech recognition.
+Arrays: mel `[B, F, M]` of the config's convention, F frames, M bands. `AlteredMels` describes what
+is altered. Related work: SpecAugment (Park et al. 2019, arXiv 1904.08779), which masks ranges of
+frames and bands for speech recognition.
 """
 
 import math
