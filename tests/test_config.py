@@ -24,7 +24,9 @@ from waveglow_jax.config import (
     field_facts,
     load_config,
 )
+from waveglow_jax.config_data import MelConfig
 from waveglow_jax.config_fields import Bounds
+from waveglow_jax.conventions import HALF_HOP
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import init
 from waveglow_jax.presets import presets
@@ -98,6 +100,19 @@ UNUSUAL = Config(
         win_length=640,
         mel_fmin=50.0,
         mel_fmax=7600.0,
+        mel=MelConfig(
+            scale="htk",
+            norm="none",
+            power=2,
+            frames=HALF_HOP,
+            epsilon=1e-9,
+            emphasis=0.5,
+            log="log10",
+            gain=2.0,
+            offset=1.0,
+            floor=1e-6,
+            ceiling=100.0,
+        ),
     ),
     train=TrainConfig(
         seed=7,
@@ -214,8 +229,8 @@ def test_channels_and_who_leaves_when():
     assert [published.channels(k) for k in range(12)] == [8] * 4 + [6] * 4 + [4] * 4
     assert [k for k in range(12) if published.leaves_before(k)] == [4, 8]
     assert [WaveGlowConfig(n_early_size=0).channels(k) for k in (0, 11)] == [8, 8]
-    assert Config().clip_frames == 63
-    assert config_from_dict({"data_config": {"segment_length": 16384}}).clip_frames == 65
+    assert Config().data.clip_frames == 63
+    assert config_from_dict({"data_config": {"segment_length": 16384}}).data.clip_frames == 65
 
 
 W, D, T, S = "waveglow_config", "data_config", "train_config", "synthesis_config"
@@ -303,7 +318,7 @@ NUMBERS = [
     name
     for name, value in [
         *((f"waveglow_config.{'.'.join(n)}", v) for n, v in leaves(UNUSUAL.waveglow).items()),
-        *((f"data_config.{n}", v) for (n,), v in leaves(UNUSUAL.data).items()),
+        *((f"data_config.{'.'.join(n)}", v) for n, v in leaves(UNUSUAL.data).items()),
         *((f"train_config.{n}", v) for (n,), v in leaves(UNUSUAL.train).items()),
         *((f"synthesis_config.{n}", v) for (n,), v in leaves(UNUSUAL.synthesis).items()),
     ]

@@ -275,7 +275,7 @@ def test_training_and_validation_take_the_given_mels(corpus):
     without = scan_corpus(str(corpus / "wavs"), tiny_config(validation_fraction=0.0)).training
     given = next(training_batches(with_mels, config))
     plain = next(training_batches(without, config))
-    assert given.mel.shape == (4, config.clip_frames, 8) and plain.mel is None
+    assert given.mel.shape == (4, config.data.clip_frames, 8) and plain.mel is None
     np.testing.assert_array_equal(given.clips, plain.clips)
     long = [r for r in with_mels if r.n_samples >= 2048]
     (batch,) = validation_batches(tuple(long), config, 4)

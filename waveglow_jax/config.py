@@ -347,6 +347,11 @@ class Config:
                 "waveglow_config.mel_whitening.block", block, "data_config.segment_length", segment
             )
             half, order = self.data.filter_length // 2, self.waveglow.mel_whitening.order
+            if self.data.mel.late and order > self.data.lead:
+                raise UserError(
+                    f"waveglow_config.mel_whitening.order {order} must be at most "
+                    f"{self.data.lead}: a training clip has no more samples before its first"
+                )
             if max(block, order) > half:
                 raise UserError(
                     f"waveglow_config.mel_whitening: block {block} and order {order} must be at "
@@ -358,11 +363,6 @@ class Config:
     def convention(self) -> Convention:
         """The convention of the mel, a row of the table if one matches."""
         return convention_of(self.data, self.waveglow.n_mel_channels)
-
-    @property
-    def clip_frames(self) -> int:
-        """The number of mel frames whose centre lies in a training clip or at its end."""
-        return self.data.segment_length // self.data.hop_length + 1
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -120,6 +120,26 @@ class DataConfig:
         """
         return n_samples // self.hop_length + (0 if self.mel.late else 1)
 
+    @property
+    def clip_frames(self) -> int:
+        """The number of mel frames of a training clip.
+
+        Centred frames: those whose centre lies in the clip or at its end. Frames half a hop late:
+        as many as cover the clip, since a recording's last hop has no frame after it.
+        """
+        segment, hop = self.segment_length, self.hop_length
+        return -(-segment // hop) if self.mel.late else segment // hop + 1
+
+    @property
+    def clip_span(self) -> int:
+        """The samples from a clip's start on that a recording must have for its frames to exist."""
+        return self.clip_frames * self.hop_length if self.mel.late else self.segment_length
+
+    @property
+    def clip_length(self) -> int:
+        """The samples that a clip's frames include: the clip with its context on either side."""
+        return (self.clip_frames - 1) * self.hop_length + self.filter_length
+
     def check(self) -> None:
         if self.filter_length % 2:
             raise UserError(f"data_config.filter_length {self.filter_length} must be even")

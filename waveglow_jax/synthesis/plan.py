@@ -41,7 +41,7 @@ def context_of(config: Config) -> Context:
     """The config's receptive field in frames, rounded up.
 
     The receptive fields of the flows' conditioners add up. The left context also contains the
-    frames whose upsampling overlaps; the right context contains at least the frame that a whitening
+    frames whose upsampling overlaps; each side contains at least the frame that a whitening
     interpolates towards. In a gap every layer of the conditioners sees zeros, so neither their
     widest layer nor the upsampling may span it.
     """
@@ -52,7 +52,10 @@ def context_of(config: Config) -> Context:
     overlap = -(-glow.upsample_kernel // hop) - 1
     step = -(-field.widest_layer // groups)
     right = max(reach, 1) if glow.mel_whitening else reach
-    return Context(reach + overlap, right, max(step, overlap, 1))
+    left = reach + overlap
+    if glow.mel_whitening and config.data.mel.late:
+        left = max(left, 1)
+    return Context(left, right, max(step, overlap, 1))
 
 
 @dataclass(frozen=True)
