@@ -95,11 +95,15 @@ def power_of_mel(mel: jax.Array, config: Config) -> jax.Array:
 
 @cache
 def _spread(config: Config) -> np.ndarray:
-    """`[M, bins]`: the mel's bands to the FFT's bins; bins that no filter covers get 0."""
+    """`[M, bins]`: the mel's bands to the FFT's bins; bins that no filter covers get 0.
+
+    Some conventions have bands so narrow that they contain no bin, and those give nothing.
+    """
     filters = mel_filters(config.data, config.waveglow.n_mel_channels).astype(np.float64)
     of_bin = filters.sum(axis=0)
     share = filters / np.where(of_bin > 0, of_bin, 1)
-    return share / filters.sum(axis=1, keepdims=True)
+    of_band = filters.sum(axis=1, keepdims=True)
+    return share / np.where(of_band > 0, of_band, 1)
 
 
 def emphasis_response(config: Config) -> np.ndarray:
