@@ -15,6 +15,7 @@ from waveglow_jax.config import Config, config_from_dict, config_to_dict
 from waveglow_jax.config_data import DataConfig, MelConfig
 from waveglow_jax.conventions import CONVENTIONS, HALF_HOP, Convention
 from waveglow_jax.errors import UserError
+from waveglow_jax.flow.whitening import power_of_mel
 
 KEYS = [row.key for row in CONVENTIONS]
 FLOAT32 = 1e-6
@@ -234,3 +235,23 @@ def test_noise_is_corrected_towards_any_mel(key):
     loud = true > 1e-3 * true.max()
     off = np.abs(np.log(said[loud] / true[loud])) / form.power
     assert np.mean(off) < 0.1
+
+
+# ------------------------------------------------------------------------------ whitening
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_whitenings_spectrum_is_that_of_the_signal(key):
+    """Noise of a known spectrum 1 / |1 - 0.9 z^-1|^2: its mean mel gives it back within 1.1 dB."""
+    config = config_of(key)
+    data, deviation = config.data, 0.01
+    noise = deviation * np.random.default_rng(0).normal(size=8 * data.sampling_rate)
+    audio = scipy.signal.lfilter([1], [1, -0.9], noise)
+    bands = np.asarray(bands_of(log_mel(jnp.asarray(audio, jnp.float32), config), data))
+    found = power_of_mel(written(jnp.asarray(bands.mean(axis=0)), data), config)
+    turn = np.exp(-2j * np.pi * np.arange(len(found)) / data.filter_length)
+    true = deviation**2 / np.abs(1 - 0.9 * turn) ** 2
+    covered = mel_filters(data, config.waveglow.n_mel_channels).sum(axis=0) > 0
+    # A band is flat in what the whitening knows of it, so that a band's edges are off by its slope.
+    off = 10 * np.log10(np.asarray(found)[covered] / true[covered])
+    assert abs(np.median(off)) < 0.1 and np.abs(off).max() < 1.1

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import librosa
@@ -13,6 +14,7 @@ import waveglow_jax as wg
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config
 from waveglow_jax.conventions import CONVENTIONS
+from waveglow_jax.doctor.advice import next_step
 from waveglow_jax.doctor.alone import diagnose_alone
 from waveglow_jax.doctor.diagnose import diagnose
 from waveglow_jax.doctor.recipe import mended
@@ -236,7 +238,7 @@ def test_planted_mistakes_are_named(name):
     assert found.convention == convention
     assert found.verdict == ("convertible" if convertible else "compute it again")
     if convertible:
-        np.testing.assert_allclose(mended(array, found.recipe), ln(mel()).T, atol=1e-4)
+        np.testing.assert_allclose(mended(array, found.recipe, OWN), ln(mel()).T, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -254,10 +256,10 @@ def test_what_is_found_is_undone():
     for name in ("transposed", "reversed", "16 bits"):
         array = FINDINGS[name][0]()
         recipe = diagnose(array, AUDIO, RATE, OWN).recipe
-        np.testing.assert_allclose(mended(array, recipe), ln(mel()).T, atol=1e-4)
+        np.testing.assert_allclose(mended(array, recipe, OWN), ln(mel()).T, atol=1e-4)
     shifted = FINDINGS["late"][0]()
     recipe = diagnose(shifted, AUDIO, RATE, OWN).recipe
-    np.testing.assert_allclose(mended(shifted, recipe), ln(mel()).T[:-3], atol=1e-4)
+    np.testing.assert_allclose(mended(shifted, recipe, OWN), ln(mel()).T[:-3], atol=1e-4)
 
 
 CHUNKS = [SPEECH[start : start + 2 * RATE] for start in np.linspace(0, 8 * RATE, 20).astype(int)]
@@ -318,6 +320,123 @@ def test_alone_a_mel_tells_its_values_and_axes(name):
     assert found.verdict == ("convertible" if convertible else "compute it again")
 
 
+# ------------------------------------------------------------------------------ other voices
+
+ROWS = {row.key: row for row in CONVENTIONS}
+ESPNET = {"fmin": 80, "fmax": 7600}
+LIBROSA = {"n_fft": 2048, "hop": 512, "n_mels": 128, "fmax": None, "power": 2}
+WAVERNN = {"n_fft": 2048, "hop": 275, "win": 1100, "fmin": 40, "fmax": 11025}
+
+
+def in_unit(magnitude):
+    return np.clip((decibels(magnitude) + 100) / 100, 0, 1)
+
+
+HEALTHY = {
+    "hifigan": lambda: ln(mel(half_hop=True)),
+    "vocos-24khz": NAMED["Vocos, 24 kHz"],
+    "espnet": NAMED["ParallelWaveGAN / ESPnet"],
+    "librosa": lambda: mel(**LIBROSA),
+    "wavernn": lambda: in_unit(mel(8 * AUDIO, **WAVERNN)),
+}
+"""Mels that voices of other conventions take, by the voice's convention."""
+REWRITTEN = {
+    "espnet": (
+        lambda: ln(mel(**ESPNET), 1e-10),
+        "natural logarithm instead of log10",
+        "multiply by 0.434294",
+    ),
+    "librosa": (
+        lambda: 10 * np.log10(np.maximum(mel(**LIBROSA), 1e-12)),
+        "dB instead of no logarithm",
+        "divide by 4.34294, then take the exponential",
+    ),
+    "wavernn": (
+        lambda: ln(mel(8 * AUDIO, **WAVERNN)),
+        "natural logarithm instead of [0, 1]: (dB + 100) / 100",
+        "multiply by 0.086859, then add 1",
+    ),
+    "hifigan": (
+        lambda: log10(mel(half_hop=True), 1e-5),
+        "log10 instead of the natural logarithm",
+        "multiply by 2.302585",
+    ),
+}
+"""Mels of a voice's spectrum, written otherwise: the finding and the step that undoes it."""
+
+
+def heard_by(key: str) -> np.ndarray:
+    return 8 * AUDIO if key == "wavernn" else AUDIO
+
+
+@pytest.mark.parametrize("key", HEALTHY)
+def test_a_healthy_mel_of_another_voice_is_fine(key):
+    found = diagnose(HEALTHY[key](), heard_by(key), RATE, ROWS[key])
+    assert (found.verdict, found.findings) == ("fine", ()), found
+
+
+@pytest.mark.parametrize("key", REWRITTEN)
+def test_values_become_those_of_the_voice(key):
+    make, finding, step = REWRITTEN[key]
+    array = make()
+    found = diagnose(array, heard_by(key), RATE, ROWS[key])
+    assert found.verdict == "convertible" and finding in found.findings
+    assert step in found.steps
+    fixed, wanted = mended(array, found.recipe, ROWS[key]), HEALTHY[key]().T
+    np.testing.assert_allclose(fixed, wanted, atol=1e-4 * np.ptp(wanted))
+
+
+@pytest.mark.slow
+def test_a_magnitude_mel_is_no_power_mel():
+    found = diagnose(mel(**{**LIBROSA, "power": 1}), AUDIO, RATE, ROWS["librosa"])
+    assert any("twice its logarithm would be off" in line for line in found.refused)
+
+
+@pytest.mark.slow
+def test_a_floor_above_the_voices_own_is_refused():
+    array = ln(mel(at(24000), 24000, n_mels=100, fmax=12000, **_HTK), 1e-2)
+    found = diagnose(array, AUDIO, RATE, ROWS["vocos-24khz"])
+    assert any("between that and 1e-07 is lost" in line for line in found.refused)
+
+
+# ------------------------------------------------------------------------------ what is next
+
+NEXT = [
+    (lambda: ln(mel()), OWN, "synthesize m.npy"),
+    (
+        lambda: log10(mel(), 1e-5),
+        OWN,
+        "doctor a.wav m.npy --fix OUT.npy, which converts it exactly",
+    ),
+    (
+        NAMED["Vocos, 24 kHz"],
+        OWN,
+        "synthesize m.npy --mel-convention vocos-24khz, or convert-mel m.npy --from vocos-24khz "
+        "--to tacotron2 -o OUT; or train a voice for it: train vocos24k",
+    ),
+    (
+        NAMED["DiffWave / WaveGrad"],
+        replace(OWN, key="own"),
+        "synthesize m.npy --mel-convention diffwave; or train a voice for it: train nvidia256 "
+        "--data.mel diffwave",
+    ),
+    (FINDINGS["high floor"][0], OWN, "mel a.wav -o DIR, which computes the voice's own mel"),
+    (MISTAKES["HTK"][0], OWN, "mel a.wav -o DIR, which computes the voice's own mel"),
+]
+
+
+@pytest.mark.parametrize(("make", "own", "says"), NEXT)
+def test_what_to_do_next(make, own, says):
+    found = diagnose(make(), AUDIO, RATE, own)
+    assert next_step(found, own, "m.npy", "a.wav", None) == says
+
+
+def test_what_to_do_next_without_the_recording_or_after_the_fix():
+    found = diagnose_alone(log10(mel(), 1e-5), OWN)
+    assert next_step(found, OWN, "m.npy", None, None).startswith("doctor RECORDING m.npy")
+    assert next_step(found, OWN, "m.npy", "a.wav", "b.npy") == "synthesize b.npy"
+
+
 # ------------------------------------------------------------------------------ the command
 
 
@@ -345,10 +464,12 @@ def test_the_command_tells_and_fixes(run, tmp_path):
     code, out, err = run("doctor", tmp_path / "speech.wav", path, "--fix", fixed)
     assert (code, err) == (0, "")
     assert "convertible" in out and "multiply by 2.302585" in out and "unexplained" in out
+    assert out.endswith(f"written: {fixed}\nnext: synthesize {fixed}\n")
     np.testing.assert_allclose(read_mel(fixed, 80), ln(mel()).T, atol=1e-4)
     code, out, _ = run("doctor", path, "--json")
     told = json.loads(out)
     assert code == 0 and told["verdict"] == "convertible" and "log10" in told["convention"]
+    assert told["next"].startswith("doctor RECORDING ")
 
 
 def test_what_cannot_be_converted_is_not_written(run, tmp_path):

@@ -16,6 +16,8 @@ from compiling import quick_jit
 
 from waveglow_jax.audio.mel import log_mel, log_mel_of_padded
 from waveglow_jax.config import Config, SynthesisConfig, config_from_dict, config_to_dict
+from waveglow_jax.config_data import MelConfig
+from waveglow_jax.conventions import HALF_HOP
 from waveglow_jax.errors import UserError
 from waveglow_jax.training import loop
 from waveglow_jax.training.checkpoints import Checkpoints, Plateau, Progress
@@ -93,34 +95,41 @@ def recordings(tmp_path_factory):
 # ------------------------------------------------------------------------------ data
 
 
+@pytest.mark.parametrize("frames", ["centred", HALF_HOP])
 @pytest.mark.parametrize("segment", [2048, 2000])
-def test_clip_has_the_mel_frames_of_the_whole_recording(tmp_path, segment):
-    config = dataclasses.replace(
-        tiny_config(), data=dataclasses.replace(tiny_config().data, segment_length=segment)
-    )
+def test_clip_has_the_mel_frames_of_the_whole_recording(tmp_path, segment, frames):
+    config = tiny_config()
+    mel = MelConfig(frames=frames)
+    data = dataclasses.replace(config.data, segment_length=segment, mel=mel)
+    config = dataclasses.replace(config, data=data)
+    lead = {"centred": 512, HALF_HOP: 384}[frames]
     audio = speech_like(0.5, 3)
     path = tmp_path / "a.wav"
     soundfile.write(path, audio, RATE, subtype="FLOAT")
     whole = np.asarray(log_mel(jnp.asarray(audio), config))
-    last = (len(audio) - segment) // 256
+    last = (len(audio) - (segment if frames == "centred" else 2048)) // 256
     for frame in (0, 1, 2, 3, last // 2, last - 2, last - 1, last):
         clip = read_context_clip(Recording(path, len(audio)), frame, config)
         mel = np.asarray(log_mel_of_padded(jnp.asarray(clip), config))
         assert mel.shape == (config.clip_frames, 8)
         np.testing.assert_allclose(mel, whole[frame : frame + len(mel)], atol=2e-4)
-        inside = clip[512 : 512 + segment]
+        inside = clip[lead : lead + segment]
         np.testing.assert_array_equal(inside, audio[frame * 256 : frame * 256 + segment])
 
 
+@pytest.mark.parametrize("frames", ["centred", HALF_HOP])
 @pytest.mark.parametrize("length", [600, 1500, 2047, 2048, 2049, 2300, 2600])
-def test_recording_about_as_short_as_a_clip(tmp_path, length):
+def test_recording_about_as_short_as_a_clip(tmp_path, length, frames):
     config = tiny_config()
+    data = dataclasses.replace(config.data, mel=MelConfig(frames=frames))
+    config = dataclasses.replace(config, data=data)
+    lead = {"centred": 512, HALF_HOP: 384}[frames]
     audio = speech_like(length / RATE + 0.001, 1)[:length]
     path = tmp_path / "short.wav"
     soundfile.write(path, audio, RATE, subtype="FLOAT")
     filled = np.pad(audio, (0, max(0, 2048 - length)))
     clip = read_context_clip(Recording(path, length), 0, config)
-    np.testing.assert_array_equal(clip[512 : 512 + 2048], filled[:2048])
+    np.testing.assert_array_equal(clip[lead : lead + 2048], filled[:2048])
     mel = np.asarray(log_mel_of_padded(jnp.asarray(clip), config))
     whole = np.asarray(log_mel(jnp.asarray(filled), config))
     np.testing.assert_allclose(mel, whole[: len(mel)], atol=2e-4)

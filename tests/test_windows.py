@@ -9,6 +9,7 @@ import pytest
 from test_vocoder import HOP, close, lively_params, some_mel
 
 from waveglow_jax.config import Config, config_from_dict, load_config
+from waveglow_jax.conventions import HALF_HOP
 from waveglow_jax.flow.waveglow import inverse, inverse_whitened, latent_noise, prepare_inverse
 from waveglow_jax.synthesis.plan import Context, choose, context_of, pack
 from waveglow_jax.synthesis.vocoder import Voice
@@ -22,6 +23,8 @@ KINDS = {
     "published": (None, "sample", 8),
     "plain": (None, "group", 8),
     "alternating": (None, "sample", 8),
+    "late predicting": ({"block": 32, "order": 24}, "group", 16),
+    "late block by block": ({"block": 16}, "group", 16),
 }
 SIGMA, SEED = 0.7, 5
 ROOT = Path(__file__).parent.parent
@@ -41,7 +44,8 @@ def config_of(kind: str) -> Config:
         "alternating_halves": kind == "alternating",
         "WN_config": {"n_layers": 3, "n_channels": 8, "n_skip_channels": 6, "kernel_size": 7},
     }
-    return config_from_dict({"waveglow_config": glow})
+    frames = HALF_HOP if kind.startswith("late") else "centred"
+    return config_from_dict({"waveglow_config": glow, "data_config": {"mel": {"frames": frames}}})
 
 
 @cache
@@ -229,22 +233,23 @@ def test_given_window_and_batch():
 # ------------------------------------------------------------------------------ equality
 
 
-# The default run tries one of them.
+# The default run tries two of them.
 @pytest.mark.parametrize(
     ("kind", "window", "batch"),
     [
         ("plain", 24, 3),
+        ("late predicting", 24, 3),
         *(
             pytest.param(kind, *sizes, marks=pytest.mark.slow)
             for kind in KINDS
             for sizes in ((24, 3), (None, None))
-            if (kind, *sizes) != ("plain", 24, 3)
+            if (kind, *sizes) not in (("plain", 24, 3), ("late predicting", 24, 3))
         ),
     ],
 )
 def test_in_windows_and_in_a_batch(kind, window, batch):
     lengths = [2, 97]
-    if kind == "predicting":
+    if kind.endswith("predicting"):
         # At the edges: windows of 24 frames keep `more` of an utterance after their first.
         more = 24 - context_of(config_of(kind)).left - context_of(config_of(kind)).right
         lengths += [31, 1, 24, 25 + more]

@@ -287,8 +287,24 @@ class Config:
 
     @property
     def clip_frames(self) -> int:
-        """The number of mel frames whose centre lies in a training clip or at its end."""
-        return self.clip_samples // self.data.hop_length + 1
+        """The number of mel frames of a training clip.
+
+        Centred frames: those whose centre lies in the clip or at its end. Frames half a hop late:
+        as many as cover the clip, since a recording's last hop has no frame after it.
+        """
+        samples, hop = self.clip_samples, self.data.hop_length
+        return -(-samples // hop) if self.data.mel.late else samples // hop + 1
+
+    @property
+    def clip_span(self) -> int:
+        """The samples from a clip's start on that a recording must have for its frames to exist."""
+        late = self.data.mel.late
+        return self.clip_frames * self.data.hop_length if late else self.data.segment_length
+
+    @property
+    def clip_length(self) -> int:
+        """The samples that a clip's frames include: the clip with its context on either side."""
+        return (self.clip_frames - 1) * self.data.hop_length + self.data.filter_length
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

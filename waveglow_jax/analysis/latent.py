@@ -12,7 +12,7 @@ import numpy as np
 
 from waveglow_jax.config import Config
 from waveglow_jax.flow.waveglow import latent_noise
-from waveglow_jax.synthesis.vocoder import Voice
+from waveglow_jax.synthesis.vocoder import Voice, with_whole_frames
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Exactness:
 def encode(voice: Voice, audio: np.ndarray) -> Latent:
     """`[T]` -> its latent. Raises ValueError if it is too short for a mel."""
     config, n_samples = voice.config, len(audio)
-    mel = voice.mel(audio)
+    mel = voice.mel(with_whole_frames(audio, config))
     n_steps = config.steps_of(-(-n_samples // config.data.hop_length))
     whole = np.pad(audio, (0, n_steps * config.waveglow.n_group - n_samples))
     z, nats = voice.encode(whole[None], mel[None])

@@ -35,15 +35,16 @@ class Signal:
 def signal_of(
     name: str, audio: np.ndarray, mel: np.ndarray, config: Config, n_samples: int
 ) -> Signal:
-    """The loudest `n_samples` of a recording `[T]` with mel `[1 + T // hop, M]`.
+    """The loudest `n_samples` of a recording `[T]` with its mel `[F, M]`.
 
-    The cuts lie on frame boundaries, whole periods (`Config.period`) apart.
+    The cuts lie on frame boundaries, whole periods (`Config.period`) apart, and the signal's mel
+    has one frame more than its hops.
     """
     hop = config.data.hop_length
     frames = config.whole_frames(n_samples)
     energy = np.add.reduceat(np.square(audio, dtype=np.float64), np.arange(0, len(audio), hop))
     total = np.convolve(energy[: len(audio) // hop], np.ones(frames), mode="valid")
-    first = int(np.argmax(total))
+    first = int(np.argmax(total[: len(mel) - frames]))
     order = config.waveglow.whitening_order
     before = np.concatenate([np.zeros(order, np.float32), audio[: first * hop]])
     return Signal(

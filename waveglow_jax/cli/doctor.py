@@ -50,12 +50,19 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.fix:
         check_other_file(arguments.fix, arguments.mel)
     mel = Path(arguments.mel)
+    from waveglow_jax.doctor.advice import next_step
     from waveglow_jax.doctor.alone import diagnose_alone
     from waveglow_jax.doctor.diagnose import diagnose
     from waveglow_jax.doctor.recipe import mended
 
     config = _config(arguments.weights)
     own = config.convention
+    form = config.data.mel
+    if form.log == "none" and (form.gain, form.offset) != (1, 0):
+        raise UserError(
+            "the voice's mel is neither m itself nor a logarithm of it (data_config.mel.gain and "
+            "offset without log), and only those can be compared"
+        )
     array = read_any_mel(mel)
     heard = _samples(Path(arguments.recording)) if arguments.recording is not None else None
     try:
@@ -74,8 +81,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.fix:
         if found.recipe is None:
             raise UserError(f"{mel}: not converted: {'; '.join(found.refused)}")
-        write_mel(arguments.fix, mended(array, found.recipe))
-    told = {"mel": str(mel), **asdict(found)}
+        write_mel(arguments.fix, mended(array, found.recipe, own))
+    after = next_step(found, own, str(mel), arguments.recording, arguments.fix)
+    told = {"mel": str(mel), **asdict(found), "next": after}
     del told["recipe"]
     print(json.dumps(told) if arguments.json else _text(mel, told, arguments.fix))
     return 0
@@ -113,4 +121,5 @@ def _text(mel: Path, told: dict[str, Any], fixed: str | None) -> str:
             lines += [f"{title}:", *(f"  - {line}" for line in told[key])]
     figures = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in told["evidence"].items()}
     lines.append("evidence: " + ", ".join(f"{k} {v}" for k, v in figures.items() if v is not None))
-    return "\n".join([*lines, *([f"written: {fixed}"] if fixed else [])])
+    lines += [f"written: {fixed}"] if fixed else []
+    return "\n".join([*lines, f"next: {told['next']}"])

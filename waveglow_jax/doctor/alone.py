@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.conventions import CONVENTIONS, LN, Convention, Values, values_of
-from waveglow_jax.doctor.fit import LOG_FLOOR, Fit, at_floor
+from waveglow_jax.doctor.fit import AUDIBLE, Fit, at_floor
 from waveglow_jax.doctor.notes import (
     DIFFERENCES,
     OTHER_BANDS,
@@ -72,7 +72,7 @@ def diagnose_alone(array: np.ndarray, own: Convention) -> Diagnosis:
         size = " x ".join(map(str, array.shape))
         raise UserError(f"a mel of {size} is too small to tell anything; take a longer one")
     lowest = array.min()
-    array, notes = finite(array)
+    array, notes = finite(array, own)
     guesses = []
     for axes in orientations(array, own.spectrum.n_mels):
         mel = turned_by(array, axes)
@@ -115,11 +115,11 @@ def diagnose_alone(array: np.ndarray, own: Convention) -> Diagnosis:
     if power == 2:
         notes.append(Note(DIFFERENCES["power"].format(2, 1), refusal=ROOT_OF_POWER))
     blank = Fit(replace(own.spectrum, power=power), 0.0, slope=values.slope)
-    notes += value_notes(mel, blank, values, gain)
+    notes += value_notes(mel, blank, values, gain, own)
     if _in_decibels(values):
         notes.append(Note("whether of a magnitude or of a power, only the recording tells"))
     if np.isfinite(lowest):
-        notes += floor_notes(mel, blank, values, evidence["floor"], np.ones(1))
+        notes += floor_notes(mel, blank, values, evidence["floor"], np.ones(1), own)
     return diagnosis_of(notes, _who_writes(values, power, mel.shape[1]), evidence)
 
 
@@ -165,7 +165,7 @@ def _implausibility(
     if (values.slope == 0 and mel.min() < 0) or not _within(mel, values.name):
         return math.inf, {}
     log = logarithm(mel, values) / power
-    found = features(np.clip(log, math.log(LOG_FLOOR), None), expected)
+    found = features(np.clip(log, math.log(AUDIBLE), None), expected)
     score = ((found["level"] - typical["level"][1]) / 2.3) ** 2
     score += (math.log(max(found["spread"], 1e-3) / typical["spread"][1]) / 0.2) ** 2
     score += (max(0.0, found["tilt"] - typical["tilt"][2]) / 0.5) ** 2

@@ -32,6 +32,7 @@ from waveglow_jax.doctor.notes import (
     diagnosis_of,
     finite,
     floor_notes,
+    same_values,
     spectrum_notes,
     time_notes,
     value_notes,
@@ -55,7 +56,7 @@ def diagnose(array: np.ndarray, audio: np.ndarray, rate: int, own: Convention) -
             f"{' x '.join(map(str, array.shape))}; take a longer recording and its mel"
         )
     lowest = array.min()
-    array, notes = finite(array)
+    array, notes = finite(array, own)
     found: list[tuple[Fit, Case, Recipe]] = []
     for axes in orientations(array, own.spectrum.n_mels):
         case = Case(turned_by(array, axes), audio, rate)
@@ -70,20 +71,22 @@ def diagnose(array: np.ndarray, audio: np.ndarray, rate: int, own: Convention) -
     if evidence["correlation_median"] < UNRELATED:
         return _of_another_recording(evidence)
 
-    values, gain = _values_found(fit)
+    values, gain = _values_found(fit, own)
     floor = floor_of(case.mel, values)
     notes += axes_notes(axes)
     notes += spectrum_notes(case, fit, own.spectrum)
-    notes += value_notes(case.mel, fit, values, gain)
+    notes += value_notes(case.mel, fit, values, gain, own)
     bands = _band_factors(fit.spectrum, own.spectrum)
     if np.isfinite(lowest):
-        notes += floor_notes(case.mel, fit, values, floor, bands)
+        notes += floor_notes(case.mel, fit, values, floor, bands, own)
     notes += time_notes(case, fit)
     recipe = replace(axes, drop=max(0, fit.lag), values=values, gain=gain)
     if fit.spectrum.norm != own.spectrum.norm:
         recipe = replace(recipe, bands=tuple(np.log(bands).tolist()))
     evidence |= {"slope": fit.slope, "gain_db": DB * gain / fit.spectrum.power, "floor": floor}
     told = diagnosis_of(notes, _name(fit.spectrum, values, own), evidence)
+    if np.isfinite(lowest) and not (axes.reversed or fit.by_band or fit.lag):
+        told = replace(told, key=_key(fit.spectrum, values))
     return told if told.refused else replace(told, recipe=recipe)
 
 
@@ -110,7 +113,8 @@ def _evidence(case: Case, fit: Fit, own: Spectrum) -> dict[str, Any]:
         "correlation_median": float(np.median(correlation)),
         "lag_frames": fit.lag - half,
         "frames": case.n_frames,
-        "frames_expected": 1 + int(case.n_samples * own.rate / case.rate) // own.hop,
+        "frames_expected": int(case.n_samples * own.rate / case.rate) // own.hop
+        + (own.frames != HALF_HOP),
         "lowest": float(case.mel.min()),
         "highest": float(case.mel.max()),
         "share_at_lowest": at_floor(case.mel),
@@ -123,7 +127,7 @@ def _of_another_recording(evidence: dict[str, Any]) -> Diagnosis:
     return diagnosis_of([note], "unknown", evidence)
 
 
-def _values_found(fit: Fit) -> tuple[Values, float]:
+def _values_found(fit: Fit, own: Convention) -> tuple[Values, float]:
     """The values' way of writing, and ln of the factor by which the mel is too loud."""
     if fit.by_band:
         return Values("every band normalised by itself", 1.0), 0.0
@@ -134,6 +138,7 @@ def _values_found(fit: Fit) -> tuple[Values, float]:
         return Values("another power of the magnitude", 1.0), 0.0
     known = [*values_of(fit.spectrum.power)]
     known += [row.values for row in CONVENTIONS if row.spectrum == fit.spectrum]
+    known += [own.values] if own.spectrum.power == fit.spectrum.power else []
     found = []
     for values in known:
         if values.slope and abs(math.log(fit.slope / values.slope)) < exactness:
@@ -152,6 +157,12 @@ def _band_factors(spectrum: Spectrum, own: Spectrum) -> np.ndarray:
     as_own = filters(replace(spectrum, norm=own.norm)).sum(axis=1)
     as_found = filters(spectrum).sum(axis=1)
     return np.where(as_found > 0, as_own, 1) / np.where(as_found > 0, as_found, 1)
+
+
+def _key(spectrum: Spectrum, values: Values) -> str:
+    """The key of the row of the table with that spectrum and those values, or ""."""
+    rows = (r for r in CONVENTIONS if r.spectrum == spectrum and same_values(r.values, values))
+    return next((row.key for row in rows), "")
 
 
 def _name(spectrum: Spectrum, values: Values, own: Convention) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 from waveglow_jax.conventions import CONVENTIONS, HALF_HOP, Spectrum
 from waveglow_jax.doctor.librosa_mel import magnitudes, mel_of_magnitudes
 
-LOG_FLOOR = 1e-5
-
+AUDIBLE = 1e-5
+"""Magnitudes below about twice this are not fitted: a floor or rounding may have changed them."""
 SAME = 1e-6
 """Share of the variance that rounding alone leaves unexplained, except in float16 files."""
 MOST_SECONDS = 12
@@ -114,7 +114,7 @@ class Case:
 def _fit(x: np.ndarray, log: np.ndarray, blank: Fit) -> Fit:
     lag = _lag(x, log)
     x, log = overlap(x, log, lag)
-    kept = uncut(x) & (log > blank.spectrum.power * (math.log(LOG_FLOOR) + 0.7))
+    kept = uncut(x) & (log > blank.spectrum.power * (math.log(AUDIBLE) + 0.7))
     if kept.sum() < max(100, 0.02 * x.size):
         return blank
     count = np.maximum(kept.sum(axis=0 if blank.by_band else None), 1)

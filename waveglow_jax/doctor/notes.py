@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.conventions import DB, LN, Spectrum, Values
-from waveglow_jax.doctor.fit import LOG_FLOOR, Case, Fit, at_ceiling, at_floor
-from waveglow_jax.doctor.recipe import Recipe
+from waveglow_jax.conventions import DB, LN, Convention, Spectrum, Values
+from waveglow_jax.doctor.fit import AUDIBLE, Case, Fit, at_ceiling, at_floor
+from waveglow_jax.doctor.recipe import Recipe, own_floor, written
 from waveglow_jax.errors import UserError
 
 DIFFERENCES = {
@@ -32,6 +32,7 @@ _WINDOW = "another window sees another spectrum"
 UNKNOWN = "what cannot be recognised cannot be converted"
 STANDARDISED = "undo that with the mean and variance it was made with; the mel does not hold them"
 ROOT_OF_POWER = "a root of summed squares is no sum of magnitudes"
+_SQUARE_OF_SUM = "a square of summed magnitudes is no sum of squares"
 _WHY_NOT = {
     "rate": _TIMES,
     "hop": _TIMES,
@@ -64,6 +65,7 @@ class Diagnosis:
     """The diagnosis of a mel.
 
     verdict: "fine", "convertible" or "compute it again". convention: the convention it follows.
+    key: the key of the row of the table that it follows exactly, or "".
     findings: the differences from the voice's own mel. steps: how to convert it exactly. refused:
     the reasons why it cannot be converted. evidence: figures by name. recipe: the argument of
     `mended`, or None if the conversion is refused or the recording is missing.
@@ -76,9 +78,10 @@ class Diagnosis:
     refused: tuple[str, ...]
     evidence: dict[str, Any]
     recipe: Recipe | None = None
+    key: str = ""
 
 
-def finite(array: np.ndarray) -> tuple[np.ndarray, list[Note]]:
+def finite(array: np.ndarray, own: Convention) -> tuple[np.ndarray, list[Note]]:
     """The array with its lowest finite value wherever it is not finite, and notes about that.
 
     Raises UserError if no value is finite.
@@ -91,9 +94,19 @@ def finite(array: np.ndarray) -> tuple[np.ndarray, list[Note]]:
     text = f"{bad.mean():.2%} of its values are not finite"
     note = Note(text, refusal=f"{text}: there is nothing to convert")
     if np.isneginf(array[bad]).all():
-        floor = f"{math.log(LOG_FLOOR):.4f}"
-        note = Note(f"{text}: the logarithm of 0, without a floor", f"raise those to {floor}")
+        lowest = f"{_lowest(own):.4f}"
+        note = Note(f"{text}: the logarithm of 0, without a floor", f"raise those to {lowest}")
     return np.where(bad, array[~bad].min(), array), [note]
+
+
+def _lowest(own: Convention) -> float:
+    """The lowest value that the voice's mel has."""
+    return float(written(-math.inf, own))
+
+
+def same_values(first: Values, second: Values) -> bool:
+    """Whether both write a mel alike, above the floor."""
+    return (first.slope, first.offset) == (second.slope, second.offset)
 
 
 def axes_notes(axes: Recipe) -> list[Note]:
@@ -119,25 +132,31 @@ def spectrum_notes(case: Case, fit: Fit, own: Spectrum) -> list[Note]:
         if name == "norm":
             notes.append(Note(said, "add to every band the logarithm of its filter's norm"))
         elif name == "power":
-            notes.append(Note(said, refusal=_halving(case, fit)))
+            notes.append(Note(said, refusal=_other_power(case, fit, own)))
         else:
             notes.append(Note(said, refusal=_WHY_NOT[name]))
     return notes
 
 
-def _halving(case: Case, fit: Fit) -> str:
-    """Why the root of a power mel is no magnitude mel, with the error on this recording."""
-    square = np.log(np.maximum(case.true_mel(fit.spectrum), 1e-30))
-    plain = np.log(np.maximum(case.true_mel(replace(fit.spectrum, power=1)), 1e-30))
-    off = (square / 2 - plain)[plain > math.log(LOG_FLOOR)]
+def _other_power(case: Case, fit: Fit, own: Spectrum) -> str:
+    """Why the root of a power mel is no magnitude mel, nor the square of a magnitude mel a power
+    mel, with the error on this recording."""
+    there = np.log(np.maximum(case.true_mel(fit.spectrum), 1e-30))
+    wanted = np.log(np.maximum(case.true_mel(replace(fit.spectrum, power=own.power)), 1e-30))
+    factor = own.power / fit.spectrum.power
+    off = (factor * there - wanted)[wanted > own.power * math.log(AUDIBLE)]
+    why, how = (ROOT_OF_POWER, "half") if factor < 1 else (_SQUARE_OF_SUM, "twice")
     return (
-        f"{ROOT_OF_POWER}: half its logarithm would be off by "
+        f"{why}: {how} its logarithm would be off by "
         f"{off.mean():+.2f} on average and {off.std():.2f} RMS around that"
     )
 
 
-def value_notes(mel: np.ndarray, fit: Fit, values: Values, gain: float) -> list[Note]:
+def value_notes(
+    mel: np.ndarray, fit: Fit, values: Values, gain: float, own: Convention
+) -> list[Note]:
     notes, power = [], fit.spectrum.power
+    in_own = "ln m" if own.values.name == LN.name else own.values.name
     if fit.by_band:
         text = "every band is normalised by itself, to about zero mean and unit variance"
         why = (
@@ -150,15 +169,18 @@ def value_notes(mel: np.ndarray, fit: Fit, values: Values, gain: float) -> list[
     elif values.name == "normalised otherwise":
         formula = f"{values.slope:.6g} ln m {values.offset:+.6g}"
         step = f"subtract {values.offset:.6g}, then divide by {values.slope:.6g}, as measured here"
-        notes.append(Note(f"normalised: {formula} instead of ln m", step))
+        step += _from_ln(own.values)
+        notes.append(Note(f"normalised: {formula} instead of {in_own}", step))
+    elif same_values(values, own.values):
+        pass
     elif values.slope == 0:
-        notes.append(Note("no logarithm at all", "take the natural logarithm"))
-    elif values.name != LN.name:
-        inverse = f"multiply by {1 / values.slope:.6f}"
-        if values.offset:
-            inverse = f"subtract {values.offset:.6g}, then {inverse}"
-        notes.append(Note(f"{values.name} instead of the natural logarithm", inverse))
-    if at_ceiling(mel) and values.name.startswith("["):
+        step = "take the natural logarithm" + _from_ln(own.values)
+        notes.append(Note("no logarithm at all", step))
+    else:
+        wanted = "the natural logarithm" if own.values.name == LN.name else own.values.name
+        notes.append(Note(f"{values.name} instead of {wanted}", _rewritten(values, own.values)))
+    own_ceiling = own.ceiling and same_values(values, own.values)
+    if at_ceiling(mel) and values.name.startswith("[") and not own_ceiling:
         text = f"clipped at {mel.max():.4g}, {at_ceiling(mel):.1%} of its points"
         notes.append(Note(text, refusal=f"{text}: what was above is lost"))
     decibels = DB * gain / power
@@ -170,26 +192,60 @@ def value_notes(mel: np.ndarray, fit: Fit, values: Values, gain: float) -> list[
         elif abs(mel.max()) < 1e-6 and values.name == "dB":
             text += ": in dB below its own loudest point"
         # A mel of softer samples is exact as it is, including its floor.
-        step = f"{'subtract' if gain > 0 else 'add'} {abs(gain):.6g}, or leave it"
+        step = f"{_moved(own.values, gain)}, or leave it"
         notes.append(Note(text, f"{step}: the voice will be as much {louder}"))
     return notes
 
 
+def _rewritten(values: Values, own: Values) -> str:
+    """The step from values of one logarithm to the voice's."""
+    if own.slope == 0:
+        steps = [f"divide by {values.slope:.6g}", "take the exponential"]
+    else:
+        steps = [f"multiply by {own.slope / values.slope:.6f}"]
+    if values.offset:
+        steps.insert(0, f"subtract {values.offset:.6g}")
+    if own.offset:
+        steps.append(f"add {own.offset:.6g}")
+    return ", then ".join(steps)
+
+
+def _from_ln(own: Values) -> str:
+    """The rest of a step that has come to ln m."""
+    if same_values(own, LN):
+        return ""
+    return f", then {_rewritten(LN, own)}" if own.slope else ", then take the exponential"
+
+
+def _moved(own: Values, gain: float) -> str:
+    """The step that makes the voice's mel softer by a gain, the natural logarithm of a factor."""
+    if own.slope == 0:
+        return f"divide by {math.exp(gain):.6g}"
+    return f"{'subtract' if gain > 0 else 'add'} {own.slope * abs(gain):.6g}"
+
+
 def floor_notes(
-    mel: np.ndarray, fit: Fit, values: Values, floor: float | None, bands: np.ndarray
+    mel: np.ndarray,
+    fit: Fit,
+    values: Values,
+    floor: float | None,
+    bands: np.ndarray,
+    own: Convention,
 ) -> list[Note]:
-    if floor is None or fit.by_band:
+    least = own_floor(own)
+    comparable = fit.spectrum.power == own.spectrum.power
+    if floor is None or fit.by_band or not least or not comparable:
         return []
     relative = DB * (mel.max() - mel.min()) / values.slope / fit.spectrum.power
     said = f"at {floor:.3g}"
     if values.name == "dB" and abs(relative - 80) < 0.1:
         said = "80 dB below its loudest"
-    if fit.spectrum.power == 1 and floor * bands.max() > 1.05 * LOG_FLOOR:
+    if floor * bands.max() > 1.05 * least:
         text = f"floored {said}, {at_floor(mel):.1%} of its points"
-        return [Note(text, refusal=f"{text}: what lay between that and {LOG_FLOOR:g} is lost")]
-    if floor < 0.95 * LOG_FLOOR and fit.spectrum.norm == "slaney" and fit.spectrum.power == 1:
-        text = f"floored {said} instead of {LOG_FLOOR:g}"
-        return [Note(text, f"raise what is below {math.log(LOG_FLOOR):.4f} to it")]
+        return [Note(text, refusal=f"{text}: what lay between that and {least:g} is lost")]
+    if floor < 0.95 * least and fit.spectrum.norm == own.spectrum.norm:
+        text = f"floored {said} instead of {least:g}"
+        return [Note(text, f"raise what is below {_lowest(own):.4f} to it")]
     return []
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from waveglow_jax.conventions import LN, Values
-from waveglow_jax.doctor.fit import LOG_FLOOR, at_floor
+from waveglow_jax.conventions import LN, Convention, Values
+from waveglow_jax.doctor.fit import at_floor
 
+LEAST = 1e-10
+"""The floor of a convention whose logarithm has none that its mels show."""
 FLOORS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -32,15 +34,34 @@ class Recipe:
     bands: tuple[float, ...] = ()
 
 
-def mended(mel: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """A file's array `[M, F]` (`[F, M]` if `transposed`) -> the voice's mel `[F, M]` float32."""
+def mended(mel: np.ndarray, recipe: Recipe, own: Convention) -> np.ndarray:
+    """A file's array `[M, F]` (`[F, M]` if `transposed`) -> the voice's mel `[F, M]` float32.
+
+    own: the voice's convention.
+    """
     mel = np.asarray(mel, np.float64)
     mel = mel if recipe.transposed else mel.T
     mel = mel[recipe.drop :, ::-1] if recipe.reversed else mel[recipe.drop :]
     log = logarithm(mel, recipe.values) - recipe.gain
     if recipe.bands:
         log = log + np.asarray(recipe.bands)[None]
-    return np.maximum(log, math.log(LOG_FLOOR)).astype(np.float32)
+    return written(log, own).astype(np.float32)
+
+
+def written(log: np.ndarray | float, own: Convention) -> np.ndarray:
+    """ln m -> the values that the voice's mel has for m, between its floor and its ceiling."""
+    floor = own_floor(own)
+    log = np.maximum(log, math.log(floor) if floor else -math.inf)
+    log = np.minimum(log, math.log(own.ceiling) if own.ceiling else math.inf)
+    linear = own.values.slope == 0
+    return np.asarray(np.exp(log) if linear else own.values.slope * log + own.values.offset)
+
+
+def own_floor(own: Convention) -> float:
+    """The floor of the voice's mel; 0 where it takes no logarithm and has none."""
+    if own.values.floor:
+        return own.values.floor
+    return 0.0 if own.values.slope == 0 else LEAST
 
 
 def logarithm(mel: np.ndarray, values: Values) -> np.ndarray:

@@ -114,14 +114,19 @@ def flow_steps(flows: Sequence[Params], context: Context, whitening: Any = None)
 
 
 def whitening_given(
-    mel: jax.Array, config: Config, n_samples: int, past: jax.Array | None = None
+    mel: jax.Array,
+    config: Config,
+    n_samples: int,
+    past: jax.Array | None = None,
+    first_frame: int = 0,
 ) -> Any:
     """Parameters of `WHITENING`: (the mel's spectra, past), or None without a whitening.
 
-    past: the samples `[B, order]` before the audio, or None.
+    past: the samples `[B, order]` before the audio, or None. first_frame: the frame of the mel at
+    the audio's first hop.
     """
     form = whitening_of(config)
-    return None if form is None else (form.of_mel(mel, config, n_samples), past)
+    return None if form is None else (form.of_mel(mel, config, n_samples, first_frame), past)
 
 
 def _whiten(given: Any, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:

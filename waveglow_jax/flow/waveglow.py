@@ -261,13 +261,16 @@ def colour(
     *,
     past: jax.Array | None = None,
     mask: jax.Array | None = None,
+    first_frame: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Maps whitened audio `[B, T]` to `(audio, log_det [B])`; the identity without whitening.
 
-    A signal may be coloured piece by piece, each with the mel frame that follows it: a whitening
-    that predicts then needs the `order` samples of audio before the piece as `past` `[B, order]`.
+    A signal may be coloured piece by piece, each with the mel frame that follows it, and the one
+    before it where frames lie half a hop late: first_frame is then 1, the frame of the mel at the
+    piece's first hop. A whitening that predicts needs the `order` samples of audio before the piece
+    as `past` `[B, order]`.
     """
-    given = whitening_given(mel, config, y.shape[1], past)
+    given = whitening_given(mel, config, y.shape[1], past, first_frame)
     if given is None:
         return y, jnp.zeros(y.shape[:1], y.dtype)
     x = squeeze(y, config.waveglow.n_group)

@@ -33,11 +33,12 @@ BLOCKS_AT_ONCE_ON_ACCELERATORS = 4096
 class Whitening(NamedTuple):
     """One form of whitening.
 
-    of_mel: (mel, config, n_samples) -> the spectrum of each block, in that form. forward, inverse:
-    (spectrum, audio, past) -> (result `[B, T]`, log_det `[B, blocks]`).
+    of_mel: (mel, config, n_samples, first_frame) -> the spectrum of each block, in that form;
+    first_frame is the frame of the mel at the samples' first hop. forward, inverse: (spectrum,
+    audio, past) -> (result `[B, T]`, log_det `[B, blocks]`).
     """
 
-    of_mel: Callable[[jax.Array, Config, int], Any]
+    of_mel: Callable[[jax.Array, Config, int, int], Any]
     forward: Callable[[Any, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
     inverse: Callable[[Any, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 
@@ -52,16 +53,23 @@ def whitening_of(config: Config) -> Whitening | None:
 # ------------------------------------------------------------------------------ the mel's spectrum
 
 
-def power_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
+def power_at_blocks(
+    mel: jax.Array, config: Config, n_samples: int, first_frame: int = 0
+) -> jax.Array:
     """`[B, F, M] -> [B, blocks, bins]`: the power spectrum that the mel gives for each block."""
-    return power_of_mel(mel_at_blocks(mel, config, n_samples), config)
+    return power_of_mel(mel_at_blocks(mel, config, n_samples, first_frame), config)
 
 
-def mel_at_blocks(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
-    """`[B, F, M] -> [B, blocks, M]`: the log-mel at each block's centre."""
+def mel_at_blocks(
+    mel: jax.Array, config: Config, n_samples: int, first_frame: int = 0
+) -> jax.Array:
+    """`[B, F, M] -> [B, blocks, M]`: the log-mel at each block's centre.
+
+    first_frame: the frame of the mel at the samples' first hop, the number of earlier frames.
+    """
     block, hop = config.waveglow.whitening.block, config.data.hop_length
     # The block's centre in half samples: an integer, whether the length is known or symbolic.
-    centre = (2 * jnp.arange(n_samples // block) + 1) * block
+    centre = (2 * jnp.arange(n_samples // block) + 1) * block + 2 * first_frame * hop
     if config.data.mel.late:
         centre = jnp.maximum(centre - hop, 0)
     last = mel.shape[1] - 1
@@ -87,11 +95,15 @@ def power_of_mel(mel: jax.Array, config: Config) -> jax.Array:
 
 @cache
 def _spread(config: Config) -> np.ndarray:
-    """`[M, bins]`: the mel's bands to the FFT's bins; bins that no filter covers get 0."""
+    """`[M, bins]`: the mel's bands to the FFT's bins; bins that no filter covers get 0.
+
+    Some conventions have bands so narrow that they contain no bin, and those give nothing.
+    """
     filters = mel_filters(config.data, config.waveglow.n_mel_channels).astype(np.float64)
     of_bin = filters.sum(axis=0)
     share = filters / np.where(of_bin > 0, of_bin, 1)
-    return share / filters.sum(axis=1, keepdims=True)
+    of_band = filters.sum(axis=1, keepdims=True)
+    return share / np.where(of_band > 0, of_band, 1)
 
 
 def emphasis_response(config: Config) -> np.ndarray:
@@ -121,7 +133,9 @@ class Predictor(NamedTuple):
     gain: jax.Array
 
 
-def predictor_of_mel(mel: jax.Array, config: Config, n_samples: int) -> Predictor:
+def predictor_of_mel(
+    mel: jax.Array, config: Config, n_samples: int, first_frame: int = 0
+) -> Predictor:
     """`[B, F, M]` -> the predictor of each block of `n_samples` samples.
 
     Autocorrelation method on the mel's power spectrum at the block's centre (as for the block form,
@@ -129,7 +143,7 @@ def predictor_of_mel(mel: jax.Array, config: Config, n_samples: int) -> Predicto
     then well enough conditioned for float32 (up to an order of about 128). Cost: order^2 per block.
     """
 
-    of_block = mel_at_blocks(mel, config, n_samples)
+    of_block = mel_at_blocks(mel, config, n_samples, first_frame)
     batch, blocks, bins = of_block.shape
     predictor = jax.lax.platform_dependent(
         of_block.reshape(-1, bins),
@@ -253,7 +267,9 @@ PREDICTION = Whitening(predictor_of_mel, prediction_forward, prediction_inverse)
 # ------------------------------------------------------------------------------ the block form
 
 
-def whitening_factors(mel: jax.Array, config: Config, n_samples: int) -> jax.Array:
+def whitening_factors(
+    mel: jax.Array, config: Config, n_samples: int, first_frame: int = 0
+) -> jax.Array:
     """`[B, F, M] -> [B, blocks, block, block]`: D L, with L each block's Cholesky factor.
 
     The mel gives the spectral envelope: log-mel interpolated linearly to the block's centre
@@ -266,7 +282,7 @@ def whitening_factors(mel: jax.Array, config: Config, n_samples: int) -> jax.Arr
     """
     whitening = config.waveglow.whitening
     block = whitening.block
-    power = power_at_blocks(mel, config, n_samples) + (whitening.floor**2 + 1e-9)
+    power = power_at_blocks(mel, config, n_samples, first_frame) + (whitening.floor**2 + 1e-9)
     response = emphasis_response(config)
     inner = irfft(power * row(np.abs(response) ** 2, power))[..., :block]
     # The block's first sample is not emphasised: its row and column have the filter only once.

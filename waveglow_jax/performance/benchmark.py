@@ -154,7 +154,7 @@ def benchmark_training(
     train = dataclasses.replace(config.train, batch_size=batch, gradient_accumulation=1)
     config = dataclasses.replace(config, train=train)
     params = _lively(init(jax.random.key(train.seed), config), config)
-    size = batch, config.clip_samples + config.data.filter_length
+    size = batch, config.clip_length
     clips = 0.1 * np.random.default_rng(0).normal(size=size).astype(np.float32)
     torch_step = _torch_training(params, config, clips, *torch) if torch else None
     peaks = measured_peaks()

@@ -141,9 +141,8 @@ def preflight_training(config: Config, topology: str) -> Preflight:
     check_batch(config, len(devices))
     state = jax.eval_shape(lambda: init_state(config))
     share = config.train.batch_size // len(devices)
-    clip = config.clip_samples + config.data.filter_length
     batch = Batch(
-        clips=jax.ShapeDtypeStruct((len(devices), share, clip), np.float32),
+        clips=jax.ShapeDtypeStruct((len(devices), share, config.clip_length), np.float32),
         index=jax.ShapeDtypeStruct((len(devices), share), np.int32),
     )
     step = parallel_train_step(config, config.train.steps, devices)

@@ -50,7 +50,7 @@ def context_of(config: Config) -> Context:
     """The config's receptive field in frames, rounded up to whole periods.
 
     The receptive fields of the flows' conditioners add up. The left context also contains the
-    frames whose upsampling overlaps; the right context contains at least the frame that a whitening
+    frames whose upsampling overlaps; each side contains at least the frame that a whitening
     interpolates towards. In a gap every layer of the conditioners sees zeros, so neither their
     widest layer nor the upsampling may span it.
     """
@@ -60,10 +60,11 @@ def context_of(config: Config) -> Context:
     overlap = -(-glow.upsample_kernel // hop) - 1
     step = -(-field.widest_layer * glow.n_group // hop)
     right = max(reach, 1) if glow.mel_whitening else reach
+    left = reach + overlap
+    if glow.mel_whitening and config.data.mel.late:
+        left = max(left, 1)
     whole = Context(0, 0, 0, config.period).whole
-    return Context(
-        whole(reach + overlap), whole(right), whole(max(step, overlap, 1)), config.period
-    )
+    return Context(whole(left), whole(right), whole(max(step, overlap, 1)), config.period)
 
 
 @dataclass(frozen=True)

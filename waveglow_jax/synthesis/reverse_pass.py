@@ -147,7 +147,8 @@ class ReversePass:
                 if part.begin == 0:
                     past = self._silence
                 mel = held[part.utterance]
-                audio, past = self._coloured(y, mel[part.begin : part.end + 1], past)
+                around = self._around(mel, part.begin, part.end)
+                audio, past = self._coloured(y, around, past)
                 if part.end == len(mel):
                     del held[part.utterance]
                 yield Piece(part.utterance, audio, mel[part.begin : part.end])
@@ -181,7 +182,8 @@ class ReversePass:
             end = there if ended and stop == there else done + chunk
             part = Part(0, 0, start, stop, done, end)
             (y,) = self._whitened(size, [[part]], [[mel[: stop - start]]], sigma, seed)
-            audio, past = self._coloured(y, mel[done - start : end + 1 - start], past)
+            around = self._around(mel, done - start, end - start)
+            audio, past = self._coloured(y, around, past)
             for i in range(done, end, chunk):
                 block = audio[(i - done) * hop : (i - done + chunk) * hop]
                 yield Piece(0, block, mel[i - start : min(i + chunk, end) - start])
@@ -233,21 +235,34 @@ class ReversePass:
             for part in parts
         ]
 
+    @property
+    def _before(self) -> int:
+        """The number of frames before a piece between which and its first the whitening
+        interpolates."""
+        return 1 if self.config.data.mel.late else 0
+
+    def _around(self, mel: np.ndarray, begin: int, end: int) -> np.ndarray:
+        """The frames that colouring the frames `begin` to `end` needs: `_before` earlier ones (the
+        first frame again at the utterance's start), and the next one unless it ends there."""
+        missing = max(0, self._before - begin)
+        around = mel[max(0, begin - self._before) : end + 1]
+        return np.pad(around, ((missing, 0), (0, 0)), mode="edge")
+
     def _coloured(
         self, y: np.ndarray, mel: np.ndarray, past: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Colours whitened audio `[n * hop]`; returns the audio and the `past` of the next block.
 
-        mel has the next frame too, unless the utterance ends there: `[n + 1, M]` or `[n, M]`.
-        `past` `[order]` is the audio before the block.
+        mel: the frames of `_around`. `past` `[order]` is the audio before the block.
         """
         if not self.config.waveglow.mel_whitening:
             return y, past
         hop, audio = self.config.data.hop_length, []
         for begin in range(0, len(y) // hop, COLOUR_FRAMES):
             piece = y[begin * hop : (begin + COLOUR_FRAMES) * hop]
-            mel_of_piece = mel[begin : begin + COLOUR_FRAMES + 1]
-            missing = COLOUR_FRAMES + 1 - len(mel_of_piece)
+            n_frames = self._before + COLOUR_FRAMES + 1
+            mel_of_piece = mel[begin : begin + n_frames]
+            missing = n_frames - len(mel_of_piece)
             mel_of_piece = np.pad(mel_of_piece, ((0, missing), (0, 0)), mode="edge")
             padded = np.pad(piece, (0, COLOUR_FRAMES * hop - len(piece)))
             audio.append(np.asarray(self._colour_program(padded, mel_of_piece, past))[: len(piece)])
@@ -266,9 +281,9 @@ class ReversePass:
     def _colour_program(self) -> jax.stages.Compiled:
         samples = COLOUR_FRAMES * self.config.data.hop_length
         bins = self.config.waveglow.n_mel_channels
-        shapes = (samples,), (COLOUR_FRAMES + 1, bins), self._silence.shape
+        shapes = (samples,), (self._before + COLOUR_FRAMES + 1, bins), self._silence.shape
         return compile_once(
-            partial(_coloured_piece, self.config),
+            partial(_coloured_piece, self.config, self._before),
             *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes),
             name="colour",
             devices=jax.devices()[:1],
@@ -320,6 +335,9 @@ def _whitened_windows(
     return y
 
 
-def _coloured_piece(config: Config, y: jax.Array, mel: jax.Array, past: jax.Array) -> jax.Array:
-    """Whitened audio `[T]`, mel `[T / hop + 1, M]`, earlier audio `[order]` -> audio `[T]`."""
-    return colour(y[None], mel[None], config, past=past[None])[0][0]
+def _coloured_piece(
+    config: Config, before: int, y: jax.Array, mel: jax.Array, past: jax.Array
+) -> jax.Array:
+    """Whitened audio `[T]`, mel `[before + T / hop + 1, M]`, earlier audio `[order]` -> audio
+    `[T]`."""
+    return colour(y[None], mel[None], config, past=past[None], first_frame=before)[0][0]

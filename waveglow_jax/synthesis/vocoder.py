@@ -205,9 +205,10 @@ class Voice:
         The settings are those of `synthesize`. This method uses only the mel of the recording; the
         command of the same name uses its z, too. Raises ValueError as `mel` and `synthesize` do.
         """
-        mel = self.mel(audio)
+        n_samples = on_host(audio).shape[-1]
+        mel = self.mel(with_whole_frames(samples_of(on_host(audio)), self.config))
         again = self.synthesize(mel, sigma, seed, denoise, dtype, consistency)
-        return again[..., : on_host(audio).shape[-1]]
+        return again[..., :n_samples]
 
     def blocks(
         self,
@@ -419,14 +420,16 @@ class Voice:
         One recording `[T]` with `[F, M]` gives z `[T / G, G]` and a log-likelihood `[]`. Without a
         mel the recording's own is used. The log-likelihood is in nats per sample, all constants
         included, for z ~ N(0, 1). Where T is no multiple of the flow's block, zeros are added at
-        the end, which z and the log-likelihood cover too; a warning reports how many.
+        the end, which z and the log-likelihood cover too; a warning reports how many. Where frames
+        lie half a hop late, the last T % hop samples have no frame and are left out, with a
+        warning.
         Raises ValueError for shapes that do not fit (see `waveglow_jax.forward`), for audio as
         `mel` does, and for a mel that is not finite.
         """
         audio = samples_of(on_host(audio))
         mel = self.mel(audio) if mel is None else on_host(mel)
         mel = np.asarray(frames_first(mel, self.config.waveglow.n_mel_channels), np.float32)
-        audio = self._in_whole_blocks(audio)
+        audio = self._in_whole_blocks(self._under(mel, audio))
         if audio.ndim == 1 and mel.ndim == 2:
             z, nats = self.encode(audio[None], mel[None])
             return z[0], nats[0]
@@ -488,6 +491,21 @@ class Voice:
         mask = np.arange(self.config.steps_of(size)) < own_steps
         return signal, mel, np.tile(mask.astype(np.float32), (len(signal), 1))
 
+    def _under(self, mel: np.ndarray, audio: np.ndarray) -> np.ndarray:
+        """Audio `[..., T]` without the samples, less than a hop, that have no frame in its mel
+        `[..., F, M]`: with centred frames every sample has one. Warns if there are any."""
+        if not self.config.data.mel.late or not audio.ndim or mel.ndim < 2:
+            return audio
+        n_samples, covered = audio.shape[-1], mel.shape[-2] * self.config.data.hop_length
+        if not 0 < n_samples - covered < self.config.data.hop_length:
+            return audio
+        warnings.warn(
+            f"the last {n_samples - covered} of {n_samples} samples were left out, for the mel of "
+            "this voice has no frame for them",
+            stacklevel=3,
+        )
+        return audio[..., :covered]
+
     def _in_whole_blocks(self, audio: np.ndarray) -> np.ndarray:
         """Appends the zeros that the flow needs to audio `[..., T]`, and warns if there are any."""
         block = self.config.block
@@ -518,6 +536,15 @@ class Voice:
             raise ValueError(f"a mel of shape {mel.shape} is not [frames, {bins}]")
         _check_finite(mel)
         return mel
+
+
+def with_whole_frames(audio: np.ndarray, config: Config) -> np.ndarray:
+    """Audio `[..., T]` whose mel has a frame for every sample: where frames lie half a hop late,
+    zeros fill the last hop; centred frames reach beyond the end already."""
+    if not config.data.mel.late or not audio.ndim:
+        return audio
+    missing = -audio.shape[-1] % config.data.hop_length
+    return np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, missing)])
 
 
 def _check_finite(mel: np.ndarray) -> None:

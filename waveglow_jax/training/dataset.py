@@ -1,7 +1,8 @@
 """Chooses, orders and reads training clips. Decodes only the clip, not the whole recording.
 
-A clip is `segment_length` samples from a frame's centre on, with half an FFT of real context on
-either side, so that the mel computed from it equals those frames of the whole recording's mel.
+A clip is `segment_length` samples from a multiple of the hop on, with the real context that its
+frames include on either side (half an FFT for centred frames), so that the mel computed from it
+equals those frames of the whole recording's mel.
 """
 
 import multiprocessing
@@ -155,7 +156,7 @@ def training_batches(
         unreadable = -1
         for _ in range(MAX_UNREADABLE):
             recording = recordings[slot]
-            last = max(0, recording.n_samples - config.data.segment_length)
+            last = max(0, recording.n_samples - config.clip_span)
             frame = int(rng.integers(last // config.data.hop_length + 1))
             try:
                 example = read_example(recording, frame, config)
@@ -221,7 +222,7 @@ def validation_batches(
     places = [
         (recording, start // hop)
         for recording in recordings
-        for start in range(0, max(1, recording.n_samples - segment + 1), segment)
+        for start in range(0, max(1, recording.n_samples - config.clip_span + 1), segment)
     ]
     n = min(len(places), config.train.validation_clips)
     places = [places[i * len(places) // n] for i in range(n)]
@@ -251,7 +252,7 @@ def why_unreadable(recording: Recording, config: Config) -> str:
 
 
 def read_example(recording: Recording, frame: int, config: Config) -> dict[str, np.ndarray]:
-    """The clip from a frame's centre on: {clips `[segment + context]`}, and {mel
+    """The clip from sample `frame * hop` on: {clips `[clip_length]`}, and {mel
     `[clip_frames, M]`} if the recording comes with one."""
     example = {"clips": read_context_clip(recording, frame, config)}
     if recording.mel:
@@ -261,7 +262,7 @@ def read_example(recording: Recording, frame: int, config: Config) -> dict[str, 
 
 
 def read_context_clip(recording: Recording, frame: int, config: Config) -> np.ndarray:
-    """`[(clip_frames - 1) * hop + filter_length]` float32, from a frame's first sample on.
+    """`[clip_length]` float32, from a frame's first sample on.
 
     Beyond its ends the recording is reflected, as for the mel of the whole recording; a recording
     shorter than the clip is first padded with zeros.
@@ -269,11 +270,11 @@ def read_context_clip(recording: Recording, frame: int, config: Config) -> np.nd
     data = config.data
     half = data.filter_length // 2
     start = frame * data.hop_length - data.lead
-    stop = start + (config.clip_frames - 1) * data.hop_length + data.filter_length
+    stop = start + config.clip_length
     # Reflection at the end reads half an FFT more of the recording than the clip contains.
     first = max(0, min(start, recording.n_samples - half - 1))
     samples = read_clip(recording.path, first, min(stop, recording.n_samples))
-    end = max(recording.n_samples, data.segment_length)
+    end = max(recording.n_samples, config.clip_span)
     samples = np.pad(samples, (0, max(0, min(stop, end) - first - len(samples))))
     samples = np.pad(samples, (max(0, -start), max(0, stop - first - len(samples))), mode="reflect")
     offset = max(0, start) - first

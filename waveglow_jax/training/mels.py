@@ -3,14 +3,16 @@
 A voice trained on the mels that a text-to-speech model predicts (with the recording's own timing,
 "ground-truth aligned") learns to compensate for that model's blur.
 
-A recording of N samples has 1 + N // hop frames, frame f centred on sample f * hop. Many models
-drop the last frame, so N // hop frames are accepted too, and the last one is repeated. Any other
-number indicates another hop, sampling rate, trimming or recording, and is refused.
+A recording of N samples has 1 + N // hop frames, frame f centred on sample f * hop, or N // hop
+where the convention's frames lie half a hop late. Many models drop the last frame, so one frame
+less is accepted too, and the last one is repeated. Any other number indicates another hop, sampling
+rate, trimming or recording, and is refused.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,6 +20,8 @@ import numpy as np
 
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config
+from waveglow_jax.config_data import MelConfig
+from waveglow_jax.conventions import HALF_HOP
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, find_inputs
 from waveglow_jax.files.mels import read_mel
@@ -37,6 +41,10 @@ _LOOKED_AT_SECONDS = 4.0
 _LAGS = range(-4, 5)
 _ALIKE = 0.7
 _SAME_LEVEL = 1.5
+"""The largest difference of the mean levels, in units of the natural logarithm of a band."""
+_OTHER_GRID = 0.7
+"""The frames are taken for those of the other grid where it leaves less than this share of what the
+config's own leaves unexplained of the loudness."""
 
 
 class MelFolder:
@@ -139,13 +147,18 @@ def resemblance(pairs: Sequence[tuple[Path, int, Path]], config: Config) -> list
     pairs: a recording, its number of samples, and its mel.
     """
     few = [pairs[i * len(pairs) // LOOKED_AT] for i in range(LOOKED_AT)]
-    lags, likenesses, levels = [], [], []
+    other = _on_other_grid(config)
+    lags, likenesses, levels, on_other = [], [], [], []
     for recording, n_samples, path in dict.fromkeys(few):
         given, own = _given_and_own(recording, n_samples, path, config)
-        by_lag = {lag: _correlation(given.mean(axis=1), own.mean(axis=1), lag) for lag in _LAGS}
-        lags.append(max(by_lag, key=by_lag.__getitem__))
-        likenesses.append(max(by_lag.values()))
-        levels.append(float(np.mean(given) - np.mean(own)))
+        best_lag, likeness = _best_lag(given, own)
+        lags.append(best_lag)
+        likenesses.append(likeness)
+        levels.append(_level(given, config) - _level(own, config))
+        if other:
+            shifted = _own_mel(recording, n_samples, other)
+            unexplained = 1 - _best_lag(given, shifted)[1]
+            on_other.append(unexplained < _OTHER_GRID * (1 - likeness))
     lag, alike, level = (float(np.median(each)) for each in (lags, likenesses, levels))
     told = f"over {len(lags)} recordings"
     if alike < _ALIKE:
@@ -153,25 +166,67 @@ def resemblance(pairs: Sequence[tuple[Path, int, Path]], config: Config) -> list
             f"the mels hardly follow the recordings' loudness (correlation {alike:.2f}, {told})"
         ]
     found = []
+    if other and np.mean(on_other) > 0.5:
+        return [
+            f"the mels' frames are {other.data.mel.frames}, those of the config are "
+            f"{config.data.mel.frames} ({told}): set data_config.mel.frames, or make the mels anew"
+        ]
     if lag:
         found.append(f"the mels come {abs(lag):g} frames {'late' if lag > 0 else 'early'} ({told})")
     if abs(level) > _SAME_LEVEL:
         found.append(
-            f"the mels lie {level:+.1f} beside the recordings' own ({told}): they must be natural "
-            "logarithms of magnitudes, from -11.5 in silence to about 2"
+            f"the mels lie {level:+.1f} beside the recordings' own ({told}): they must be "
+            f"{_as_written(config)}"
         )
     return found
+
+
+def _level(mel: np.ndarray, config: Config) -> float:
+    """The mean level of a mel, as the natural logarithm of a band."""
+    form = config.data.mel
+    if form.log == "none":
+        return float(np.log(max(float(np.mean(mel) - form.offset) / form.gain, 1e-30)))
+    return float(np.mean(mel) - form.offset) / form.slope
+
+
+def _as_written(config: Config) -> str:
+    if config.data.mel == MelConfig():
+        return "natural logarithms of magnitudes, from -11.5 in silence to about 2"
+    form = config.data.mel
+    return f"written as data_config.mel says ({form.log_named}), {form.lowest:.4g} in silence"
+
+
+def _on_other_grid(config: Config) -> Config | None:
+    """The config with its frames half a hop earlier or later; None where no such frames exist."""
+    data = config.data
+    if data.hop_length % 2 or data.hop_length > data.filter_length:
+        return None
+    mel = replace(data.mel, frames="centred" if data.mel.late else HALF_HOP)
+    return replace(config, data=replace(data, mel=mel))
+
+
+def _best_lag(given: np.ndarray, own: np.ndarray) -> tuple[int, float]:
+    """The lag in frames at which the loudness of two mels is most alike, and its correlation."""
+    by_lag = {lag: _correlation(given.mean(axis=1), own.mean(axis=1), lag) for lag in _LAGS}
+    lag = max(by_lag, key=by_lag.__getitem__)
+    return lag, by_lag[lag]
 
 
 def _given_and_own(
     recording: Path, n_samples: int, path: Path, config: Config
 ) -> tuple[np.ndarray, np.ndarray]:
     """The given and the computed mel `[F, M]` of the recording's beginning."""
+    own = _own_mel(recording, n_samples, config)
+    return mel_frames(path, n_samples, 0, len(own), config), own
+
+
+def _own_mel(recording: Path, n_samples: int, config: Config) -> np.ndarray:
+    """The computed mel `[F, M]` of the recording's beginning."""
     longest = int(_LOOKED_AT_SECONDS * config.data.sampling_rate)
     audio = read_clip(recording, 0, min(n_samples, longest))
     frames = max(1, len(audio) // config.data.hop_length)
     own = _log_mel(np.pad(audio, (0, longest - len(audio))), config)
-    return mel_frames(path, n_samples, 0, frames, config), np.asarray(own)[:frames]
+    return np.asarray(own)[:frames]
 
 
 @jax.jit(static_argnums=1)
