@@ -1,12 +1,14 @@
 """Groups that do not divide the hop: the original's numbers, and exactly F * hop samples."""
 
 import dataclasses
+import json
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from compiling import quick_jit
 from reference_flow import Shape, forward, inverse, random_state
 from safetensors.numpy import save_file
@@ -14,6 +16,7 @@ from safetensors.numpy import save_file
 import waveglow_jax as wg
 from waveglow_jax.analysis.likelihoods import likelihood_of
 from waveglow_jax.analysis.signals import signal_of
+from waveglow_jax.cli import main
 from waveglow_jax.config import Config
 from waveglow_jax.flow.bijections import log_det_by_frame
 from waveglow_jax.flow.likelihood import log_likelihood
@@ -343,3 +346,35 @@ def test_published_names_there_and_back(voice_of):
     again = torch_tensors(voice.params, voice.config)
     for name, tensor in state_of("256/12").items():
         np.testing.assert_array_equal(again[name], tensor)
+
+
+# ------------------------------------------------------------------------------ commands
+
+
+@pytest.mark.slow
+def test_commands(tmp_path):
+    """Each runs on a config of groups of 12 at a hop of 256, from training to a report."""
+    glow = {"n_flows": 2, "n_group": 12, "n_early_every": 1}
+    train = {"steps": 2, "batch_size": 2, "validation_fraction": 0.4, "validation_clips": 2}
+    raw = {
+        "waveglow_config": {**glow, "WN_config": {"n_layers": 2, "n_channels": 8}},
+        "data_config": {"segment_length": 2048},
+        "train_config": {**train, "synthesis_clips": 1},
+    }
+    config, run, out = tmp_path / "groups.json", str(tmp_path / "run"), str(tmp_path / "out")
+    config.write_text(json.dumps(raw))
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(3):
+        soundfile.write(data / f"{i}.wav", audio_of(24_000, i), 22050)
+    recording = str(data / "0.wav")
+    for command in (
+        ["train", str(config), "--data", str(data), "-o", run],
+        ["likelihood", recording, "-w", run],
+        ["resynthesize", recording, "-w", run, "-o", out],
+        ["synthesize", recording, "-w", run, "-o", out, "--consistency", "1"],
+        ["invertibility", "--random", str(config), recording, "--seconds", "0.2"],
+        ["benchmark", "--config", str(config), "--seconds", "0.5", "--repeats", "1"],
+    ):
+        assert main(command) == 0, command
+    assert len(soundfile.read(f"{out}/0.wav")[0]) == (1 + 24_000 // 256) * 256
