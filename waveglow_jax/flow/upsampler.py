@@ -67,8 +67,9 @@ def with_frames_behind(mel: jax.Array, config: Config) -> jax.Array:
     as it is.
     """
     hop, group = config.data.hop_length, config.waveglow.n_group
-    longest = group - math.gcd(hop, group)
-    return jnp.pad(mel, ((0, 0), (0, -(-longest // hop)), (0, 0)), mode="edge") if longest else mel
+    frames, behind = mel.shape[1], -(-(group - math.gcd(hop, group)) // hop)
+    # Indexed, which jax2onnx can convert for a free number of frames, unlike padding at the edge.
+    return mel[:, jnp.minimum(jnp.arange(frames + behind), frames - 1)] if behind else mel
 
 
 def with_upsampler(upsample: Params, cond: Params, config: Config, dtype: Any) -> Params:
