@@ -150,7 +150,7 @@ def _run(
             else:
                 monitor.say(f"done: {total_steps} steps, in {run}")
                 outcome = Outcome(step)
-        wait_for_all()
+        wait_for_all("end of the run")  # none shuts down while another still saves
     return outcome
 
 

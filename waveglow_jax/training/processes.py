@@ -183,10 +183,10 @@ def all_stopped(where: str) -> bool:
     return _meet(f"stopped in {where}", STOP_SECONDS)
 
 
-def wait_for_all() -> None:
-    """Waits until every process arrives, so that none shuts down while another still saves."""
+def wait_for_all(where: str) -> None:
+    """Waits until every process arrives at this point of the run."""
     if jax.process_count() > 1:
-        _meet("end of the run", SAVE_SECONDS)
+        _meet(where, SAVE_SECONDS)
 
 
 def _meet(where: str, seconds: int) -> bool:

@@ -39,7 +39,7 @@ from jax._src.compilation_cache_interface import CacheInterface
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.atomic import replacing
 from waveglow_jax.ownership import not_own
-from waveglow_jax.training.processes import is_first
+from waveglow_jax.training.processes import is_first, wait_for_all
 from waveglow_jax.training.watching.monitor import say
 
 FOLDER = "programs"
@@ -58,12 +58,13 @@ def programs_kept(run: Path) -> Iterator[None]:
     (`JAX_ENABLE_COMPILATION_CACHE=false`). Prints one line if the folder cannot be used, and one if
     its programs were made elsewhere, which deletes them.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
-        yield
-        return
     folder = run / FOLDER
-    if is_first() and (reason := _prepare(folder)):
+    used = jax.config.jax_enable_compilation_cache and not jax.config.jax_compilation_cache_dir
+    if used and is_first() and (reason := _prepare(folder)):
         say(f"{folder}: {reason}; this run does not keep compiled programs: each start compiles")
+        used = False
+    wait_for_all("programs")  # the others store nothing before the folder is ready
+    if not used:
         yield
         return
     settings = {
