@@ -15,7 +15,8 @@ WORK and does not repeat it, so the command may be stopped at any time. It needs
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ from waveglow_jax.training.loop import train
 from waveglow_jax.weights.release import read_weights
 
 PLAIN, ALTERED, BUNDLED = "own mels", "altered mels", "the bundled voice"
-RECORDINGS, SECONDS = 12, 3
-AT_ONCE = 12
+RECORDINGS, SECONDS = 8, 3
+AT_ONCE = 8
 METRIC_KEYS = ("pesq_wb", "stoi", "dnsmos_ovrl")
 KINDS = ("true", "smoothed", "jittered")
 SYNTHESISED = ("true", "smoothed")
@@ -63,11 +64,16 @@ def main() -> None:
         config = config_of(arguments.steps, how)
         train(config, str(corpus / "train"), run, params=params[BUNDLED])
         params[name] = read_weights(run).params
-    found = {
-        name: kept(work / f"{slug(name)}.json", partial(measured, of_name, corpus))
-        for name, of_name in params.items()
-    }
-    write_page(arguments.docs / "altered-mels.md", found)
+    clips = clips_of(corpus / "heldout")
+    for part, measure_part, table in (
+        ("nats", nats_by_kind, nats_table),
+        ("signals", signals_by_kind, signals_table),
+    ):
+        found = {
+            name: kept(work / f"{slug(name)}_{part}.json", partial(measure_part, of_name, clips))
+            for name, of_name in params.items()
+        }
+        write_table(arguments.docs / "altered-mels.md", part, table(found))
 
 
 def slug(name: str) -> str:
@@ -118,21 +124,37 @@ def sample_of(params: Params, config: Config, mel: jax.Array) -> jax.Array:
     return inverse(params, config, z, mel)[0]
 
 
-def measured(params: Params, corpus: Path) -> dict[str, Any]:
-    """{nats: {kind: [recordings]}, signals: {kind: {corrections: {metric: [recordings]}}}}."""
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """The beginnings of held-out recordings `[B, T]`, and their mels `[B, F, M]` by kind."""
+
+    audio: np.ndarray
+    mels: dict[str, np.ndarray]
+
+
+def clips_of(heldout: Path) -> Clips:
     voice = wg.load()
-    audio = first_seconds(corpus / "heldout", voice.sampling_rate)
+    audio = first_seconds(heldout, voice.sampling_rate)
     own = np.asarray(voice.mel(audio))[:, :-1]
     mels = {kind: np.stack([altered(m, kind, i) for i, m in enumerate(own)]) for kind in KINDS}
-    noise = np.random.default_rng(0).normal(size=audio.shape)
-    with_noise = (audio + voice.config.train.noise_std * noise).astype(np.float32)
+    return Clips(audio, mels)
+
+
+def nats_by_kind(params: Params, clips: Clips) -> dict[str, list[float]]:
+    """{kind: nats per sample of each recording, with the training's noise}."""
+    config = wg.load().config
+    noise = np.random.default_rng(0).normal(size=clips.audio.shape)
+    audio = (clips.audio + config.train.noise_std * noise).astype(np.float32)
     return {
-        "nats": {
-            kind: in_parts(partial(nats_of, params, voice.config), with_noise, mel).tolist()
-            for kind, mel in mels.items()
-        },
-        "signals": {kind: metrics_of(params, voice, audio, mels[kind]) for kind in SYNTHESISED},
+        kind: in_parts(partial(nats_of, params, config), audio, mel).tolist()
+        for kind, mel in clips.mels.items()
     }
+
+
+def signals_by_kind(params: Params, clips: Clips) -> dict[str, Any]:
+    """{kind: {corrections: {metric: [recordings]}}}."""
+    voice = wg.load()
+    return {k: metrics_of(params, voice, clips.audio, clips.mels[k]) for k in SYNTHESISED}
 
 
 def first_seconds(heldout: Path, rate: int) -> np.ndarray:
@@ -173,17 +195,15 @@ def metrics_of(
 # ------------------------------------------------------------------------------ the page
 
 
-def write_page(page: Path, found: dict[str, Any]) -> None:
-    """Writes the tables between their marks on the page."""
+def write_table(page: Path, name: str, lines: Iterable[str]) -> None:
+    """Writes a table between its marks on the page."""
     text = page.read_text(encoding="utf-8")
-    for name, lines in (("nats", nats_table(found)), ("signals", signals_table(found))):
-        begin, end = BEGIN.format(name), END.format(name)
-        before, _, rest = text.partition(begin)
-        _, mark, after = rest.partition(end)
-        if not mark:
-            raise SystemExit(f"{page} has no place for {name}")
-        text = "\n".join([before + begin, "", *lines, "", end]) + after
-    write_text(page, text)
+    begin, end = BEGIN.format(name), END.format(name)
+    before, _, rest = text.partition(begin)
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise SystemExit(f"{page} has no place for {name}")
+    write_text(page, "\n".join([before + begin, "", *lines, "", end]) + after)
 
 
 def nats_table(found: dict[str, Any]) -> Iterator[str]:
@@ -191,7 +211,7 @@ def nats_table(found: dict[str, Any]) -> Iterator[str]:
     yield f"| mels | {BUNDLED} | {PLAIN} | {ALTERED} | {ALTERED} minus {PLAIN} |"
     yield "| --- | --- | --- | --- | --- |"
     for kind in KINDS:
-        yield f"| {kind} | {cells(metric, {n: of['nats'][kind] for n, of in found.items()})} |"
+        yield f"| {kind} | {cells(metric, {n: of[kind] for n, of in found.items()})} |"
 
 
 def signals_table(found: dict[str, Any]) -> Iterator[str]:
@@ -203,9 +223,9 @@ def signals_table(found: dict[str, Any]) -> Iterator[str]:
     for metric in METRICS:
         if metric.key not in METRIC_KEYS:
             continue
-        for corrections in found[BUNDLED]["signals"]["true"]:
+        for corrections in found[BUNDLED]["true"]:
             for kind in SYNTHESISED:
-                values = {n: of["signals"][kind][corrections] for n, of in found.items()}
+                values = {n: of[kind][corrections] for n, of in found.items()}
                 row = cells(metric, {n: of[metric.key] for n, of in values.items()})
                 yield f"| {metric.title} | {kind} | {corrections} | {row} |"
 
