@@ -6,11 +6,13 @@ Otherwise `converted` goes through a signal: noise corrected towards the one mel
 """
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import jax
 import numpy as np
 import soxr
 
@@ -18,7 +20,7 @@ from waveglow_jax.audio.mel import bands_of, mel_filters, stft_window, written
 from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
 from waveglow_jax.config_data import MelConfig, fields_of
 from waveglow_jax.conventions import Convention, convention_named
-from waveglow_jax.synthesis.consistency import consistent_blocks
+from waveglow_jax.synthesis.consistency import consistent_blocks, piece_frames, piece_program
 from waveglow_jax.synthesis.mels import mel_of_samples
 from waveglow_jax.synthesis.reverse_pass import Piece
 
@@ -71,6 +73,14 @@ def sound_blocks(
     Memory grows with neither the number nor the length of the mels.
     """
     return consistent_blocks(_noise(mels, config, seed), silent_above(config), corrections)
+
+
+def compile_sound(config: Config, corrections: int = CORRECTIONS) -> float:
+    """Compiles what `sound_blocks` needs; returns the seconds that it took."""
+    began, device = time.monotonic(), jax.devices()[0]
+    if corrections:
+        piece_program(silent_above(config), corrections, piece_frames(device), device)
+    return time.monotonic() - began
 
 
 def silent_above(config: Config) -> Config:
