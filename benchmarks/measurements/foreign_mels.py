@@ -1,6 +1,6 @@
 """What is lost when a mel of one convention becomes sound, or the mel of another convention.
 
-python benchmarks/measurements/foreign_mels.py CORPUS/heldout [--files 5] [--seconds 4]
+python benchmarks/measurements/foreign_mels.py CORPUS/heldout [--files 5] [--seconds 4] [--rows K]
 
 Each recording's mel is computed in every convention of the table. Noise corrected towards it gives
 a signal, and that signal's mels in all conventions are compared with the recording's own. The
@@ -26,6 +26,7 @@ from waveglow_jax.files.sound import read_samples
 from waveglow_jax.synthesis.foreign import (
     CORRECTIONS,
     ERRORS,
+    MORE_CORRECTIONS,
     config_of,
     converted,
     mel_of_sound,
@@ -38,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "measurements" / "foreign-mels.md"
 KEYS = [row.key for row in CONVENTIONS]
 CONFIGS = {key: config_of(key) for key in KEYS}
-TRIED = (8, CORRECTIONS, 128)
+TRIED = (8, CORRECTIONS, MORE_CORRECTIONS)
 LEAST = 1e-10
 """The floor of the comparison where a convention has none."""
 
@@ -73,13 +74,16 @@ def stoi_of(recording: np.ndarray, made: np.ndarray, rate: int) -> float:
     return stoi(recording[:n].astype(np.float64), made[:n].astype(np.float64), rate)
 
 
-def measure(recording: np.ndarray, rate: int, voice: wg.Voice) -> tuple[dict, dict]:
+def measure(
+    recording: np.ndarray, rate: int, voice: wg.Voice, rows: list[str]
+) -> tuple[dict, dict]:
     """Of one recording, per convention: its errors by target, and its STOI by way of making."""
     signals = {k: at_rate(recording, rate, c.data.sampling_rate) for k, c in CONFIGS.items()}
     truth = {key: mel_of_samples(signals[key], config) for key, config in CONFIGS.items()}
     own = at_rate(recording, rate, voice.sampling_rate)
     errors, scores = {}, {}
-    for key, config in CONFIGS.items():
+    for key in rows:
+        config = CONFIGS[key]
         errors[key] = errors_of(truth[key], key, truth)
         scores[key] = {
             n: stoi_of(signals[key], sound_of(truth[key], config, n), config.data.sampling_rate)
@@ -91,38 +95,38 @@ def measure(recording: np.ndarray, rate: int, voice: wg.Voice) -> tuple[dict, di
     return errors, scores
 
 
-def stoi_table(scores: list[dict]) -> str:
+def stoi_lines(scores: list[dict]) -> dict[str, str]:
+    """The table's header, under "", and its line per key: mean and least STOI."""
     names = [f"noise, {n} corrections" for n in TRIED]
-    lines = [f"| convention | {' | '.join(names)} | converted, bundled voice |"]
-    lines.append("| --- |" + " ---: |" * (len(TRIED) + 1))
-    for key in KEYS:
+    lines = {"": f"| convention | {' | '.join(names)} | converted, bundled voice |"}
+    for key in scores[0]:
         cells = []
         for name in (*TRIED, "voice"):
             values = [each[key][name] for each in scores]
             cells.append(f"{np.mean(values):.3f} ({min(values):.3f})")
-        lines.append(f"| {key} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines[key] = f"| {key} | {' | '.join(cells)} |"
+    return lines
 
 
-def error_table(errors: dict[str, dict[str, float]]) -> str:
-    lines = [f"| from, to | {' | '.join(KEYS)} |", "| --- |" + " ---: |" * len(KEYS)]
-    for source in KEYS:
-        cells = [
-            "exact"
-            if same_spectrum(CONFIGS[source], CONFIGS[key])
-            else f"{errors[source][key]:.2f}"
-            for key in KEYS
-        ]
-        lines.append(f"| {source} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def error_lines(errors: dict[str, dict[str, float]]) -> dict[str, str]:
+    lines = {"": f"| from, to | {' | '.join(KEYS)} |"}
+    for source, row in errors.items():
+        own = CONFIGS[source]
+        cells = ["exact" if same_spectrum(own, CONFIGS[key]) else f"{row[key]:.2f}" for key in KEYS]
+        lines[source] = f"| {source} | {' | '.join(cells)} |"
+    return lines
 
 
-def between(text: str, name: str, content: str) -> str:
-    """The page with this content between the marks of this name."""
+def between(text: str, name: str, lines: dict[str, str]) -> str:
+    """The page with these lines in the table between the marks of this name, the others kept."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+    table, _, after = rest.partition(end)
+    found = {line.split("|")[1].strip(): line for line in table.splitlines() if "|" in line}
+    found |= lines
+    rule = "| --- |" + " ---: |" * (lines[""].count("|") - 2)
+    rows = "\n".join([lines[""], rule, *(found[key] for key in KEYS if key in found)])
+    return f"{before}{begin}\n\n{rows}\n\n{end}{after}"
 
 
 def main() -> None:
@@ -130,6 +134,7 @@ def main() -> None:
     parser.add_argument("recordings")
     parser.add_argument("--files", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rows", nargs="+", choices=KEYS, default=KEYS, help="measured again")
     arguments = parser.parse_args()
     found = [item.path for item in find_inputs([arguments.recordings], AUDIO_SUFFIXES)]
     chosen = found[:: max(1, len(found) // arguments.files)][: arguments.files]
@@ -138,15 +143,17 @@ def main() -> None:
         samples, rate = read_samples(path)
         clip = samples[: int(arguments.seconds * rate), 0].astype(np.float64)
         print(path.name, flush=True)
-        errors, of_file = measure(clip, rate, voice)
+        errors, of_file = measure(clip, rate, voice, arguments.rows)
         every.append(errors)
         scores.append(of_file)
-    means = {s: {t: float(np.mean([e[s][t] for e in every])) for t in KEYS} for s in KEYS}
-    rounded = {s: {t: round(value, 3) for t, value in row.items()} for s, row in means.items()}
-    write_text(ERRORS, json.dumps(rounded, indent=1) + "\n")
-    page = PAGE.read_text(encoding="utf-8")
-    page = between(page, "stoi", stoi_table(scores))
-    write_text(PAGE, between(page, "errors", error_table(means)))
+    means = {
+        s: {t: float(np.mean([each[s][t] for each in every])) for t in KEYS} for s in arguments.rows
+    }
+    kept = json.loads(ERRORS.read_text(encoding="utf-8")) if ERRORS.exists() else {}
+    kept |= {s: {t: round(value, 3) for t, value in row.items()} for s, row in means.items()}
+    write_text(ERRORS, json.dumps(kept, indent=1) + "\n")
+    page = between(PAGE.read_text(encoding="utf-8"), "stoi", stoi_lines(scores))
+    write_text(PAGE, between(page, "errors", error_lines(means)))
 
 
 if __name__ == "__main__":

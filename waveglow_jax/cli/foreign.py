@@ -61,7 +61,8 @@ def convert_mel_arguments(parser: argparse.ArgumentParser) -> None:
         "--consistency",
         type=corrections,
         metavar="N",
-        help="corrections of the signal towards the mel (default: 32)",
+        help="corrections of the signal towards the mel (default: 32, or 128 where windows overlap "
+        "by less than three quarters)",
     )
     parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
@@ -86,7 +87,7 @@ def foreign_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-network",
         action="store_true",
         help="no voice: noise corrected towards the mel, as often as --consistency says (default: "
-        "32), at the sampling rate of the mel's convention",
+        "32, or 128 where windows overlap by less than three quarters), at the convention's rate",
     )
 
 
@@ -181,14 +182,14 @@ def converted_file(
     path: Path, mel: np.ndarray, source: Config, target: Config, n: int | None, seed: int
 ) -> np.ndarray:
     """The mel of this file in the target's convention. n: corrections, None for the default."""
-    from waveglow_jax.synthesis.foreign import CORRECTIONS, converted
+    from waveglow_jax.synthesis.foreign import converted, too_short
 
-    try:
-        return converted(mel, source, target, CORRECTIONS if n is None else n, seed)
-    except ValueError:
+    if too_short(len(mel), source, target):
         raise UserError(
-            f"{path}: {len(mel)} frames are too short for a mel of the other convention"
-        ) from None
+            f"{path}: {len(mel)} frames are too short for a mel of the other convention; leave it "
+            "out"
+        )
+    return converted(mel, source, target, n, seed)
 
 
 def _told(source: Config, target: Config) -> str:
@@ -233,9 +234,9 @@ def synthesize_without_network(items: list[Input], arguments: argparse.Namespace
     """Writes the sound of each input's mel by corrections of noise; returns the exit code."""
     from waveglow_jax.conventions import convention_named
     from waveglow_jax.synthesis.foreign import (
-        CORRECTIONS,
         compile_sound,
         config_of,
+        corrections_for,
         sound_blocks,
     )
     from waveglow_jax.synthesis.levels import limited
@@ -244,7 +245,7 @@ def synthesize_without_network(items: list[Input], arguments: argparse.Namespace
     if not arguments.no_cache:
         keep_programs_if_possible()
     config = config_of(arguments.mel_convention or convention_named(NO_VOICE))
-    n = CORRECTIONS if arguments.consistency is None else arguments.consistency
+    n = corrections_for(config) if arguments.consistency is None else arguments.consistency
     # The reader checks files as those of the convention, which is also the one that is wanted.
     reader, rate = Reader(config, config), config.data.sampling_rate
     compile_seconds = compile_sound(config, n)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import soxr
 
@@ -24,8 +25,8 @@ from waveglow_jax.synthesis.consistency import consistent_blocks, piece_frames, 
 from waveglow_jax.synthesis.mels import mel_of_samples
 from waveglow_jax.synthesis.reverse_pass import Piece
 
-CORRECTIONS = 32
-"""The default number of corrections: see docs/measurements/foreign-mels.md."""
+CORRECTIONS, MORE_CORRECTIONS = 32, 128
+"""Default numbers of corrections, see `corrections_for` and docs/measurements/foreign-mels.md."""
 NOISE_LEVEL = 0.01
 """Standard deviation of the noise before the corrections, which then determine the level."""
 ERRORS = Path(__file__).with_name("foreign_errors.json")
@@ -54,28 +55,39 @@ def config_of(convention: str | Convention) -> Config:
 # ------------------------------------------------------------------------------ to sound
 
 
+def corrections_for(config: Config) -> int:
+    """Returns the default number of corrections of noise towards a mel of this convention.
+
+    It is larger where windows overlap by less than three quarters, which leaves the phases to
+    fewer equations.
+    """
+    data = config.data
+    return CORRECTIONS if data.win_length >= 4 * data.hop_length else MORE_CORRECTIONS
+
+
 def sound_of(
-    mel: np.ndarray, config: Config, corrections: int = CORRECTIONS, seed: int = 0
+    mel: np.ndarray, config: Config, corrections: int | None = None, seed: int = 0
 ) -> np.ndarray:
     """Returns samples `[F * hop]` with this mel `[F, M]` of the config's convention.
 
-    No voice is needed: they are noise of this seed after so many corrections towards the mel,
-    silent above its bands. They are not clipped.
+    No voice is needed: they are noise of this seed after so many corrections towards the mel (by
+    default `corrections_for` the config), silent above its bands. They are not clipped.
     """
     return np.concatenate([block for _, block in sound_blocks([mel], config, corrections, seed)])
 
 
 def sound_blocks(
-    mels: Iterable[np.ndarray], config: Config, corrections: int = CORRECTIONS, seed: int = 0
+    mels: Iterable[np.ndarray], config: Config, corrections: int | None = None, seed: int = 0
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index of the mel, next block of its samples) of `sound_of` for each mel.
 
     Memory grows with neither the number nor the length of the mels.
     """
-    return consistent_blocks(_noise(mels, config, seed), silent_above(config), corrections)
+    n = corrections_for(config) if corrections is None else corrections
+    return consistent_blocks(_noise(mels, config, seed), silent_above(config), n)
 
 
-def compile_sound(config: Config, corrections: int = CORRECTIONS) -> float:
+def compile_sound(config: Config, corrections: int) -> float:
     """Compiles what `sound_blocks` needs; returns the seconds that it took."""
     began, device = time.monotonic(), jax.devices()[0]
     if corrections:
@@ -106,13 +118,13 @@ def converted(
     mel: np.ndarray,
     source: Config,
     target: Config,
-    corrections: int = CORRECTIONS,
+    corrections: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Returns the target's mel `[frames_after(F), M']` of what the source's mel `[F, M]` describes.
 
     It is `rewritten` where the spectra agree, and otherwise the mel of `sound_of`. Raises
-    ValueError if the mel is too short for a frame of the target's.
+    ValueError if the mel is `too_short`.
     """
     if same_spectrum(source, target):
         return rewritten(mel, source, target)
@@ -132,10 +144,20 @@ def frames_after(frames: int, source: Config, target: Config) -> int:
     """Returns the number of frames that `converted` gives for so many."""
     if same_spectrum(source, target):
         return frames
+    return target.data.frames_of(_samples_after(frames, source, target))
+
+
+def too_short(frames: int, source: Config, target: Config) -> bool:
+    """Whether so many frames are too few for `converted`."""
+    if same_spectrum(source, target):
+        return False
+    return _samples_after(frames, source, target) <= target.data.shortest
+
+
+def _samples_after(frames: int, source: Config, target: Config) -> int:
     rates = source.data.sampling_rate, target.data.sampling_rate
     # soxr rounds half a sample up.
-    samples = int(_samples_of(frames, source) * rates[1] / rates[0] + 0.5)
-    return target.data.frames_of(samples)
+    return int(_samples_of(frames, source) * rates[1] / rates[0] + 0.5)
 
 
 def _samples_of(frames: int, config: Config) -> int:
@@ -161,16 +183,17 @@ def rewritten(mel: np.ndarray, source: Config, target: Config) -> np.ndarray:
     """
     if not same_spectrum(source, target):
         raise ValueError("the conventions are not of one spectrum; see `converted`")
-    bands = bands_of(np.asarray(mel, np.float32), source.data)
-    return np.asarray(written(bands * _areas(source, target), target.data))
+    bands = bands_of(jnp.asarray(mel, jnp.float32), source.data)
+    return np.asarray(written(bands * _areas(source, target)[None], target.data))
 
 
 @cache
 def _areas(source: Config, target: Config) -> np.ndarray:
     """The factor `[M]` from the source's filters to the target's, which have the same shapes."""
-    configs = target, source
-    sums = [mel_filters(each.data, each.waveglow.n_mel_channels).sum(1) for each in configs]
-    return np.divide(*sums, out=np.ones_like(sums[0]), where=sums[1] > 0)
+    ours, theirs = (
+        mel_filters(each.data, each.waveglow.n_mel_channels).sum(1) for each in (source, target)
+    )
+    return np.divide(theirs, ours, out=np.ones_like(ours), where=ours > 0)
 
 
 def lost(source: Config, target: Config) -> str:
