@@ -281,7 +281,7 @@ def test_every_row_sounds_like_the_recording(key):
     assert stoi(audio[: len(made)], made, rate) > 0.94
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def forget():
     yield
     jax.clear_caches()  # the programs of fourteen conventions
