@@ -30,6 +30,8 @@ from waveglow_jax.evaluation.report import verdict, write_reports
 from waveglow_jax.evaluation.results import Evaluation
 from waveglow_jax.evaluation.statistics import Estimate
 from waveglow_jax.evaluation.systems import System, parse_system
+from waveglow_jax.synthesis.foreign import config_of
+from waveglow_jax.synthesis.mels import mel_of_samples
 from waveglow_jax.synthesis.plan import size_at_least
 
 NAMES = ("a", "c", "sub/b")
@@ -446,13 +448,37 @@ def test_which_baselines_and_what_is_compared_with_which(reference, tmp_path, cl
         evaluate(reference, [System(noise, str(other))], tmp_path / "out", **few)
 
 
-def test_noise_needs_the_mels_whole_band(reference, tmp_path):
-    config = tiny_config()
-    config = replace(config, data=replace(config.data, sampling_rate=15999, mel_fmax=7999.0))
-    wg.save(tmp_path / "low", config, lively_params(config))
-    with pytest.raises(UserError, match=r"--baselines: Noise .* 16000 Hz .* 15999 Hz; write"):
-        evaluate(reference, [System("low", str(tmp_path / "low"))], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("key", ["vocos-24khz", "wavernn"])
+def test_noise_takes_the_voices_own_mel(tmp_path, key):
+    """Of another rate, hop, number of bands and way to write them."""
+    config = config_of(key)
+    data = config.data
+    (noise,) = baselines.baselines_of(["noise"], 1, 4, config)
+    assert config.convention.name in noise.about and f"{data.mel_fmax:g} Hz" in noise.about
+    audio = 0.1 * np.random.default_rng(0).standard_normal(12000)
+    write(tmp_path / "a.wav", audio, data.sampling_rate)
+    made = baselines.make_baseline(
+        noise,
+        {"a": tmp_path / "a.wav"},
+        data.sampling_rate,
+        tmp_path,
+        None,
+        lambda done, total: None,
+    )
+    samples, rate = soundfile.read(made.files["a"], dtype="float32")
+    assert rate == data.sampling_rate
+    assert len(samples) == (1 + len(audio) // data.hop_length) * data.hop_length
+    true, said = (mel_of_samples(np.float32(each), config) for each in (audio, samples))
+    off = np.abs(true - said[: len(true)]).mean() / data.mel.slope
+    assert off < 0.4, "of noise that is corrected towards no mel: more than 1"
+
+
+def test_noise_towards_the_metrics_mel_is_what_it_was():
+    own = baselines.mel_config(16000)
+    for config in (None, own, replace(own, synthesis=SynthesisConfig(bandwidth=7000.0))):
+        (noise,) = baselines.baselines_of(["noise"], 1, 4, config)
+        assert noise.config is None and noise.synthesize is baselines.noise_corrected
+        assert noise.about == "white noise up to 8000 Hz, corrected towards the mel"
 
 
 # ------------------------------------------------------------------------------ the command

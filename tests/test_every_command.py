@@ -82,6 +82,7 @@ def command_lines(work: Path, weights: str, out: Path) -> dict[str, list]:
         "train": [*train, *(f"--{name}={value}" for name, value in small.items())],
         "prepare": [work / "in", "-o", out],
         "mel": [work / "in", "-o", out],
+        "convert-mel": [work / "a.npy", "--from", "hifigan", "-w", weights, "-o", out],
         "convert": [weights, "-o", out, "--dtype", "float16", "--check", a],
         "inspect": [weights, "--json"],
         "export": [weights, "-o", out / "a.jaxexport", "--json"],

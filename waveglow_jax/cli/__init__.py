@@ -21,6 +21,7 @@ from waveglow_jax.cli.evaluation import (
     run_evaluate,
     run_listening_test,
 )
+from waveglow_jax.cli.foreign import convert_mel_arguments, run_convert_mel
 from waveglow_jax.cli.laboratory import (
     invertibility_arguments,
     likelihood_arguments,
@@ -56,6 +57,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "train": (train_arguments, run_train),
     "prepare": (prepare_arguments, run_prepare),
     "mel": (mel_arguments, run_mel),
+    "convert-mel": (convert_mel_arguments, run_convert_mel),
     "convert": (convert_arguments, run_convert),
     "inspect": (inspect_arguments, run_inspect),
     "export": (export_arguments, run_export),

@@ -9,6 +9,7 @@ from typing import Any
 
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.config import LATENT, MAX_CONSISTENCY
+from waveglow_jax.conventions import Convention, convention_named
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
 
@@ -27,6 +28,14 @@ def given(text: str) -> str:
     except UserError as error:
         # One line with the remedy suffices; argparse would add the usage of the whole command.
         sys.exit(fail(str(error)))
+
+
+def convention(text: str) -> Convention:
+    """The mel convention of this name; refuses an unknown one in one line, with the nearest."""
+    try:
+        return convention_named(text)
+    except UserError as error:
+        sys.exit(fail(str(error)))  # as in `given`
 
 
 def sigma(text: str) -> float:

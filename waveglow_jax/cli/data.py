@@ -15,6 +15,7 @@ from waveglow_jax.cli.arguments import (
     workers_argument,
 )
 from waveglow_jax.cli.outcome import each, fail, inputs_of
+from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError, escaped
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, Input
 from waveglow_jax.files.mels import write_mel
@@ -105,25 +106,27 @@ def run_mel(arguments: argparse.Namespace) -> int:
     check_file(arguments, items, ".npy")
     from waveglow_jax.synthesis.vocoder import load
 
-    voice = load(arguments.weights)
+    config = load(arguments.weights).config
 
     def convert(item: Input, target: Path) -> dict[str, Any]:
-        mel = mel_of_recording(item.path, voice)
+        mel = mel_of_recording(item.path, config)
         write_mel(target, mel)
         return {"output": str(target), "frames": len(mel)}
 
     return each(items, arguments, ".npy", convert)
 
 
-def mel_of_recording(path: Path, voice: Any, convert: bool = False) -> Any:
-    """The log-mel of a recording, `[F, M]`. Raises UserError if it is too short for one.
+def mel_of_recording(path: Path, config: Config, convert: bool = False) -> Any:
+    """Returns the config's mel of a recording, `[F, M]`.
 
-    convert: also accept another rate and several channels.
+    convert: also accept another rate and several channels. Raises UserError if it is too short.
     """
-    audio = read_audio(path, voice.config.data.sampling_rate, convert=convert)
-    needed = voice.config.data.shortest + 1
+    from waveglow_jax.synthesis.mels import mel_of_samples
+
+    audio = read_audio(path, config.data.sampling_rate, convert=convert)
+    needed = config.data.shortest + 1
     if len(audio) < needed:
         raise UserError(
             f"{path}: {len(audio)} samples are too short for a mel; {needed} are needed"
         )
-    return voice.mel(audio)
+    return mel_of_samples(audio, config)

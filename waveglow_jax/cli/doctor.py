@@ -9,7 +9,7 @@ from typing import Any
 from waveglow_jax.cli.arguments import examples, given, weights_argument
 from waveglow_jax.cli.outcome import check_other_file
 from waveglow_jax.cli.progress import stages
-from waveglow_jax.config import load_config
+from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES
 from waveglow_jax.files.mels import read_any_mel, write_mel
@@ -55,7 +55,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from waveglow_jax.doctor.diagnose import diagnose
     from waveglow_jax.doctor.recipe import mended
 
-    config = _config(arguments.weights)
+    config = config_of_weights(arguments.weights)
     own = config.convention
     form = config.data.mel
     if form.log == "none" and (form.gain, form.offset) != (1, 0):
@@ -69,7 +69,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         if heard:
             with stages("trying conventions"):
                 found = diagnose(array, *heard, own)
-        elif own != _config(None).convention:
+        elif own != config_of_weights(None).convention:
             raise UserError(
                 "the statistics are those of the bundled voice's mels, which this voice does not "
                 "take; give the recording too"
@@ -89,7 +89,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config(weights: str | None) -> Any:
+def config_of_weights(weights: str | None) -> Config:
+    """Returns the config of the weights, without building a voice; None: the bundled voice's."""
     from waveglow_jax.weights.release import BUNDLED_VOICE, read_weights
 
     if weights is None:

@@ -236,7 +236,7 @@ def _likelihood(item: Input, voice: Any, arguments: argparse.Namespace) -> dict[
 
     data = voice.config.data
     audio = read_audio(item.path, data.sampling_rate)
-    own = mel_of_recording(item.path, voice)
+    own = mel_of_recording(item.path, voice.config)
     mel = own if arguments.mel is None else _mel_for(arguments.mel, own, voice)
     std = voice.config.train.noise_std if arguments.noise is None else arguments.noise
     audio = noisy(audio[: len(own) * data.hop_length], std, data.hop_length)

@@ -20,9 +20,9 @@ from waveglow_jax.cli.arguments import (
     weights_argument,
 )
 from waveglow_jax.cli.data import mel_of_recording
+from waveglow_jax.cli.foreign import Reader
 from waveglow_jax.cli.outcome import each, inputs_of, tell
 from waveglow_jax.cli.progress import counted
-from waveglow_jax.cli.synthesis import mel_of
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.atomic import replacing
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, Input, find_inputs
@@ -252,7 +252,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
                 f"{item.path}: the next run would take what is written beside it for recordings; "
                 "choose another -o"
             )
-        mel = mel_of(item.path, voice)
+        mel = Reader(voice.config).mel(item.path)
         made = [("input", mel)]
         for value in arguments.sigma:
             wav = target.with_name(f"{target.stem}_sigma{value:g}.wav")
@@ -278,7 +278,7 @@ def _synthesized(
 def _encoded(path: Path, voice: Any) -> tuple[Any, Any]:
     from waveglow_jax.analysis import latent
 
-    mel_of_recording(path, voice)  # refuses recordings too short for a mel
+    mel_of_recording(path, voice.config)  # refuses recordings too short for a mel
     audio = read_audio(path, voice.config.data.sampling_rate)
     return audio, latent.encode(voice, audio)
 

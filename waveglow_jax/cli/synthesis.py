@@ -5,9 +5,10 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -28,7 +29,13 @@ from waveglow_jax.cli.arguments import (
     strength,
     weights_argument,
 )
-from waveglow_jax.cli.data import mel_of_recording
+from waveglow_jax.cli.foreign import (
+    check_no_network,
+    foreign_arguments,
+    plot_mels,
+    reader_of,
+    synthesize_without_network,
+)
 from waveglow_jax.cli.outcome import (
     each,
     exit_code,
@@ -40,12 +47,9 @@ from waveglow_jax.cli.outcome import (
 )
 from waveglow_jax.cli.player import play, player
 from waveglow_jax.cli.progress import audio_seconds, stages, tell_speed
-from waveglow_jax.config import DTYPES, LATENT, Config
+from waveglow_jax.config import DTYPES, LATENT
 from waveglow_jax.errors import UserError
-from waveglow_jax.files.atomic import replacing
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, Input
-from waveglow_jax.files.mels import read_mel
-from waveglow_jax.files.sound import audio_frames
 from waveglow_jax.files.wav import pcm16, write_wav, write_wav_blocks
 
 
@@ -73,6 +77,7 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         "kept",
     )
     weights_argument(parser)
+    foreign_arguments(parser)
     _sound_arguments(parser)
     _machine_arguments(parser)
     parser.set_defaults(refuse=parser.error)
@@ -149,6 +154,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name):
             with_or_without = "with" if arguments.stream else "without"
             arguments.refuse(f"--{name} is of no use {with_or_without} --stream")
+    if arguments.no_network:
+        check_no_network(arguments)
     if arguments.plot and not arguments.keep:
         arguments.refuse("--plot puts a picture beside each file; give -o or -f too")
     if arguments.consistency == LATENT:
@@ -166,6 +173,17 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     check_file(arguments, items, ".wav")
     if arguments.play:
         player()  # a missing player is refused before any computation
+    with _memory_told():
+        make = synthesize_without_network if arguments.no_network else _with_voice(arguments)
+        if arguments.keep or arguments.stream:
+            return make(items, arguments)
+        with TemporaryDirectory() as to_be_played:
+            arguments.output = to_be_played
+            return make(items, arguments)
+
+
+def _with_voice(arguments: argparse.Namespace) -> Callable[..., int]:
+    """Loads the voice, fills in its own settings, and returns the function that uses it."""
     from waveglow_jax.synthesis.vocoder import load
 
     with stages("loading the voice"):
@@ -174,15 +192,11 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     arguments.sigma = own.sigma if arguments.sigma is None else arguments.sigma
     if arguments.consistency is None:
         arguments.consistency = own.consistency
-    with _memory_told():
-        if arguments.stream:
-            return _synthesize_stream(items, arguments, voice)
-        make = _search_files if arguments.consistency == LATENT else _synthesize_files
-        if arguments.keep:
-            return make(items, arguments, voice)
-        with TemporaryDirectory() as to_be_played:
-            arguments.output = to_be_played
-            return make(items, arguments, voice)
+    arguments.reader = reader_of(voice.config, arguments.mel_convention, arguments.seed)
+    if arguments.stream:
+        return partial(_synthesize_stream, voice=voice)
+    make = _search_files if arguments.consistency == LATENT else _synthesize_files
+    return partial(make, voice=voice)
 
 
 @contextmanager
@@ -204,7 +218,7 @@ def _memory_told() -> Iterator[None]:
 def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
     """Synthesises files in order, by windows that may hold several; returns the exit code."""
     data, dtype = voice.config.data, arguments.dtype
-    lengths = [n for item in items if (n := _frames_of(item.path, voice))]
+    lengths = [n for item in items if (n := arguments.reader.frames(item.path))]
     try:
         plan = voice.plan(lengths, dtype, window=arguments.window, batch=arguments.batch)
     except ValueError as error:
@@ -240,7 +254,7 @@ def _write_files(
             try:
                 with clock.stopped():
                     target = target_of(item, arguments, ".wav", inputs)
-                    mel = mel_of(item.path, voice)
+                    mel = arguments.reader.mel(item.path)
             except UserError as error:
                 failed += fail(str(error))
                 continue
@@ -260,7 +274,7 @@ def _write_files(
                     samples = list(samples)
                 write_wav_blocks(target, samples, data.sampling_rate)
             if arguments.plot:
-                _plot(target.with_suffix(".png"), mel, voice.mel(np.concatenate(samples)), config)
+                plot_mels(target.with_suffix(".png"), mel, np.concatenate(samples), config)
         except UserError as error:
             failed += fail(str(error))
             continue
@@ -305,7 +319,7 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
     rate, dtype = voice.config.data.sampling_rate, arguments.dtype
 
     def work(item: Input, target: Path) -> dict[str, Any]:
-        mel = mel_of(item.path, voice)
+        mel = arguments.reader.mel(item.path)
         began = time.monotonic()
         try:
             voice.compile_typical(len(mel), dtype)
@@ -323,7 +337,7 @@ def _search_files(items: Sequence[Input], arguments: argparse.Namespace, voice: 
         (samples,) = limited([samples])
         write_wav(target, samples, rate)
         if arguments.plot:
-            _plot(target.with_suffix(".png"), mel, voice.mel(samples), voice.config)
+            plot_mels(target.with_suffix(".png"), mel, samples, voice.config)
         if arguments.play:
             play(target)
         seconds = len(samples) / rate
@@ -390,7 +404,7 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
     failed, first = 0, True
     for item in items:
         try:
-            mel = mel_of(item.path, voice)
+            mel = arguments.reader.mel(item.path)
             began = time.monotonic()
             settings = arguments.sigma, arguments.seed, denoise, arguments.dtype
             blocks = _of_file(item, voice.stream(mel, chunk, *settings, arguments.consistency))
@@ -417,28 +431,3 @@ def _of_file(item: Input, blocks: Iterator[Any]) -> Iterator[Any]:
             yield from blocks
         except ValueError as error:
             raise UserError(f"{item.path}: {error}") from None
-
-
-def mel_of(path: Path, voice: Any) -> Any:
-    if path.suffix.lower() in MEL_SUFFIXES:
-        return read_mel(path, voice.config.waveglow.n_mel_channels)
-    return mel_of_recording(path, voice, convert=True)
-
-
-def _frames_of(path: Path, voice: Any) -> int:
-    """The frames of a file's mel; 0 for an unreadable file, which is reported when it is read."""
-    try:
-        if path.suffix.lower() in MEL_SUFFIXES:
-            return len(read_mel(path, voice.config.waveglow.n_mel_channels))
-        data = voice.config.data
-        return data.frames_of(audio_frames(path, data.sampling_rate, convert=True))
-    except UserError:
-        return 0
-
-
-def _plot(path: Path, mel_in: Any, mel_out: Any, config: Config) -> None:
-    from waveglow_jax.audio.picture import mel_figure
-
-    figure = mel_figure([("input", mel_in), ("output", mel_out)], config.data)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)

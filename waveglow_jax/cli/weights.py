@@ -89,7 +89,7 @@ def _likelihood(recording: Path, weights: Any) -> float:
     from waveglow_jax.synthesis.vocoder import Voice
 
     voice = Voice(weights.config, weights.params)
-    mel = mel_of_recording(recording, voice)
+    mel = mel_of_recording(recording, voice.config)
     audio = read_audio(recording, voice.config.data.sampling_rate)
     frames = voice.config.whole_frames(len(audio))
     samples = frames * voice.config.data.hop_length

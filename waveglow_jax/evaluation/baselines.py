@@ -4,14 +4,15 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from waveglow_jax.audio.consistency import consistent
-from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
+from waveglow_jax.config import Config, DataConfig, WaveGlowConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.made import (
     MADE,
@@ -29,24 +30,24 @@ from waveglow_jax.evaluation.metrics import MEL, MEL_HOP, log_mel
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.files.wav import write_wav
 from waveglow_jax.interrupts import deaf_children
+from waveglow_jax.synthesis.foreign import NOISE_LEVEL, silent_above
+from waveglow_jax.synthesis.mels import mel_of_samples
 from waveglow_jax.synthesis.plan import size_at_least
 
 GRIFFIN_LIM = "Griffin-Lim"
 NOISE = "Noise + {} corrections"
 NOISE_NAME = re.compile(r"Noise \+ [0-9]+ corrections")
 BASELINES = ("griffin-lim", "noise")
-NOISE_LEVEL = 0.01
-"""Standard deviation of the noise before the corrections, which then determine the level."""
 
 
 @dataclass(frozen=True)
 class Baseline:
     """A row of the report that needs no weights.
 
-    name: name of the row. about: its description in the report. synthesize: log-mel `[F, 80]`,
-    sampling rate and iterations -> samples `[T]`. in_workers: whether several processes make it
-    faster, which is not so if it uses all cores by itself. least_rate: the lowest sampling rate, in
-    Hz, at which it works.
+    name: name of the row. about: its description in the report. synthesize: mel `[F, M]`, sampling
+    rate and iterations -> samples `[T]`. in_workers: whether several processes make it faster,
+    which is not so if it uses all cores by itself. config: the mel's convention; None means that of
+    the metrics.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Baseline:
     iterations: int
     synthesize: Callable[[np.ndarray, int, int], np.ndarray]
     in_workers: bool
-    least_rate: int = 0
+    config: Config | None = None
 
 
 def check_baselines(names: Sequence[str]) -> tuple[str, ...]:
@@ -73,9 +74,20 @@ def check_baselines(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def baselines_of(
-    names: Sequence[str], griffin_lim_iterations: int, noise_corrections: int
+    names: Sequence[str],
+    griffin_lim_iterations: int,
+    noise_corrections: int,
+    config: Config | None = None,
 ) -> list[Baseline]:
-    """The baselines with these names. Raises UserError as `check_baselines` does."""
+    """The baselines with these names. Raises UserError as `check_baselines` does.
+
+    config: the convention of the mel that noise is corrected towards; None means that of the
+    metrics.
+    """
+    if config is not None and config.convention == mel_config(config.data.sampling_rate).convention:
+        config = None
+    highest = MEL["fmax"] if config is None else config.data.mel_fmax
+    of = "" if config is None else f" of {config.convention.name}"
     there = {
         "griffin-lim": Baseline(
             GRIFFIN_LIM,
@@ -87,12 +99,12 @@ def baselines_of(
         ),
         "noise": Baseline(
             NOISE.format(noise_corrections),
-            f"white noise up to {MEL['fmax']:g} Hz, corrected towards the mel",
+            f"white noise up to {highest:g} Hz, corrected towards the mel{of}",
             "noise_corrections_in_band",
             noise_corrections,
-            noise_corrected,
+            partial(noise_corrected, config=config) if config else noise_corrected,
             in_workers=False,
-            least_rate=int(2 * MEL["fmax"]),
+            config=config,
         ),
     }
     return [there[name] for name in check_baselines(names)]
@@ -110,7 +122,10 @@ def make_baseline(
 
     The computing time is measured for the first `TIMED_FILES` recordings.
     """
-    recipe = {baseline.recipe: baseline.iterations, "sampling_rate": sampling_rate}
+    recipe: dict[str, Any] = {baseline.recipe: baseline.iterations, "sampling_rate": sampling_rate}
+    if baseline.config is not None:
+        recipe["mel"] = asdict(replace(baseline.config.data, training_files="", segment_length=1))
+        recipe["bands"] = baseline.config.waveglow.n_mel_channels
     folder = output / f"{file_name_of(baseline.name)}-{digest_of(recipe)}"
     done = already_made(folder, references)
     timed = list(references)[:TIMED_FILES]
@@ -131,7 +146,9 @@ def make_baseline(
 
 def _baseline_file(job: tuple[Baseline, Path, Path, int, bool]) -> float | None:
     baseline, path, target, rate, timed = job
-    mel = log_mel(read_audio(path, rate), rate)
+    audio = read_audio(path, rate)
+    own = baseline.config
+    mel = log_mel(audio, rate) if own is None else mel_of_samples(audio, own)
     samples, seconds = with_seconds(
         lambda: baseline.synthesize(mel, rate, baseline.iterations), again=timed
     )
@@ -159,29 +176,36 @@ def griffin_lim(mel: np.ndarray, sampling_rate: int, iterations: int) -> np.ndar
 
 
 def noise_corrected(
-    mel: np.ndarray, sampling_rate: int, iterations: int, seed: int = 0
+    mel: np.ndarray,
+    sampling_rate: int,
+    iterations: int,
+    seed: int = 0,
+    config: Config | None = None,
 ) -> np.ndarray:
-    """`[F, 80] -> [F * 256]`: Gaussian noise, corrected towards the given log-mel.
+    """`[F, M] -> [F * hop]`: Gaussian noise, corrected towards the given mel.
 
-    The corrections are those of `synthesis/consistency.py`, and they silence everything above the
-    mel's 8,000 Hz. The row shows what the corrections achieve without a voice.
+    config: the mel's convention; None means that of the metrics, `[F, 80] -> [F * 256]`. The
+    corrections are those of `synthesis/consistency.py`, and they silence everything above the mel's
+    bands (8,000 Hz). The row shows what the corrections achieve without a voice.
     """
-    frames, samples = len(mel), len(mel) * MEL_HOP
+    config = silent_above(config or mel_config(sampling_rate))
+    hop = config.data.hop_length
+    frames, samples = len(mel), len(mel) * hop
     noise = NOISE_LEVEL * np.random.default_rng(seed).standard_normal(samples)
     # JAX compiles a program for each length, so the lengths are rounded up to a few sizes.
     size = size_at_least(frames)
     padded = consistent(
-        np.pad(noise, (0, size * MEL_HOP - samples)).astype(np.float32),
+        np.pad(noise, (0, size * hop - samples)).astype(np.float32),
         np.pad(mel, ((0, size - frames), (0, 0)), mode="edge").astype(np.float32),
-        _mel_config(sampling_rate),
+        config,
         iterations,
         n_frames=np.int32(frames),
     )
     return np.asarray(padded)[:samples]
 
 
-def _mel_config(sampling_rate: int) -> Config:
-    """A config whose mel is that of the metrics and baselines, with silence above its bands."""
+def mel_config(sampling_rate: int) -> Config:
+    """Returns a config whose mel is that of the metrics."""
     data = DataConfig(
         sampling_rate=sampling_rate,
         filter_length=MEL["n_fft"],
@@ -191,4 +215,4 @@ def _mel_config(sampling_rate: int) -> Config:
         mel_fmax=MEL["fmax"],
     )
     glow = WaveGlowConfig(n_mel_channels=MEL["n_mels"])
-    return Config(glow, data, synthesis=SynthesisConfig(bandwidth=MEL["fmax"]))
+    return Config(glow, data)

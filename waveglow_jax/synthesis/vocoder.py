@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from waveglow_jax.audio.consistency import consistent
-from waveglow_jax.audio.mel import log_mel_of_padded
 from waveglow_jax.config import LATENT, Config
 from waveglow_jax.flow.likelihood import log_likelihood
 from waveglow_jax.flow.waveglow import (
@@ -33,6 +32,7 @@ from waveglow_jax.synthesis.arrays import SupportsArray, frames_first, on_host
 from waveglow_jax.synthesis.consistency import consistent_blocks, delay, piece_frames, piece_program
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
 from waveglow_jax.synthesis.levels import finite, limited, limited_each, samples_of
+from waveglow_jax.synthesis.mels import mel_of_samples
 from waveglow_jax.synthesis.plan import MOST_FRAMES, Plan, size_at_least
 from waveglow_jax.synthesis.program_cache import keep_programs_if_possible
 from waveglow_jax.synthesis.reverse_pass import ReversePass
@@ -100,17 +100,7 @@ class Voice:
         Raises ValueError if T is too short to be reflected at the ends, for other integers, and
         for samples that are not finite. Warns (LevelWarning) if samples are far beyond full scale.
         """
-        audio, data = samples_of(on_host(audio)), self.config.data
-        if audio.ndim not in (1, 2) or audio.shape[-1] <= data.shortest:
-            raise ValueError(
-                f"audio of shape {audio.shape} is no [T] or [B, T] with T over {data.shortest}"
-            )
-        frames = data.frames_of(audio.shape[-1])
-        wanted = (size_at_least(frames) - 1) * data.hop_length + data.filter_length
-        lead = [(0, 0)] * (audio.ndim - 1)
-        padded = np.pad(audio, [*lead, (data.lead, data.lead)], mode="reflect")
-        padded = np.pad(padded, [*lead, (0, max(0, wanted - padded.shape[-1]))])[..., :wanted]
-        return np.asarray(_mel_of_padded(padded, self.config))[..., :frames, :]
+        return mel_of_samples(samples_of(on_host(audio)), self.config)
 
     @overload
     def synthesize(
@@ -564,11 +554,6 @@ def load(source: str | Path | None = None, *, keep_programs: bool = True) -> Voi
         keep_programs_if_possible()
     weights = read_weights(source)
     return Voice(weights.config, jax.tree.map(jnp.asarray, weights.params))
-
-
-@jax.jit(static_argnums=1)
-def _mel_of_padded(padded: jax.Array, config: Config) -> jax.Array:
-    return log_mel_of_padded(padded, config)
 
 
 @jax.jit(static_argnums=1)

@@ -1,0 +1,248 @@
+"""Mels of other conventions: to sound without a voice, and to the mel of another convention.
+
+Two conventions of one spectrum differ only in how they write it: `rewritten` converts exactly.
+Otherwise `converted` goes through a signal: noise corrected towards the one mel
+(`audio/consistency.py`), resampled, gives the other mel. Arrays: samples `[T]`, mel `[F, M]`.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soxr
+
+from waveglow_jax.audio.mel import bands_of, mel_filters, stft_window, written
+from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
+from waveglow_jax.config_data import MelConfig, fields_of
+from waveglow_jax.conventions import Convention, convention_named
+from waveglow_jax.synthesis.consistency import consistent_blocks, piece_frames, piece_program
+from waveglow_jax.synthesis.mels import mel_of_samples
+from waveglow_jax.synthesis.reverse_pass import Piece
+
+CORRECTIONS, MORE_CORRECTIONS = 32, 128
+"""Default numbers of corrections, see `corrections_for` and docs/measurements/foreign-mels.md."""
+NOISE_LEVEL = 0.01
+"""Standard deviation of the noise before the corrections, which then determine the level."""
+ERRORS = Path(__file__).with_name("foreign_errors.json")
+"""The error of `converted` for each pair of keys, as benchmarks/measurements/foreign_mels.py
+measured it."""
+PIECE = 256
+"""Number of frames of noise that are made at once."""
+UNDER, OVER = 2.0, 2.5
+"""Margins of `why_not_of`, as ln of a factor of the magnitudes: below the floor, where models
+predict a little less, and above what full-scale audio gives."""
+
+
+def config_of(convention: str | Convention) -> Config:
+    """Returns a config whose mel is that of a row of the table, given by itself or by its key.
+
+    Only the mel's fields are meant; no voice need fit the others. Raises UserError, with the
+    nearest keys, for a key that is not in the table.
+    """
+    row = convention_named(convention) if isinstance(convention, str) else convention
+    fields = fields_of(row)
+    data = fields["data_config"]
+    mel = MelConfig(**data["mel"])
+    return Config(WaveGlowConfig(**fields["waveglow_config"]), DataConfig(**data | {"mel": mel}))
+
+
+# ------------------------------------------------------------------------------ to sound
+
+
+def corrections_for(config: Config) -> int:
+    """Returns the default number of corrections of noise towards a mel of this convention.
+
+    It is larger where windows overlap by less than three quarters, which leaves the phases to
+    fewer equations.
+    """
+    data = config.data
+    return CORRECTIONS if data.win_length >= 4 * data.hop_length else MORE_CORRECTIONS
+
+
+def sound_of(
+    mel: np.ndarray, config: Config, corrections: int | None = None, seed: int = 0
+) -> np.ndarray:
+    """Returns samples `[F * hop]` with this mel `[F, M]` of the config's convention.
+
+    No voice is needed: they are noise of this seed after so many corrections towards the mel (by
+    default `corrections_for` the config), silent above its bands. They are not clipped.
+    """
+    return np.concatenate([block for _, block in sound_blocks([mel], config, corrections, seed)])
+
+
+def sound_blocks(
+    mels: Iterable[np.ndarray], config: Config, corrections: int | None = None, seed: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index of the mel, next block of its samples) of `sound_of` for each mel.
+
+    Memory grows with neither the number nor the length of the mels.
+    """
+    n = corrections_for(config) if corrections is None else corrections
+    return consistent_blocks(_noise(mels, config, seed), silent_above(config), n)
+
+
+def compile_sound(config: Config, corrections: int) -> float:
+    """Compiles what `sound_blocks` needs; returns the seconds that it took."""
+    began, device = time.monotonic(), jax.devices()[0]
+    if corrections:
+        piece_program(silent_above(config), corrections, piece_frames(device), device)
+    return time.monotonic() - began
+
+
+def silent_above(config: Config) -> Config:
+    """Returns the config with corrections that silence what lies above the mel's bands."""
+    bandwidth = SynthesisConfig(bandwidth=config.data.mel_fmax)
+    return replace(config, synthesis=bandwidth)
+
+
+def _noise(mels: Iterable[np.ndarray], config: Config, seed: int) -> Iterator[Piece]:
+    hop = config.data.hop_length
+    for number, mel in enumerate(mels):
+        generator = np.random.default_rng(seed)
+        for start in range(0, len(mel), PIECE):
+            part = np.asarray(mel[start : start + PIECE], np.float32)
+            noise = NOISE_LEVEL * generator.standard_normal(len(part) * hop)
+            yield Piece(number, noise.astype(np.float32), part)
+
+
+# ------------------------------------------------------------------------------ to another mel
+
+
+def converted(
+    mel: np.ndarray,
+    source: Config,
+    target: Config,
+    corrections: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Returns the target's mel `[frames_after(F), M']` of what the source's mel `[F, M]` describes.
+
+    It is `rewritten` where the spectra agree, and otherwise the mel of `sound_of`. Raises
+    ValueError if the mel is `too_short`.
+    """
+    if same_spectrum(source, target):
+        return rewritten(mel, source, target)
+    return mel_of_sound(sound_of(mel, source, corrections, seed), source, target)
+
+
+def mel_of_sound(samples: np.ndarray, source: Config, target: Config) -> np.ndarray:
+    """Returns the target's mel of the samples `[F * hop]` that `sound_of` made."""
+    samples = samples[: _samples_of(len(samples) // source.data.hop_length, source)]
+    rates = source.data.sampling_rate, target.data.sampling_rate
+    if rates[0] != rates[1]:
+        samples = soxr.resample(samples, *rates, quality="VHQ")
+    return mel_of_samples(samples, target)
+
+
+def frames_after(frames: int, source: Config, target: Config) -> int:
+    """Returns the number of frames that `converted` gives for so many."""
+    if same_spectrum(source, target):
+        return frames
+    return target.data.frames_of(_samples_after(frames, source, target))
+
+
+def too_short(frames: int, source: Config, target: Config) -> bool:
+    """Whether so many frames are too few for `converted`."""
+    if same_spectrum(source, target):
+        return False
+    return _samples_after(frames, source, target) <= target.data.shortest
+
+
+def _samples_after(frames: int, source: Config, target: Config) -> int:
+    rates = source.data.sampling_rate, target.data.sampling_rate
+    # soxr rounds half a sample up.
+    return int(_samples_of(frames, source) * rates[1] / rates[0] + 0.5)
+
+
+def _samples_of(frames: int, config: Config) -> int:
+    """The most samples whose mel has so many frames and no more."""
+    samples = frames * config.data.hop_length
+    return samples if config.data.mel.late else samples - 1
+
+
+def same_spectrum(source: Config, target: Config) -> bool:
+    """Whether the conventions differ at most in the filters' norm and in how values are written."""
+    spectra = source.convention.spectrum, target.convention.spectrum
+    return (
+        set(spectra[0].differences(spectra[1])) <= {"norm"}
+        and source.data.mel.epsilon == target.data.mel.epsilon
+    )
+
+
+def rewritten(mel: np.ndarray, source: Config, target: Config) -> np.ndarray:
+    """Returns the mel `[F, M]` of one convention as another of the same spectrum writes it.
+
+    It is exact; but values at the source's floor or ceiling, whose bands are not known, are written
+    as if they lay there. Raises ValueError if the spectra differ.
+    """
+    if not same_spectrum(source, target):
+        raise ValueError("the conventions are not of one spectrum; see `converted`")
+    bands = bands_of(jnp.asarray(mel, jnp.float32), source.data)
+    return np.asarray(written(bands * _areas(source, target)[None], target.data))
+
+
+@cache
+def _areas(source: Config, target: Config) -> np.ndarray:
+    """The factor `[M]` from the source's filters to the target's, which have the same shapes."""
+    ours, theirs = (
+        mel_filters(each.data, each.waveglow.n_mel_channels).sum(1) for each in (source, target)
+    )
+    return np.divide(theirs, ours, out=np.ones_like(ours), where=ours > 0)
+
+
+def lost(source: Config, target: Config) -> str:
+    """Returns what `rewritten` cannot know: "below its floor", "above its ceiling", or both, or "".
+
+    That is so where the source's limits are narrower than the target's.
+    """
+    ours, theirs = source.data.mel, target.data.mel
+    areas = _areas(source, target)
+    narrow = ["below its floor"] * bool(ours.floor * areas.max() > theirs.floor * (1 + 1e-6))
+    if ours.ceiling:
+        most = theirs.ceiling or np.inf
+        narrow += ["above its ceiling"] * bool(ours.ceiling * areas.min() < most * (1 - 1e-6))
+    return " and ".join(narrow)
+
+
+@cache
+def expected_error(source: str, target: str) -> float | None:
+    """Returns the measured error of `converted` from and to the conventions of these keys.
+
+    It is the mean absolute difference from the true mel over held-out speech, in units of ln of a
+    magnitude. None for a convention that is not a row of the table.
+    """
+    return json.loads(ERRORS.read_text(encoding="utf-8")).get(source, {}).get(target)
+
+
+# ------------------------------------------------------------------------------ what a mel can be
+
+
+def why_not_of(mel: np.ndarray, config: Config) -> str:
+    """Returns why these values cannot be of the config's convention, or "" if they can.
+
+    They cannot if most lie below the floor, or if one lies far above what full-scale audio gives.
+    """
+    form = config.data.mel
+    low, high = form.lowest, form.written(_loudest(config) * float(np.exp(OVER * form.power)))
+    low -= form.slope * form.power * UNDER
+    if np.median(mel) < low:
+        return f"most of its values are below {low:.4g}, but silence is {form.lowest:.4g} there"
+    if mel.max() > high:
+        full = form.written(_loudest(config))
+        return f"it reaches {mel.max():.4g}, but audio of full scale reaches {full:.4g} there"
+    return ""
+
+
+@cache
+def _loudest(config: Config) -> float:
+    """The largest band that audio of full scale can have."""
+    data, form = config.data, config.data.mel
+    filters = mel_filters(data, config.waveglow.n_mel_channels)
+    loudest = filters.sum(1).max() * ((1 + form.emphasis) * stft_window(data).sum()) ** form.power
+    return float(min(loudest, form.ceiling or np.inf))
