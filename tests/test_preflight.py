@@ -70,13 +70,17 @@ def test_collectives_are_found_with_their_bytes_and_whether_anything_overlaps_th
     entry = """
   %all-reduce.1 = (f32[3,5]{1,0:T(8,128)S(1)}, f32[]{:T(128)}) all-reduce(%a, %b), channel_id=1
   %all-reduce.2 = f32[10]{0} all-reduce(%c), channel_id=2
-  %all-reduce-start.3 = f32[100]{0} all-reduce-start(%d), channel_id=3
+  %all-reduce-start.3 = ((f32[100]{0}), f32[100]{0}) all-reduce-start(%d), channel_id=3
+  %fusion.7 = f32[10,10]{0} fusion(%a), kind=kLoop
+  %all-reduce-start.4 = ((f32[100]{0}), f32[100]{0}) all-reduce-start(%d), channel_id=4
+  %fusion.8 = f32[1]{0} fusion(%a), kind=kLoop
+  %all-reduce-done.4 = f32[100]{0} all-reduce-done(%all-reduce-start.4)
   %all-reduce-done.3 = f32[100]{0} all-reduce-done(%all-reduce-start.3)
   ROOT %fusion.1"""
     assert collectives(loop.replace("\n  ROOT %fusion.1", entry)) == (
+        Collective("all-reduce", 3, 4 * 16 + 40 + 400, overlapped=False),
         Collective("all-reduce", 1, 400, overlapped=True),
         Collective("reduce-scatter", 10, 10 * 12, overlapped=False),
-        Collective("all-reduce", 2, 4 * 16 + 40, overlapped=False),
     )
 
 

@@ -6,13 +6,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+COLLECTIVE = re.compile(r"= (.*?) ((?:all|reduce-scatter|collective)[\w-]*)\((?:.*?%([\w.-]+))?")
+"""Result, kind and first operand of a collective."""
+COMPUTE = re.compile(r"= (.*?) (?:fusion|custom-call|dot|convolution)\(")
+
 
 @dataclass(frozen=True)
 class Collective:
     """All collectives of one kind, per step and chip.
 
-    bytes: of the arrays that a chip hands over. overlapped: whether the program starts them and
-    computes before it waits for them; it stands still during the others.
+    bytes: of their results, which for an all-reduce are those of the arrays that a chip hands over.
+    overlapped: whether the program computes between the start of each and the wait for it; during
+    the others it stands still.
     """
 
     kind: str
@@ -22,15 +27,31 @@ class Collective:
 
 
 def collectives(text: str) -> tuple[Collective, ...]:
-    """The collectives that a program executes, by kind, those of the most bytes first."""
+    """The collectives that a program executes, by kind, those of the most bytes first.
+
+    A collective is overlapped if what is computed between its start and its end is at least as
+    large as its own result. The compilers also start one where a single number is left to compute.
+    """
     sizes: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    computed = 0
+    started: dict[str, int] = {}
     for line, times in instructions(text):
-        found = re.search(r"= (.*?) ((?:all|reduce-scatter|collective)[\w-]*)\(", line)
-        if found and not found[2].endswith("-done"):
-            kind = found[2].removesuffix("-start")
-            sizes[kind, kind != found[2]] += [_bytes(found[1])] * times
+        if found := COLLECTIVE.search(line):
+            result, kind, operand = found.groups()
+            if kind.endswith("-start"):
+                started[_name(line)] = computed
+                continue
+            size = _bytes(result)
+            overlapped = kind.endswith("-done") and computed - started[operand] >= times * size
+            sizes[kind.removesuffix("-done"), overlapped] += [size] * times
+        elif found := COMPUTE.search(line):
+            computed += times * _bytes(found[1])
     by_kind = (Collective(kind, len(of), sum(of), late) for (kind, late), of in sizes.items())
     return tuple(sorted(by_kind, key=lambda found: -found.bytes))
+
+
+def _name(line: str) -> str:
+    return line.split("=")[0].strip().removeprefix("ROOT ").lstrip("%")
 
 
 def instructions(text: str) -> Iterator[tuple[str, int]]:
