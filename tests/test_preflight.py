@@ -1,8 +1,11 @@
 """What a compiled program's text tells, and the command where the compiler is or is not there."""
 
+import dataclasses
 import importlib.util
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +14,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from waveglow_jax.config import load_config
 from waveglow_jax.errors import UserError
+from waveglow_jax.flow.waveglow import parameter_shapes
+from waveglow_jax.performance.chips import CHIPS, link_seconds
+from waveglow_jax.performance.hlo import Collective, collectives, instructions
 from waveglow_jax.performance.preflight import (
-    CHIPS,
     _compiled,
     _devices,
-    instructions,
+    as_json,
+    as_text,
     product_flops,
 )
 
@@ -54,6 +61,75 @@ def test_loops_count_as_often_as_they_run():
         if "estimated_cycles" in line:
             cycles[line.split("=")[0].strip()] = times
     assert cycles == {"%deep.1": 30, "%fusion.3": 10, "ROOT %fusion.1": 1}
+
+
+def test_collectives_are_found_with_their_bytes_and_whether_anything_overlaps_them():
+    loop = TEXT.replace(
+        "  %while.9", "  %reduce-scatter.1 = bf16[6]{0} reduce-scatter(%q)\n  %while.9"
+    )
+    entry = """
+  %all-reduce.1 = (f32[3,5]{1,0:T(8,128)S(1)}, f32[]{:T(128)}) all-reduce(%a, %b), channel_id=1
+  %all-reduce.2 = f32[10]{0} all-reduce(%c), channel_id=2
+  %all-reduce-start.3 = ((f32[100]{0}), f32[100]{0}) all-reduce-start(%d), channel_id=3
+  %fusion.7 = f32[10,10]{0} fusion(%a), kind=kLoop
+  %all-reduce-start.4 = ((f32[100]{0}), f32[100]{0}) all-reduce-start(%d), channel_id=4
+  %fusion.8 = f32[1]{0} fusion(%a), kind=kLoop
+  %all-reduce-done.4 = f32[100]{0} all-reduce-done(%all-reduce-start.4)
+  %all-reduce-done.3 = f32[100]{0} all-reduce-done(%all-reduce-start.3)
+  ROOT %fusion.1"""
+    assert collectives(loop.replace("\n  ROOT %fusion.1", entry)) == (
+        Collective("all-reduce", 3, 4 * 16 + 40 + 400, overlapped=False),
+        Collective("all-reduce", 1, 400, overlapped=True),
+        Collective("reduce-scatter", 10, 10 * 12, overlapped=False),
+    )
+
+
+def test_the_links_time_is_that_of_rings():
+    """By hand, for 1 GB: a chip sends it once less its own share, an all-reduce twice that."""
+    of = Collective("all-reduce", 1, 10**9, overlapped=False)
+    for topology, seconds in (
+        ("v5e:1x1", 0),
+        ("v5e:1x2", 2 * 0.5 / 50),  # two chips have one link between them
+        ("v5e:2x4", 2 * 7 / 8 / 100),  # a ring of 8 through the rectangle, in both directions
+        ("v5e:8x8", 2 * 63 / 64 / 100),
+        ("v5e:16x16", 2 * 255 / 256 / 200),  # the axes close into rings
+        ("v5p:2x2x1", 2 * 3 / 4 / 200),
+        ("v5p:4x4x4", 2 * 63 / 64 / 600),
+        ("v5p:2x4x4", 2 * 31 / 32 / 300),  # half a cube: nothing closes
+        ("h100:8", 2 * 7 / 8 / 450),
+        ("h100:64", 2 * 7 / 8 / 450 + 2 * 7 / 8 / 8 / 50),
+    ):
+        assert link_seconds(of, topology) == pytest.approx(seconds), topology
+    gather = Collective("all-gather", 1, 10**9, overlapped=False)
+    assert link_seconds(gather, "v5e:16x16") == pytest.approx(255 / 256 / 200)
+
+
+@pytest.mark.devices(2)
+def test_the_report_names_the_collectives():
+    def step(x):
+        return jax.lax.psum(x, "d"), jax.lax.all_gather(x * 2, "d")
+
+    devices = jax.devices()[:2]
+    function = jax.pmap(step, "d", devices=devices)
+    shapes = (jax.ShapeDtypeStruct((2, 1 << 18), jnp.float32),)
+    found = _compiled(function, shapes, CHIPS["v5e"], devices, "v5e:1x2", "train", 2, 512)
+    gathered, reduced = found.collectives
+    assert (gathered.kind, gathered.count, gathered.bytes) == ("all-gather", 1, 1 << 21)
+    assert (reduced.kind, reduced.count, reduced.bytes) == ("all-reduce", 1, 1 << 20)
+    wait = (1 << 20) * (1 + 1) / 50e9
+    assert found.waiting_seconds == pytest.approx(wait)
+    text = as_text(found)
+    assert "2 collectives of 3.0 MiB together" in text
+    assert "1 x all-reduce: 1.0 MiB per chip, overlapped by nothing" in text
+    assert f"{1e3 * wait:.2f} ms" in text
+    told = as_json(found)
+    assert told["collective_bytes"] == 3 << 20 and told["collectives"][1]["kind"] == "all-reduce"
+    # The CPU's compiler estimates no time; a step of as long as the wait would wait half the time.
+    estimated = dataclasses.replace(
+        found, estimated_seconds=wait, estimated_samples_per_second=1.0, share_of_peak=0.5
+    )
+    assert "a chip waits for 50.0% of the step" in as_text(estimated)
+    assert json.dumps(as_json(estimated)) and as_json(estimated)["waiting_share"] == 0.5
 
 
 @pytest.mark.devices(2)
@@ -140,8 +216,9 @@ def test_without_the_compiler_the_remedy_is_told(library, topology, extra):
     ("library", "topology", "task"),
     [
         ("libtpu", "v5e:2x4", "train"),
+        ("libtpu", "v5e:8x8", "train"),
         ("libtpu", "v5p:2x2x1", "synthesize"),
-        ("jax_cuda12_plugin", "h100:8", "train"),
+        ("jax_cuda12_plugin", "h100:16", "train"),
     ],
 )
 def test_with_the_compiler(library, topology, task):
@@ -152,11 +229,18 @@ def test_with_the_compiler(library, topology, task):
     done = run(*tiny, "--topology", topology, "--task", task)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["fits"] and found["devices"] == (8 if task == "train" else 1)
+    chips = math.prod(int(side) for side in re.findall(r"\d+", topology.partition(":")[2]))
+    assert found["fits"] and found["devices"] == (chips if task == "train" else 1)
     assert found["flops"] > 1e6 and found["temporary_bytes"] > 0
     assert (found["collective_count"] > 0) == (task == "train")
-    if task == "train":  # every gradient is summed over the chips once
-        assert found["collective_bytes"] > 4 * 1000
+    if task == "train":  # every gradient is summed over the chips once, with the loss and notes
+        (reduced,) = found["collectives"]
+        config = load_config(ROOT / "configs/tiny.json")
+        parameters = sum(
+            math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(config))
+        )
+        assert reduced["kind"] == "all-reduce" and not reduced["overlapped"]
+        assert reduced["count"] == 1 and reduced["bytes"] == 4 * (parameters + 3)
     if topology.startswith("h100"):
         assert found["estimated_seconds"] is None and found["share_of_peak"] is None
     else:

@@ -11,58 +11,17 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
+from waveglow_jax.performance.chips import CHIPS, H100, Chip, gpu_hosts, link_seconds
+from waveglow_jax.performance.hlo import Collective, collectives, instructions
 
-
-@dataclass(frozen=True)
-class Chip:
-    """One chip's bfloat16 peak in FLOP/s, clock in Hz and memory in bytes, from the vendor."""
-
-    platform: str
-    peak: float
-    clock: float
-    memory: int
-
-
-# The clock is the peak divided by the FLOPs per cycle (two per multiply-add): v5e has 4 arrays of
-# 128 x 128, and v5p has 8 of them.
-CHIPS = {
-    "v5e": Chip("tpu", 197e12, 197e12 / (4 * 128 * 128 * 2), 16 << 30),
-    "v5p": Chip("tpu", 459e12, 459e12 / (8 * 128 * 128 * 2), 95 << 30),
-    "h100": Chip("cuda", 989e12, 1.98e9, 80 << 30),
-}
 EXTRAS = {"tpu": "tpu", "cuda": "cuda12"}
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132
-  fpus_per_core: 128
-  clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000
-  device_memory_size: 85899345920
-  l2_cache_size: 52428800
-  shared_memory_per_core: 233472
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  threads_per_warp: 32
-  threads_per_core_limit: 2048
-  threads_per_block_limit: 1024
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-"""The GPU description that the compiler needs, with the vendor's figures for the SXM form."""
+NOTES = ("stop", "unreadable")
+"""What the processes of a run tell one another with every batch."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +39,8 @@ class Preflight:
 
     flops: those of matmuls and convolutions, including what a backward pass recomputes.
     estimated_*, share_of_peak and heaviest: the compiler's estimates, None or empty if it gives
-    none.
+    none. They leave the collectives out. waiting_seconds: what the collectives add that nothing
+    overlaps, by arithmetic from the stated speed of the links (`link_seconds`).
     """
 
     topology: str
@@ -96,8 +56,8 @@ class Preflight:
     output_bytes: int
     memory_bytes: int
     flops: float
-    collective_count: int
-    collective_bytes: int
+    collectives: tuple[Collective, ...]
+    waiting_seconds: float
     estimated_seconds: float | None
     estimated_samples_per_second: float | None
     share_of_peak: float | None
@@ -106,6 +66,20 @@ class Preflight:
     @property
     def needed_bytes(self) -> int:
         return self.argument_bytes + self.temporary_bytes + self.output_bytes
+
+    @property
+    def collective_count(self) -> int:
+        return sum(found.count for found in self.collectives)
+
+    @property
+    def collective_bytes(self) -> int:
+        return sum(found.bytes for found in self.collectives)
+
+    @property
+    def waiting_share(self) -> float | None:
+        """The share of a step in which a chip waits for collectives; None without an estimate."""
+        seconds = self.estimated_seconds
+        return seconds and self.waiting_seconds / (seconds + self.waiting_seconds)
 
     @property
     def fits(self) -> bool:
@@ -144,6 +118,7 @@ def preflight_training(config: Config, topology: str) -> Preflight:
     batch = Batch(
         clips=jax.ShapeDtypeStruct((len(devices), share, config.clip_length), np.float32),
         index=jax.ShapeDtypeStruct((len(devices), share), np.int32),
+        notes={name: jax.ShapeDtypeStruct((len(devices),), np.float32) for name in NOTES},
     )
     step = parallel_train_step(config, config.train.steps, devices)
     samples = config.train.batch_size * config.clip_samples
@@ -198,7 +173,7 @@ def _devices(topology: str) -> tuple[Chip, list[Any]]:
         )
     chip, arguments = CHIPS[kind], {}
     if kind == "h100":
-        hosts, local = (1, int(shape)) if int(shape) <= 8 else (int(shape) // 8, 8)
+        hosts, local = gpu_hosts(int(shape))
         if hosts * local != int(shape):
             raise UserError(f"--topology {topology}: more than 8 GPUs come in eights")
         arguments = {"target_config": H100, "topology": f"1x{hosts}x{local}"}
@@ -243,14 +218,11 @@ def _compiled(
     compile_seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
     by_line: dict[str, list[float]] = defaultdict(list)
-    collectives: list[float] = []
     for line, times in instructions(text):
-        if found := re.search(r'"estimated_cycles":"(\d+)"', line):
-            by_line[_source(line)].append(times * int(found[1]) / chip.clock)
-        found = re.search(r"= (.*?) (?:all|reduce-scatter|collective)[\w-]*\(", line)
-        if found and "-done(" not in line:
-            collectives.append(times * _bytes(found[1]))
+        if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+            by_line[_source(line)].append(times * int(cycles[1]) / chip.clock)
     seconds = sum(map(sum, by_line.values())) or None
+    found = collectives(text)
     heaviest = sorted(
         (Operation(name, len(parts), sum(parts)) for name, parts in by_line.items()),
         key=lambda operation: -operation.seconds,
@@ -270,8 +242,8 @@ def _compiled(
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         memory_bytes=chip.memory,
         flops=flops,
-        collective_count=len(collectives),
-        collective_bytes=int(sum(collectives)),
+        collectives=found,
+        waiting_seconds=sum(link_seconds(each, topology) for each in found if not each.overlapped),
         estimated_seconds=seconds,
         estimated_samples_per_second=seconds and samples / seconds,
         share_of_peak=seconds and flops / seconds / chip.peak,
@@ -313,51 +285,6 @@ def product_flops(jaxpr: Any, platform: str) -> float:
     return flops
 
 
-def instructions(text: str) -> Iterator[tuple[str, int]]:
-    """Yields every executed instruction of an HLO module and how often it runs.
-
-    The trip counts of the loops around an instruction determine how often it runs.
-    """
-    bodies: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in text.splitlines():
-        if found := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
-            name = found[2]
-            bodies[name] = []
-            entry = name if found[1] else entry
-        elif line.startswith(" ") and name:
-            bodies[name].append(line)
-
-    def walk(computation: str, times: int) -> Iterator[tuple[str, int]]:
-        for line in bodies.get(computation, ()):
-            yield line, times
-            if " while(" in line:
-                condition, body = (
-                    re.findall(rf"{name}=%?([\w.-]+)", line)[0] for name in ("condition", "body")
-                )
-                yield from walk(body, times * _trips(line, bodies.get(condition, [])))
-            elif inner := re.search(
-                r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.-]+)", line
-            ):
-                yield from walk(inner[1], times)
-
-    yield from walk(entry, 1)
-
-
-def _trips(loop: str, condition: list[str]) -> int:
-    """The trip count of a loop: from the compiler, or else the constant that the loop counts up to.
-
-    Returns 1 if neither is known.
-    """
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
-        return int(known[1])
-    text = "\n".join(condition)
-    if end := re.search(r"ROOT .* compare\(\S+, %?([\w.-]+)\), direction=LT", text):
-        constant = re.search(rf"%?{re.escape(end[1])} = s32\[\]\S* constant\((\d+)\)", text)
-        return int(constant[1]) if constant else 1
-    return 1
-
-
 def _source(line: str) -> str:
     """The place in our code that an instruction comes from, one name for all layers of a kind."""
     named = re.search(r'op_name="([^"]*)"', line)
@@ -368,16 +295,9 @@ def _source(line: str) -> str:
     return re.sub(r"\d+", "#", "/".join(parts[-3:])) or kind
 
 
-def _bytes(shapes: str) -> int:
-    sizes = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "s8": 1}
-    return sum(
-        sizes.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
-        for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    )
-
-
 def as_json(result: Preflight) -> dict[str, Any]:
-    return {**asdict(result), "needed_bytes": result.needed_bytes, "fits": result.fits}
+    derived = ("needed_bytes", "fits", "collective_count", "collective_bytes", "waiting_share")
+    return {**asdict(result), **{name: getattr(result, name) for name in derived}}
 
 
 def as_text(result: Preflight) -> str:
@@ -393,14 +313,32 @@ def as_text(result: Preflight) -> str:
         f"{result.temporary_bytes / mib:,.0f}, new outputs {result.output_bytes / mib:,.0f})",
         f"{result.flops / 1e12:.3g} TFLOP a chip; {result.collective_count} collectives of "
         f"{result.collective_bytes / mib:,.1f} MiB together",
+        *(
+            f"{found.count} x {found.kind}: {found.bytes / mib:,.1f} MiB per chip, "
+            f"{'overlapped with compute' if found.overlapped else 'overlapped by nothing'}"
+            for found in result.collectives
+        ),
     ]
+    if result.collectives:
+        lines.append(
+            "waiting for what nothing overlaps, by arithmetic from the stated speed of the links: "
+            f"{1e3 * result.waiting_seconds:.2f} ms"
+        )
     seconds, rate = result.estimated_seconds, result.estimated_samples_per_second
     if seconds is None or rate is None:
         return "\n".join([*lines, "this compiler gives no estimate of time"])
-    lines += [
+    lines.append(
         "the compiler's estimate, not a measurement: "
         f"{1e3 * seconds:.1f} ms, {rate / 1e6:.2f} million samples/s, "
-        f"{result.share_of_peak:.0%} of the bfloat16 peak",
+        f"{result.share_of_peak:.0%} of the bfloat16 peak"
+    )
+    if result.collectives:
+        whole = seconds + result.waiting_seconds
+        lines.append(
+            f"with that wait: {1e3 * whole:.1f} ms, {result.samples / whole / 1e6:.2f} million "
+            f"samples/s; a chip waits for {result.waiting_share:.1%} of the step"
+        )
+    lines += [
         "",
         "| operation | fusions | ms (estimate) |",
         "| --- | --- | --- |",
