@@ -255,6 +255,8 @@ class Config:
         self.data.check()
         self.train.check()
         check_grid(self.waveglow, self.data)
+        if self.train.altered_mels:
+            self.train.altered_mels.check(self.clip_frames, self.waveglow.n_mel_channels)
 
     @property
     def period(self) -> int:
