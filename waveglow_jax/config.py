@@ -26,7 +26,7 @@ from waveglow_jax.config_fields import (
     read_section,
     unknown_field,
 )
-from waveglow_jax.config_grid import block_of, check_grid, period_of, steps_of
+from waveglow_jax.config_grid import check_grid, period_of, unit_of, units_of
 from waveglow_jax.config_names import in_our_names, override
 from waveglow_jax.config_train import TrainConfig
 from waveglow_jax.conventions import Convention
@@ -260,12 +260,15 @@ class Config:
 
     @property
     def period(self) -> int:
-        """The fewest frames that consist of whole groups: 1 where the group divides the hop."""
-        return period_of(self.data.hop_length, self.waveglow.n_group)
+        """The fewest frames that consist of whole blocks: 1 where `block` divides the hop."""
+        return period_of(self.data.hop_length, self.block)
 
     def steps_of(self, frames: Any) -> Any:
-        """The number of groups that cover so many frames; the last one may end after them."""
-        return steps_of(frames, self.data.hop_length, self.waveglow.n_group)
+        """The number of groups, in whole blocks, that cover so many frames; the last block may end
+        after them."""
+        return units_of(frames, self.data.hop_length, self.block) * (
+            self.block // self.waveglow.n_group
+        )
 
     def whole_frames(self, n_samples: int) -> int:
         """The most frames, in whole periods, that lie in so many samples."""
@@ -274,8 +277,9 @@ class Config:
 
     @property
     def block(self) -> int:
-        """The number of samples of which the forward pass takes a multiple."""
-        return block_of(self.waveglow)
+        """The number of samples of which the flow takes a multiple: whole groups and, with mel
+        whitening, whole whitening blocks."""
+        return unit_of(self.waveglow)
 
     @property
     def clip_samples(self) -> int:

@@ -1,8 +1,9 @@
 """How frames, groups, whitening blocks and training clips fit each other in a config.
 
-The flow sees whole groups of samples. A mel of F frames therefore has ceil(F * hop / group) groups,
-and the samples of the last one beyond F * hop are computed and then cut. The boundaries of frames
-and groups meet once per period, every lcm(hop, group) samples.
+The flow sees whole groups of samples and, with mel whitening, whole whitening blocks: whole units
+of lcm(group, block) samples. A mel of F frames therefore has ceil(F * hop / unit) units, and the
+samples of the last one beyond F * hop are computed and then cut. The boundaries of frames and units
+meet once per period, every lcm(hop, unit) samples.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ _MOST_OVERLAP = 64
 """Beyond it, programs from a file of any source would not finish or would exceed the memory."""
 
 
-def period_of(hop: int, group: int) -> int:
-    """The fewest frames that consist of whole groups: 1 where the group divides the hop."""
-    return group // math.gcd(hop, group)
-
-
-def steps_of(frames: Any, hop: int, group: int) -> Any:
-    """The number of groups that cover so many frames: an int, an array or a symbolic size."""
-    if hop % group == 0:
-        return frames * (hop // group)
-    return (frames * hop + group - 1) // group
-
-
-def block_of(glow: WaveGlowConfig) -> int:
-    """The samples of which the forward pass takes a multiple: whole groups and whitening blocks."""
+def unit_of(glow: WaveGlowConfig) -> int:
+    """The samples of which the flow takes a multiple: whole groups and whitening blocks."""
     return math.lcm(glow.n_group, glow.mel_whitening.block if glow.mel_whitening else 1)
+
+
+def period_of(hop: int, unit: int) -> int:
+    """The fewest frames that consist of whole units: 1 where the unit divides the hop."""
+    return unit // math.gcd(hop, unit)
+
+
+def units_of(frames: Any, hop: int, unit: int) -> Any:
+    """The number of units that cover so many frames: an int, an array or a symbolic size."""
+    if hop % unit == 0:
+        return frames * (hop // unit)
+    return (frames * hop + unit - 1) // unit
 
 
 def check_grid(glow: WaveGlowConfig, data: DataConfig) -> None:
@@ -56,15 +57,18 @@ def check_grid(glow: WaveGlowConfig, data: DataConfig) -> None:
                 f"{hop}: so many frames overlap in no voice"
             )
     if glow.conditioning == "group":
-        _check_group_divides(
-            group, hop, 'waveglow_config.conditioning "group"', 'take conditioning "sample"'
-        )
+        if hop % group:
+            raise UserError(
+                f'waveglow_config.conditioning "group": waveglow_config.n_group {group} must '
+                f"divide data_config.hop_length {hop}; change one of them, or take conditioning "
+                '"sample"'
+            )
         must_divide("waveglow_config.n_group", group, "waveglow_config.upsample_kernel", kernel)
     if glow.mel_whitening:
         _check_whitening(glow, data)
-    if data.segment_length < block_of(glow):
+    if data.segment_length < unit_of(glow):
         raise UserError(
-            f"data_config.segment_length {data.segment_length} is below {block_of(glow)}, the "
+            f"data_config.segment_length {data.segment_length} is below {unit_of(glow)}, the "
             "fewest samples that the flow takes at once (waveglow_config.n_group, and whole blocks "
             "of mel_whitening)"
         )
@@ -73,9 +77,6 @@ def check_grid(glow: WaveGlowConfig, data: DataConfig) -> None:
 def _check_whitening(glow: WaveGlowConfig, data: DataConfig) -> None:
     block, order = glow.whitening.block, glow.whitening.order
     name, half = "waveglow_config.mel_whitening", data.filter_length // 2
-    _check_group_divides(glow.n_group, data.hop_length, name, "leave mel_whitening out")
-    must_divide(f"{name}.block", block, "data_config.hop_length", data.hop_length)
-    must_divide(f"{name}.block", block, "data_config.segment_length", data.segment_length)
     if max(block, order) > half:
         raise UserError(
             f"{name}: block {block} and order {order} must be at most half of "
@@ -85,12 +86,4 @@ def _check_whitening(glow: WaveGlowConfig, data: DataConfig) -> None:
         raise UserError(
             f"{name}.order {order} must be at most {data.lead}, the samples that a training clip "
             "reads before its first one"
-        )
-
-
-def _check_group_divides(group: int, hop: int, needed_by: str, remedy: str) -> None:
-    if hop % group:
-        raise UserError(
-            f"{needed_by}: waveglow_config.n_group {group} must divide data_config.hop_length "
-            f"{hop}; change one of them, or {remedy}"
         )

@@ -61,13 +61,13 @@ def frames_seen(mel: jax.Array, overlap: int) -> jax.Array:
 
 
 def with_frames_behind(mel: jax.Array, config: Config) -> jax.Array:
-    """mel `[B, F, M]` with its last frame repeated as often as the last group may need.
+    """mel `[B, F, M]` with its last frame repeated as often as the last block may need.
 
-    Where the group divides the hop, no group ends after the last frame, and the mel is returned
-    as it is.
+    Where `Config.block` divides the hop, no block ends after the last frame, and the mel is
+    returned as it is.
     """
-    hop, group = config.data.hop_length, config.waveglow.n_group
-    frames, behind = mel.shape[1], -(-(group - math.gcd(hop, group)) // hop)
+    hop, block = config.data.hop_length, config.block
+    frames, behind = mel.shape[1], -(-(block - math.gcd(hop, block)) // hop)
     # Indexed, which jax2onnx can convert for a free number of frames, unlike padding at the edge.
     return mel[:, jnp.minimum(jnp.arange(frames + behind), frames - 1)] if behind else mel
 

@@ -312,13 +312,14 @@ def noise_of_frames(seed: int | jax.Array, config: Config, frames: jax.Array) ->
 def own_steps(own_frames: jax.Array, config: Config) -> jax.Array:
     """Mask of frames `[B, F]`, whole periods -> that of steps `[B, F * hop / G]`.
 
-    A step is a signal's own if its first sample is: the last one may end after the last frame.
+    A step is a signal's own if the first sample of its block (`Config.block`) is: the last block
+    may end after the last frame.
     """
-    hop, group = config.data.hop_length, config.waveglow.n_group
+    hop, group, block = config.data.hop_length, config.waveglow.n_group, config.block
     if config.period == 1:
         return jnp.repeat(own_frames, hop // group, axis=1)
-    steps = config.steps_of(own_frames.shape[1])
-    return own_frames[:, np.arange(steps) * group // hop]
+    starts = np.arange(config.steps_of(own_frames.shape[1])) * group // block * block
+    return own_frames[:, starts // hop]
 
 
 def of_frames(audio: jax.Array, n_frames: Any, config: Config) -> jax.Array:
@@ -361,9 +362,9 @@ def check_shapes(config: Config, audio_shape: tuple[int, ...], mel_shape: tuple[
         raise ValueError(
             f"{n_samples} samples are no multiple of the whitening's {glow.mel_whitening.block}"
         )
-    # The last group may end after the last frame.
-    if not n_samples - glow.n_group < frames * hop < n_samples + 2 * hop:
+    # The last block may end after the last frame.
+    if not n_samples - config.block < frames * hop < n_samples + 2 * hop:
         raise ValueError(
             f"{frames} mel frames do not fit {n_samples} samples: "
-            f"{(n_samples - glow.n_group) // hop + 1} are needed, or one more"
+            f"{(n_samples - config.block) // hop + 1} are needed, or one more"
         )

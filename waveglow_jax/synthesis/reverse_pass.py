@@ -236,6 +236,10 @@ class ReversePass:
         ]
 
     @property
+    def _colour_frames(self) -> int:
+        return self.context.whole(COLOUR_FRAMES)
+
+    @property
     def _before(self) -> int:
         """The number of frames before a piece between which and its first the whitening
         interpolates."""
@@ -258,13 +262,14 @@ class ReversePass:
         if not self.config.waveglow.mel_whitening:
             return y, past
         hop, audio = self.config.data.hop_length, []
-        for begin in range(0, len(y) // hop, COLOUR_FRAMES):
-            piece = y[begin * hop : (begin + COLOUR_FRAMES) * hop]
-            n_frames = self._before + COLOUR_FRAMES + 1
+        frames = self._colour_frames
+        for begin in range(0, len(y) // hop, frames):
+            piece = y[begin * hop : (begin + frames) * hop]
+            n_frames = self._before + frames + 1
             mel_of_piece = mel[begin : begin + n_frames]
             missing = n_frames - len(mel_of_piece)
             mel_of_piece = np.pad(mel_of_piece, ((0, missing), (0, 0)), mode="edge")
-            padded = np.pad(piece, (0, COLOUR_FRAMES * hop - len(piece)))
+            padded = np.pad(piece, (0, frames * hop - len(piece)))
             audio.append(np.asarray(self._colour_program(padded, mel_of_piece, past))[: len(piece)])
             past = np.concatenate([past, audio[-1]])[len(audio[-1]) :]
         return np.concatenate(audio), past
@@ -279,9 +284,9 @@ class ReversePass:
 
     @cached_property
     def _colour_program(self) -> jax.stages.Compiled:
-        samples = COLOUR_FRAMES * self.config.data.hop_length
+        samples = self._colour_frames * self.config.data.hop_length
         bins = self.config.waveglow.n_mel_channels
-        shapes = (samples,), (self._before + COLOUR_FRAMES + 1, bins), self._silence.shape
+        shapes = (samples,), (self._before + self._colour_frames + 1, bins), self._silence.shape
         return compile_once(
             partial(_coloured_piece, self.config, self._before),
             *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes),
