@@ -54,13 +54,13 @@ def late_frames(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """Two recordings of half a second, the mel of one, and the weights."""
+    """Two recordings of 0.6 s, the mel of one, and the weights."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "in").mkdir()
     audio = read_audio(BUNDLED_VOICE / "recordings" / "ru_0773.wav", RATE)
     for i, name in enumerate("ab"):
         begin = RATE + i * RATE
-        soundfile.write(folder / "in" / f"{name}.wav", audio[begin : begin + RATE // 2], RATE)
+        soundfile.write(folder / "in" / f"{name}.wav", audio[begin : begin + 6 * RATE // 10], RATE)
     assert main(["mel", str(folder / "in" / "a.wav"), "-o", str(folder)]) == 0
     published_shape(folder / "published")
     late_frames(folder / "late")
