@@ -42,7 +42,10 @@ def config_of(case: str) -> Config:
     return dataclasses.replace(config, waveglow=glow, data=data)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=["predicting", *(pytest.param(c, marks=pytest.mark.slow) for c in [*CASES][1:])],
+)
 def voice(request) -> Voice:
     config = config_of(request.param)
     assert config.period == CASES[request.param][3]
