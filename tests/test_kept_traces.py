@@ -83,3 +83,21 @@ def test_without_a_cache_nothing_is_kept(folder):
     jax.config.update("jax_compilation_cache_dir", None)
     run([])
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("with_x64", [True, False])
+def test_a_trace_made_with_float64_switched_on_serves_only_such_runs(folder, with_x64):
+    """Random numbers are float64 then, and others."""
+
+    def drawn(x):
+        return x + jax.random.normal(jax.random.key(0), x.shape)
+
+    def run_drawn() -> np.ndarray:
+        x = np.zeros(3, np.float32)
+        program = compile_once(drawn, x, name="drawn", devices=jax.devices()[:1])
+        return np.asarray(program(x))
+
+    for on in (with_x64, not with_x64):
+        with jax.enable_x64(on):
+            found = run_drawn()
+        assert found.dtype == ("float64" if on else "float32")

@@ -4,7 +4,7 @@ JAX's persistent cache stores the result of XLA's compilation, but JAX must firs
 the Python code to know which program it is; on a CPU that takes longer than synthesising a
 sentence. This module therefore stores the traced form (StableHLO, `jax.export`) in the same folder.
 The file name contains a hash of everything the trace depends on: the arguments, the device, JAX's
-version and this package's sources.
+version and settings, and this package's sources.
 """
 
 import hashlib
@@ -20,6 +20,14 @@ import jax
 from waveglow_jax.files.atomic import replacing
 
 SUFFIX = ".stablehlo"
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+)
+"""The settings of JAX that change what a function traces to."""
 MOST_KEPT = 64
 """Maximum number of files, each about 100 KB; beyond it the oldest files are deleted."""
 
@@ -55,7 +63,9 @@ def compile_once(
 def _fingerprint(arguments: Any, device: jax.Device, made_for: Any) -> str:
     leaves, structure = jax.tree.flatten(arguments)
     shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
-    parts = jax.__version__, device.platform, device.device_kind, made_for, shapes, str(structure)
+    settings = [getattr(jax.config, name) for name in _SETTINGS]
+    of_device = device.platform, device.device_kind
+    parts = jax.__version__, settings, of_device, made_for, shapes, str(structure)
     return hashlib.sha256(f"{_sources()} {parts!r}".encode()).hexdigest()[:32]
 
 
