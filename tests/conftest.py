@@ -50,6 +50,13 @@ def no_program_cache(monkeypatch):
     monkeypatch.setattr("waveglow_jax.synthesis.program_cache.keep_programs", lambda folder: None)
 
 
+@pytest.fixture(autouse=True)
+def float64_off_afterwards():
+    """Some commands switch float64 on for their process."""
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture
 def no_full_scale(monkeypatch):
     """Disables the limit at full scale: random weights exceed it, and their samples stay as is."""

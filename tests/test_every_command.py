@@ -130,10 +130,7 @@ def test_it_ends_well(work, tmp_path, capsys, kind, name):
         pytest.skip(f"{needed} is not installed")
     weights = str(BUNDLED_VOICE if kind == "bundled" else work / kind)
     words = command_lines(work, weights, tmp_path / "out")[name]
-    try:
-        code = main([name.split()[0], *map(str, words)])
-    finally:
-        jax.config.update("jax_enable_x64", False)  # some commands turn it on for their process
+    code = main([name.split()[0], *map(str, words)])
     out, err = capsys.readouterr()
     assert code == 0, err
     assert "Traceback" not in err and not re.search(r"\bnan\b", out, re.IGNORECASE)

@@ -368,8 +368,7 @@ def run(capsys):
         assert "Traceback" not in out + err
         return code, out, err
 
-    yield run
-    jax.config.update("jax_enable_x64", False)
+    return run
 
 
 def recording(path, samples=8192):
