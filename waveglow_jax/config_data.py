@@ -24,6 +24,11 @@ from waveglow_jax.errors import UserError
 _UNITS = {"ln": 1.0, "log10": 1 / math.log(10), "log2": 1 / math.log(2), "dB": DB, "none": 0.0}
 
 
+def _unit(log: str, power: int) -> float:
+    """Units of a logarithm per unit of ln m, for bands m of this power."""
+    return _UNITS[log] / (power if log == "dB" else 1)
+
+
 @dataclass(frozen=True)
 class MelConfig:
     """How a mel is computed and written, beyond the sizes in `DataConfig`. Default: Tacotron 2's.
@@ -56,8 +61,7 @@ class MelConfig:
     @property
     def slope(self) -> float:
         """Units of the written values per unit of ln m; 0 without a logarithm."""
-        unit = _UNITS[self.log] / (self.power if self.log == "dB" else 1)
-        return self.gain * unit
+        return self.gain * _unit(self.log, self.power)
 
     @property
     def log_named(self) -> str:
@@ -149,10 +153,9 @@ def fields_of(row: Convention) -> dict[str, dict[str, Any]]:
     spectrum, values = row.spectrum, row.values
     log = next((each for each in ("log10", "log2", "none") if each in values.name), "ln")
     log = {LINEAR.name: "none"}.get(values.name, "dB" if "dB" in values.name else log)
-    unit = _UNITS[log] / (spectrum.power if log == "dB" else 1)
+    unit = _unit(log, spectrum.power)
     # Rounded, so that a gain such as 1/100 is the number that a person would write.
     gain = round(values.slope / unit, 12) if unit else 1.0
-    floor = values.floor if values.floor is not None else 0.0 if log == "none" else 1e-10
     mel = MelConfig(
         scale=spectrum.scale,
         norm=spectrum.norm,
@@ -163,7 +166,7 @@ def fields_of(row: Convention) -> dict[str, dict[str, Any]]:
         log=log,
         gain=gain,
         offset=values.offset,
-        floor=floor,
+        floor=row.floor,
         ceiling=row.ceiling,
     )
     data = {

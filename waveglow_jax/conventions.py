@@ -15,6 +15,10 @@ DB = 20 / math.log(10)
 """Decibels per unit of the natural logarithm of a magnitude."""
 
 
+LEAST = 1e-10
+"""The floor of bands whose logarithm is taken without a visible floor."""
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """The parameters of a mel, except how its values are written.
@@ -73,6 +77,11 @@ class Convention:
     values: Values
     epsilon: float = 0.0
     ceiling: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        """The least m that is written; 0 where there is neither a floor nor a logarithm."""
+        return self.values.floor or (0.0 if self.values.slope == 0 else LEAST)
 
 
 LN = Values("natural logarithm", 1.0)

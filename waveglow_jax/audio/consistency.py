@@ -30,6 +30,7 @@ import numpy as np
 from waveglow_jax.audio.fourier import irfft, rfft
 from waveglow_jax.audio.mel import bands_of, mel_filters, mirrored, stft_window
 from waveglow_jax.config import Config
+from waveglow_jax.conventions import LEAST
 
 MOMENTUM = 0.9
 """A larger value (the fast algorithm's 0.99) is no better after 32 corrections and less stable: see
@@ -38,8 +39,6 @@ MOST_RATIO = 100.0
 """Maximum factor by which one correction raises or lowers a band."""
 LOUDEST = float(np.exp(20.0))
 """Limit of the bands: far beyond full scale, but every sample stays finite."""
-LEAST = 1e-10
-"""The floor of bands whose mel has none."""
 
 
 @partial(jax.jit, static_argnames=("config", "iterations", "momentum"))

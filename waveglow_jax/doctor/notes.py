@@ -8,7 +8,7 @@ import numpy as np
 
 from waveglow_jax.conventions import DB, LN, Convention, Spectrum, Values
 from waveglow_jax.doctor.fit import AUDIBLE, Case, Fit, at_ceiling, at_floor
-from waveglow_jax.doctor.recipe import Recipe, own_floor, written
+from waveglow_jax.doctor.recipe import Recipe, written
 from waveglow_jax.errors import UserError
 
 DIFFERENCES = {
@@ -232,7 +232,7 @@ def floor_notes(
     bands: np.ndarray,
     own: Convention,
 ) -> list[Note]:
-    least = own_floor(own)
+    least = own.floor
     comparable = fit.spectrum.power == own.spectrum.power
     if floor is None or fit.by_band or not least or not comparable:
         return []

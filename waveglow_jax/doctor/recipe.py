@@ -11,8 +11,6 @@ import numpy as np
 from waveglow_jax.conventions import LN, Convention, Values
 from waveglow_jax.doctor.fit import at_floor
 
-LEAST = 1e-10
-"""The floor of a convention whose logarithm has none that its mels show."""
 FLOORS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -50,18 +48,10 @@ def mended(mel: np.ndarray, recipe: Recipe, own: Convention) -> np.ndarray:
 
 def written(log: np.ndarray | float, own: Convention) -> np.ndarray:
     """ln m -> the values that the voice's mel has for m, between its floor and its ceiling."""
-    floor = own_floor(own)
-    log = np.maximum(log, math.log(floor) if floor else -math.inf)
+    log = np.maximum(log, math.log(own.floor) if own.floor else -math.inf)
     log = np.minimum(log, math.log(own.ceiling) if own.ceiling else math.inf)
     linear = own.values.slope == 0
     return np.asarray(np.exp(log) if linear else own.values.slope * log + own.values.offset)
-
-
-def own_floor(own: Convention) -> float:
-    """The floor of the voice's mel; 0 where it takes no logarithm and has none."""
-    if own.values.floor:
-        return own.values.floor
-    return 0.0 if own.values.slope == 0 else LEAST
 
 
 def logarithm(mel: np.ndarray, values: Values) -> np.ndarray:
