@@ -49,17 +49,19 @@ def parameter_shapes(config: Config) -> Params:
 
     Flows with the same number of channels have the same shapes, so each number is traced once.
     """
-    key, glow = jax.random.key(0), config.waveglow
+    glow = config.waveglow
     first = {glow.channels(k): k for k in reversed(range(glow.n_flows))}
-    of_channels = {
-        channels: jax.eval_shape(lambda k=k: _init_flow(key, config, k))
-        for channels, k in first.items()
-    }
-    mel = jnp.zeros((1, 1, glow.n_mel_channels))
     upsampler = upsampler_network(config, jnp.float32)
+
+    def of_each_kind() -> tuple[Params, dict[int, Params]]:
+        key, mel = jax.random.key(0), jnp.zeros((1, 1, glow.n_mel_channels))
+        flows = {channels: _init_flow(key, config, k) for channels, k in first.items()}
+        return upsampler.init(key, mel)["params"], flows
+
+    upsample, flows = jax.eval_shape(of_each_kind)
     return {
-        "upsample": jax.eval_shape(lambda: upsampler.init(key, mel)["params"]),
-        "flows": [of_channels[glow.channels(k)] for k in range(glow.n_flows)],
+        "upsample": upsample,
+        "flows": [flows[glow.channels(k)] for k in range(glow.n_flows)],
     }
 
 

@@ -553,7 +553,7 @@ def load(source: str | Path | None = None, *, keep_programs: bool = True) -> Voi
     if keep_programs:
         keep_programs_if_possible()
     weights = read_weights(source)
-    return Voice(weights.config, jax.tree.map(jnp.asarray, weights.params))
+    return Voice(weights.config, jax.device_put(weights.params))
 
 
 @jax.jit(static_argnums=1)
