@@ -32,7 +32,6 @@ from waveglow_jax.evaluation.statistics import Estimate
 from waveglow_jax.evaluation.systems import System, parse_system
 from waveglow_jax.synthesis.foreign import config_of
 from waveglow_jax.synthesis.mels import mel_of_samples
-from waveglow_jax.synthesis.plan import size_at_least
 
 NAMES = ("a", "c", "sub/b")
 EVIL = "<img src=x onerror=alert(1)> | _x_ <!--@FACTS-->"
@@ -371,11 +370,10 @@ def test_a_report_says_which_settings_made_a_row(system, settings):
 
 
 @pytest.mark.slow
-def test_noise_is_corrected_as_if_nothing_were_padded(clips):
+def test_noise_is_corrected_as_a_whole(clips):
     rate = 24000  # not the default
     mel = metrics.log_mel(clips["a"], rate)
     frames = len(mel)
-    assert size_at_least(frames) > frames
     samples = baselines.noise_corrected(mel, rate, 3)
     assert samples.shape == (frames * 256,) and samples.dtype == np.float32
     # The same noise, corrected at its own length, with nothing above 8,000 Hz.

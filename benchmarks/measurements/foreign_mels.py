@@ -26,7 +26,6 @@ from waveglow_jax.files.sound import read_samples
 from waveglow_jax.synthesis.foreign import (
     CORRECTIONS,
     ERRORS,
-    MORE_CORRECTIONS,
     config_of,
     converted,
     mel_of_sound,
@@ -39,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "measurements" / "foreign-mels.md"
 KEYS = [row.key for row in CONVENTIONS]
 CONFIGS = {key: config_of(key) for key in KEYS}
-TRIED = (8, CORRECTIONS, MORE_CORRECTIONS)
+TRIED = (8, CORRECTIONS, 128)
 LEAST = 1e-10
 """The floor of the comparison where a convention has none."""
 
@@ -95,20 +94,6 @@ def measure(
     return errors, scores
 
 
-def tell_limit(recording: np.ndarray, rate: int, key: str) -> None:
-    """Prints the STOI after many corrections, and how near the sound's mel is to the given one."""
-    config = CONFIGS[key]
-    signal = at_rate(recording, rate, config.data.sampling_rate)
-    mel = mel_of_samples(signal, config)
-    for n in (MORE_CORRECTIONS, 4 * MORE_CORRECTIONS):
-        made = sound_of(mel, config, n)
-        said, given = levels(mel_of_samples(made, config)[: len(mel)], config), levels(mel, config)
-        loud = given > np.log(1e-2)
-        off = np.abs(said - given)[loud].mean()
-        score = stoi_of(signal, made, config.data.sampling_rate)
-        print(f"{key}, {n} corrections: STOI {score:.3f}, mel {off:.3f} off", flush=True)
-
-
 def stoi_lines(scores: list[dict]) -> dict[str, str]:
     """The table's header, under "", and its line per key: mean and least STOI."""
     names = [f"noise, {n} corrections" for n in TRIED]
@@ -149,7 +134,6 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rows", nargs="+", choices=KEYS, default=KEYS, help="measured again")
-    parser.add_argument("--limit", choices=KEYS, help="only print what corrections reach for it")
     arguments = parser.parse_args()
     found = [item.path for item in find_inputs([arguments.recordings], AUDIO_SUFFIXES)]
     chosen = found[:: max(1, len(found) // arguments.files)][: arguments.files]
@@ -158,14 +142,9 @@ def main() -> None:
         samples, rate = read_samples(path)
         clip = samples[: int(arguments.seconds * rate), 0].astype(np.float64)
         print(path.name, flush=True)
-        if arguments.limit:
-            tell_limit(clip, rate, arguments.limit)
-            continue
         errors, of_file = measure(clip, rate, voice, arguments.rows)
         every.append(errors)
         scores.append(of_file)
-    if arguments.limit:
-        return
     means = {
         s: {t: float(np.mean([each[s][t] for each in every])) for t in KEYS} for s in arguments.rows
     }

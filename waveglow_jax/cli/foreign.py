@@ -60,9 +60,9 @@ def convert_mel_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--consistency",
         type=corrections,
+        default=32,
         metavar="N",
-        help="corrections of the signal towards the mel (default: 32, or 128 where windows overlap "
-        "by less than three quarters)",
+        help="corrections of the signal towards the mel (default: 32)",
     )
     parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
@@ -87,7 +87,7 @@ def foreign_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-network",
         action="store_true",
         help="no voice: noise corrected towards the mel, as often as --consistency says (default: "
-        "32, or 128 where windows overlap by less than three quarters), at the convention's rate",
+        "32), at the convention's rate",
     )
 
 
@@ -116,8 +116,10 @@ class Reader:
         """Raises UserError, of one line, for a file that cannot be read, or not converted."""
         if self.source in (None, self.config):
             return self._read(path, self.config)
+        from waveglow_jax.synthesis.foreign import CORRECTIONS
+
         mel = self._read(path, self.source)
-        return converted_file(path, mel, self.source, self.config, None, self.seed)
+        return converted_file(path, mel, self.source, self.config, CORRECTIONS, self.seed)
 
     def frames(self, path: Path) -> int:
         """The frames of `mel`, without converting; 0 for a file that cannot be read."""
@@ -179,9 +181,9 @@ def read_foreign(path: Path, config: Config) -> np.ndarray:
 
 
 def converted_file(
-    path: Path, mel: np.ndarray, source: Config, target: Config, n: int | None, seed: int
+    path: Path, mel: np.ndarray, source: Config, target: Config, n: int, seed: int
 ) -> np.ndarray:
-    """The mel of this file in the target's convention. n: corrections, None for the default."""
+    """The mel of this file in the target's convention. n: the number of corrections."""
     from waveglow_jax.synthesis.foreign import converted, too_short
 
     if too_short(len(mel), source, target):
@@ -234,9 +236,9 @@ def synthesize_without_network(items: list[Input], arguments: argparse.Namespace
     """Writes the sound of each input's mel by corrections of noise; returns the exit code."""
     from waveglow_jax.conventions import convention_named
     from waveglow_jax.synthesis.foreign import (
+        CORRECTIONS,
         compile_sound,
         config_of,
-        corrections_for,
         sound_blocks,
     )
     from waveglow_jax.synthesis.levels import limited
@@ -245,7 +247,7 @@ def synthesize_without_network(items: list[Input], arguments: argparse.Namespace
     if not arguments.no_cache:
         keep_programs_if_possible()
     config = config_of(arguments.mel_convention or convention_named(NO_VOICE))
-    n = corrections_for(config) if arguments.consistency is None else arguments.consistency
+    n = CORRECTIONS if arguments.consistency is None else arguments.consistency
     # The reader checks files as those of the convention, which is also the one that is wanted.
     reader, rate = Reader(config, config), config.data.sampling_rate
     compile_seconds = compile_sound(config, n)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.config import Config, DataConfig, WaveGlowConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.made import (
@@ -30,9 +29,8 @@ from waveglow_jax.evaluation.metrics import MEL, MEL_HOP, log_mel
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.files.wav import write_wav
 from waveglow_jax.interrupts import deaf_children
-from waveglow_jax.synthesis.foreign import NOISE_LEVEL, silent_above
+from waveglow_jax.synthesis.foreign import sound_of
 from waveglow_jax.synthesis.mels import mel_of_samples
-from waveglow_jax.synthesis.plan import size_at_least
 
 GRIFFIN_LIM = "Griffin-Lim"
 NOISE = "Noise + {} corrections"
@@ -185,23 +183,10 @@ def noise_corrected(
     """`[F, M] -> [F * hop]`: Gaussian noise, corrected towards the given mel.
 
     config: the mel's convention; None means that of the metrics, `[F, 80] -> [F * 256]`. The
-    corrections are those of `synthesis/consistency.py`, and they silence everything above the mel's
+    corrections are those of `synthesis/foreign.py`, and they silence everything above the mel's
     bands (8,000 Hz). The row shows what the corrections achieve without a voice.
     """
-    config = silent_above(config or mel_config(sampling_rate))
-    hop = config.data.hop_length
-    frames, samples = len(mel), len(mel) * hop
-    noise = NOISE_LEVEL * np.random.default_rng(seed).standard_normal(samples)
-    # JAX compiles a program for each length, so the lengths are rounded up to a few sizes.
-    size = size_at_least(frames)
-    padded = consistent(
-        np.pad(noise, (0, size * hop - samples)).astype(np.float32),
-        np.pad(mel, ((0, size - frames), (0, 0)), mode="edge").astype(np.float32),
-        config,
-        iterations,
-        n_frames=np.int32(frames),
-    )
-    return np.asarray(padded)[:samples]
+    return sound_of(mel, config or mel_config(sampling_rate), iterations, seed)
 
 
 def mel_config(sampling_rate: int) -> Config:

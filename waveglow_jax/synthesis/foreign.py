@@ -25,8 +25,12 @@ from waveglow_jax.synthesis.consistency import consistent_blocks, piece_frames, 
 from waveglow_jax.synthesis.mels import mel_of_samples
 from waveglow_jax.synthesis.reverse_pass import Piece
 
-CORRECTIONS, MORE_CORRECTIONS = 32, 128
-"""Default numbers of corrections, see `corrections_for` and docs/measurements/foreign-mels.md."""
+CORRECTIONS = 32
+"""Default number of corrections, see docs/measurements/foreign-mels.md."""
+OVERLAP = 4
+"""Number of windows that cover a sample in `sound_of`, at least."""
+MOST_BETWEEN = 8
+"""Maximum number of frames that `sound_of` makes of one frame."""
 NOISE_LEVEL = 0.01
 """Standard deviation of the noise before the corrections, which then determine the level."""
 ERRORS = Path(__file__).with_name("foreign_errors.json")
@@ -55,60 +59,86 @@ def config_of(convention: str | Convention) -> Config:
 # ------------------------------------------------------------------------------ to sound
 
 
-def corrections_for(config: Config) -> int:
-    """Returns the default number of corrections of noise towards a mel of this convention.
+def frames_for_one(config: Config) -> int:
+    """Returns the number of frames that `sound_of` interpolates the mel to, per given frame.
 
-    It is larger where windows overlap by less than three quarters, which leaves the phases to
-    fewer equations.
+    It is above 1 where fewer than OVERLAP windows cover a sample, because many signals then have
+    the same mel: the magnitudes hardly determine the phases. Frames half a hop late are left as
+    they are, since their grid holds no finer one that keeps their positions.
     """
     data = config.data
-    return CORRECTIONS if data.win_length >= 4 * data.hop_length else MORE_CORRECTIONS
+    if data.mel.late:
+        return 1
+    covered = (
+        n
+        for n in range(1, MOST_BETWEEN + 1)
+        if data.hop_length % n == 0 and n * data.win_length >= OVERLAP * data.hop_length
+    )
+    return next(covered, 1)
 
 
 def sound_of(
-    mel: np.ndarray, config: Config, corrections: int | None = None, seed: int = 0
+    mel: np.ndarray, config: Config, corrections: int = CORRECTIONS, seed: int = 0
 ) -> np.ndarray:
     """Returns samples `[F * hop]` with this mel `[F, M]` of the config's convention.
 
-    No voice is needed: they are noise of this seed after so many corrections towards the mel (by
-    default `corrections_for` the config), silent above its bands. They are not clipped.
+    No voice is needed: they are noise of this seed after so many corrections towards the mel, or
+    towards the mel with interpolated frames (`frames_for_one`). They are silent above the mel's
+    bands, and not clipped.
     """
     return np.concatenate([block for _, block in sound_blocks([mel], config, corrections, seed)])
 
 
 def sound_blocks(
-    mels: Iterable[np.ndarray], config: Config, corrections: int | None = None, seed: int = 0
+    mels: Iterable[np.ndarray], config: Config, corrections: int = CORRECTIONS, seed: int = 0
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index of the mel, next block of its samples) of `sound_of` for each mel.
 
     Memory grows with neither the number nor the length of the mels.
     """
-    n = corrections_for(config) if corrections is None else corrections
-    return consistent_blocks(_noise(mels, config, seed), silent_above(config), n)
+    return consistent_blocks(_noise(mels, config, seed), corrected_as(config), corrections)
 
 
 def compile_sound(config: Config, corrections: int) -> float:
     """Compiles what `sound_blocks` needs; returns the seconds that it took."""
     began, device = time.monotonic(), jax.devices()[0]
     if corrections:
-        piece_program(silent_above(config), corrections, piece_frames(device), device)
+        piece_program(corrected_as(config), corrections, piece_frames(device), device)
     return time.monotonic() - began
 
 
-def silent_above(config: Config) -> Config:
-    """Returns the config with corrections that silence what lies above the mel's bands."""
-    bandwidth = SynthesisConfig(bandwidth=config.data.mel_fmax)
-    return replace(config, synthesis=bandwidth)
+def corrected_as(config: Config) -> Config:
+    """Returns the config of `sound_of`'s corrections.
+
+    They silence what lies above the mel's bands, and the hop is that of the interpolated frames.
+    """
+    hop = config.data.hop_length // frames_for_one(config)
+    return replace(
+        config,
+        data=replace(config.data, hop_length=hop),
+        synthesis=SynthesisConfig(bandwidth=config.data.mel_fmax),
+    )
 
 
 def _noise(mels: Iterable[np.ndarray], config: Config, seed: int) -> Iterator[Piece]:
-    hop = config.data.hop_length
+    hop, n = config.data.hop_length, frames_for_one(config)
     for number, mel in enumerate(mels):
         generator = np.random.default_rng(seed)
         for start in range(0, len(mel), PIECE):
             part = np.asarray(mel[start : start + PIECE], np.float32)
+            following = np.asarray(mel[start + 1 : start + PIECE + 1], np.float32)
+            if len(following) < len(part):
+                following = np.concatenate([following, part[-1:]])
             noise = NOISE_LEVEL * generator.standard_normal(len(part) * hop)
-            yield Piece(number, noise.astype(np.float32), part)
+            yield Piece(number, noise.astype(np.float32), _interpolated(part, following, n))
+
+
+def _interpolated(mel: np.ndarray, following: np.ndarray, n: int) -> np.ndarray:
+    """Frames `[F, M]`, and for each the one after it -> `[F * n, M]`, linear from each to its
+    next."""
+    share = (np.arange(n, dtype=mel.dtype) / n)[None, :, None]
+    between = mel[:, None] + share * (following - mel)[:, None]
+    return between.reshape(len(mel) * n, mel.shape[1])
 
 
 # ------------------------------------------------------------------------------ to another mel
@@ -118,7 +148,7 @@ def converted(
     mel: np.ndarray,
     source: Config,
     target: Config,
-    corrections: int | None = None,
+    corrections: int = CORRECTIONS,
     seed: int = 0,
 ) -> np.ndarray:
     """Returns the target's mel `[frames_after(F), M']` of what the source's mel `[F, M]` describes.

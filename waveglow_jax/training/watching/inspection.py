@@ -69,7 +69,7 @@ def _progress(config: Config, history: History) -> dict[str, Any]:
     samples_per_second = _recent(history, "samples_per_second")
     step_seconds = share = left = None
     if samples_per_second:
-        step_seconds = train.batch_size * config.data.segment_length / samples_per_second
+        step_seconds = train.batch_size * config.clip_samples / samples_per_second
         left = (total - history.last_step) * step_seconds if total else None
         # A session's first step, which records no speed, waits for the loader to start.
         going = np.isfinite(history.steps["samples_per_second"])

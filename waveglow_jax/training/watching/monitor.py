@@ -78,8 +78,7 @@ class Monitor:
         self._marks.append((step, time.monotonic() - self._paused))
         (first, began), (_, now) = self._marks[0], self._marks[-1]
         rate = (step - first) / (now - began) if now > began else 0.0
-        data, train = self._config.data, self._config.train
-        samples = rate * train.batch_size * data.segment_length
+        samples = rate * self._config.train.batch_size * self._config.clip_samples
         figures = dict(metrics)
         if rate:
             figures["samples_per_second"] = round(samples)
