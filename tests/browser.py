@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages, where there is one."""
+"""A headless Chromium for the tests of pages; without Chromium they are skipped."""
 
 import shutil
 from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 `WAVEGLOW_JAX_TEST_DEVICE=accelerator pytest -n 0` runs the tests on the devices that JAX finds.
 Float32 matmuls are exact there too (`highest`) unless a test asks for the device's default. Tests
-that need more devices than there are are skipped.
+that need more devices than JAX finds are skipped.
 
 All tests of a run, in all its processes, share one cache of compiled programs.
 """
@@ -52,7 +52,8 @@ def no_program_cache(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def float64_off_afterwards():
-    """Some commands switch float64 on for their process."""
+    """Switches float64 off after each test, because some commands switch it on for their
+    process."""
     yield
     jax.config.update("jax_enable_x64", False)
 

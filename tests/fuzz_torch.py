@@ -1,8 +1,8 @@
-"""Mutants of checkpoints, and what reading them does: `python tests/fuzz_torch.py [N [FILE...]]`.
+"""Reads mutants of checkpoints: `python tests/fuzz_torch.py [N [FILE...]]`.
 
-Byte flips, truncation, opcode splices and size lies, most of them aimed at the parts that are not
-tensors; half of a zip's inside its pickle, with the checksum made right again, so that they come as
-far as the machine that reads it. Each must end in weights or in a UserError.
+The mutations are byte flips, truncation, opcode splices and false sizes, mostly in the parts that
+are not tensors. Half of those of a zip are inside its pickle, with a corrected checksum, so that
+they reach the machine that reads it. Each reading must end in weights or in a UserError.
 """
 
 import io
@@ -28,8 +28,8 @@ SIZES = [0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1
 
 @dataclass
 class Outcome:
-    """Of many mutants: how each ended, the longest in seconds of CPU, memory in bytes above what
-    the process had before."""
+    """How the readings of many mutants ended, the CPU seconds of the longest one, and the bytes of
+    memory above what the process had before."""
 
     endings: Counter = field(default_factory=Counter)
     foreign: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ def mutant(content: bytes, chance: random.Random) -> bytes:
 def changed(content: bytes, chance: random.Random) -> bytes:
     """One to four changes of any kind."""
     data = bytearray(content)
-    # The pickles: at the start, in a zip also the directory at the end.
+    # The pickles lie at the start; a zip also has its directory at the end.
     places = [range(min(60_000, len(data))), range(max(0, len(data) - 30_000), len(data))]
     places += [range(len(data))]
 
@@ -112,7 +112,7 @@ def fuzz(
 
 
 def peak_memory(anew: bool = False) -> int:
-    """The most that this process has held, in bytes; from now on, where Linux lets one begin."""
+    """The peak memory of this process in bytes; with `anew`, from now on, if Linux can reset it."""
     try:
         if anew:
             Path("/proc/self/clear_refs").write_text("5")

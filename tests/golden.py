@@ -9,7 +9,7 @@ from waveglow_jax.config import Config, config_from_dict
 from waveglow_jax.weights.release import read_weights
 
 DATA = Path(__file__).parent / "data"
-CASES = DATA / "cases"  # as they are in the wild, a folder a kind
+CASES = DATA / "cases"  # files as they are found in the wild, one folder per kind
 CHECKPOINTS = sorted(DATA.glob("*.pt"))
 
 

@@ -14,7 +14,8 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Shape:
-    """The hyper-parameters that a state dict does not tell, and those that `random_state` takes."""
+    """The hyper-parameters that a state dict does not contain, and those that `random_state`
+    takes."""
 
     hop: int
     group: int

@@ -1,4 +1,4 @@
-"""What holds on any device, at the precision that the device takes by default.
+"""Tests that hold on any device, at the device's default precision.
 
 TF32 keeps 10 bits of a float32 significand and bfloat16 keeps 7, in the operands of matmuls. The
 flow's own stream, its log-determinants and the loss stay in float32, so that the errors below come

@@ -1,4 +1,4 @@
-"""The accelerator's day: what it keeps, what it goes on with, what its tables say."""
+"""accelerator_day.py: what it stores, where it resumes, and what its tables say."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def test_nothing_is_measured_twice_and_a_cut_line_is(tmp_path):
     rows.measure("a", lambda: {"flops": 1})
     rows.measure("b", lambda: {"flops": 2})
     path = tmp_path / "reverse.jsonl"
-    path.write_text(path.read_text()[:-3])  # the time was up while the last line was written
+    path.write_text(path.read_text()[:-3])  # the time limit ended while the last line was written
     again = Rows(tmp_path, "reverse")
     again.measure("a", lambda: pytest.fail("measured again"))
     assert again.known == {"a"}

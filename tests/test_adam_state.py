@@ -1,4 +1,5 @@
-"""Adam's state in a published training run: whose moment is whose, and Adam going on from it."""
+"""Adam's state in a published training run: each moment finds its weight, and Adam goes on from
+it."""
 
 import dataclasses
 
@@ -16,7 +17,7 @@ from waveglow_jax.weights.release import read_weights
 
 
 def small() -> Config:
-    """Of the original's kind: groups of 8, conditioned by sample, two layers."""
+    """A config of the original's kind: groups of 8, conditioned by sample, two layers."""
     return config_from_dict(
         {
             "waveglow_config": {
@@ -42,7 +43,7 @@ def random_like(tensors, seed: int) -> dict[str, np.ndarray]:
 
 
 def with_adam(tensors, means, squares) -> dict:
-    """As older versions of PyTorch write it: the optimizer's keys are of no order themselves."""
+    """A checkpoint as older versions of PyTorch write it: the optimizer's keys have no order."""
     keys = [100_000 - 7 * i for i in range(len(tensors))]
     state = {
         key: {"step": 321, "exp_avg": means[name], "exp_avg_sq": squares[name]}
@@ -68,7 +69,7 @@ def test_every_moment_goes_where_its_weight_goes(tmp_path, tensors):
     found = read_weights(tmp_path / "run.pt", with_moments=True)
     assert found.moments.count == 321
     assert not any("optimizer" in note for note in found.notes)
-    # What moves weights to their places moves a file of means to the same places.
+    # The reader that moves weights to their places moves a file of means to the same places.
     assert equal(found.moments.mean, as_params(tmp_path, means))
     assert equal(found.moments.square, as_params(tmp_path, squares))
     of_layer = means["WN.1.cond_layer.weight_v"]  # both layers' rows, one above the other
@@ -153,7 +154,7 @@ def test_a_release_has_no_optimizer_state():
 
 
 def test_adam_goes_on_as_pytorch_would(tmp_path, tensors):
-    """Three steps there, saved, and the fourth both there and here."""
+    """PyTorch makes three steps and saves; then both PyTorch and this package make the fourth."""
     torch = pytest.importorskip("torch")
     params = {name: torch.nn.Parameter(torch.from_numpy(t.copy())) for name, t in tensors.items()}
     adam = torch.optim.Adam(params.values(), lr=1e-3)

@@ -1,4 +1,4 @@
-"""Training on altered mels: off, nothing changes; on, only the mels of training clips do."""
+"""Training on altered mels: only the mels of training clips change, and only if it is on."""
 
 import dataclasses
 import signal
@@ -89,7 +89,7 @@ def test_the_jitter_has_the_documented_sizes():
     np.testing.assert_allclose(quartiles, [0.1, 0.2, 0.3], atol=0.02)
     assert 0.38 < sizes.max() < 0.5
     assert abs(noise.mean()) < 0.002
-    # Noise of one value tells nothing of its neighbours in time and in bands.
+    # The noise of a value is independent of that of its neighbours in time and in bands.
     unit = noise / sizes[:, None, None]
     for a, b in ((unit[:, 1:], unit[:, :-1]), (unit[:, :, 1:], unit[:, :, :-1])):
         assert abs((a * b).mean()) < 0.01
@@ -116,7 +116,7 @@ def test_the_ranges_have_the_documented_lengths_and_places(field, axis):
     clips = many(4000, probability=1.0, **{**NOTHING, field: 5})
     changed = np.abs(clips - MEL).max(axis=2 - axis) > 1e-4  # [clips, places]
     lengths = changed.sum(axis=1)
-    # A range of one value is its own mean. The others are equally frequent.
+    # A range of one value equals its mean and cannot be seen. Other lengths are equally frequent.
     counts = np.bincount(lengths, minlength=6) / len(clips)
     np.testing.assert_allclose(counts, [2 / 6, 0, 1 / 6, 1 / 6, 1 / 6, 1 / 6], atol=0.03)
     size, starts = changed.shape[1], changed[lengths == 5].argmax(axis=1)
@@ -222,7 +222,7 @@ def test_eight_devices_get_the_mels_of_one(recordings):  # noqa: F811
 
 
 def test_gradients_are_finite_at_the_largest_strengths():
-    """Of silence, of full scale and of a click, with whitening by the altered mels."""
+    """The clips are silence, full scale and a click, whitened by the altered mels."""
     config = config_with(
         probability=1.0,
         smoothing_frames=16,

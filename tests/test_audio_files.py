@@ -444,7 +444,7 @@ def test_mel_files_cut_short_are_refused(tmp_path, mel, suffix, share):
 
 
 def test_what_unpacks_to_far_more_than_a_mel_is_refused(tmp_path):
-    """Its promise alone: nothing is unpacked."""
+    """The size that the header states suffices: nothing is unpacked."""
     header = io.BytesIO()
     shape = {"descr": "<f4", "fortran_order": False, "shape": (80, 300_000)}
     np.lib.format.write_array_header_1_0(header, shape)
@@ -546,7 +546,7 @@ def test_the_array_called_mel_is_chosen(tmp_path, mel):
 
 
 def torch_file(path: Path, tree: object) -> Path:
-    """As torch.save has what is not a tensor: inside its pickle."""
+    """A file as torch.save writes values that are not tensors: inside its pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(tree, 2))
     return path

@@ -99,7 +99,7 @@ def test_signal_to_noise():
 
 @pytest.mark.slow
 def test_flops_are_two_a_weight_and_step():
-    """Every kernel but the upsampler's is used once a group of samples."""
+    """Every kernel but the upsampler's is used once per group of samples."""
     config = config_from_dict({})
     params = jax.eval_shape(lambda: prepare_inverse(init(jax.random.key(0), config)))
     kernels = [

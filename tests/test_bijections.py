@@ -271,7 +271,7 @@ def test_vmap_is_a_loop(name):
 
 
 def dtypes_within(jaxpr) -> set[str]:
-    """Of every floating-point value that a program computes, in its loops and calls too."""
+    """The dtypes of all floating-point values that a program computes, in loops and calls too."""
     found = set()
     for equation in jaxpr.eqns:
         kinds = [str(variable.aval.dtype) for variable in equation.outvars]
@@ -295,7 +295,7 @@ def test_no_value_has_another_dtype_where_float64_is_allowed(name, dtype):
             def total(at, direction=direction):
                 return sum(map(jnp.sum, direction(*at)))
 
-            # What is rounded in between shows nowhere else.
+            # Rounding of an intermediate value would show nowhere else.
             assert dtypes_within(jax.make_jaxpr(jax.value_and_grad(total))(at).jaxpr) <= {dtype}
 
 
@@ -320,7 +320,8 @@ def test_vmap_of_grad_under_jit_is_a_loop(name):
 @pytest.mark.parametrize("log_s", [-80.0, -30.0, 0.0, 30.0, 80.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_extreme_scales_are_finite_or_honestly_infinite(direction, log_s, dtype):
-    """Against float64, in which nothing overflows here; beyond float32's largest, infinite."""
+    """Compared with float64, in which nothing overflows here; values beyond float32 are
+    infinite."""
     function = {"forward": coupling_forward, "inverse": coupling_inverse}[direction]
     halves = np.array([[0, 0], [1, 0], [1, 1e-30], [1, -1], [1, 1e6], [1, -1e30]], np.float32)
     largest = float(jnp.finfo(dtype).max)
@@ -330,7 +331,7 @@ def test_extreme_scales_are_finite_or_honestly_infinite(direction, log_s, dtype)
 
     def slopes(at):
         y, back = jax.vjp(value, at)
-        # Ones; and zeros with one 1, as of a loss that hears little: 0 * inf would be NaN.
+        # Cotangents of ones; and zeros with one 1, for which 0 * inf would be NaN.
         ones = jax.tree.map(jnp.ones_like, y)
         one = jax.tree.map(jnp.zeros_like, y)
         return y, back(ones)[0], back((one[0].at[0, 1, 0].set(1), one[1]))[0]
@@ -368,7 +369,7 @@ def test_gradients_are_those_of_finite_differences(name, direction):
     with jax.enable_x64(True):
         at = as_dtype({"params": params, "x": random(shape, 8)}, "float64")
 
-        # Brought to unit size, or sin turns too fast for a finite difference.
+        # Scaled to unit size; otherwise sin oscillates too fast for a finite difference.
         size = np.max(np.abs(function(at["params"], at["x"])[0]))
 
         @quick_jit
@@ -380,7 +381,7 @@ def test_gradients_are_those_of_finite_differences(name, direction):
         gradient = objective(at)[1]
         leaves, tree = jax.tree.flatten(at)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
-        # Every parameter by itself, so that none hides behind a larger one.
+        # Each parameter is tested by itself, so that none is hidden by a larger one.
         for k, (leaf, slope) in enumerate(zip(leaves, jax.tree.leaves(gradient), strict=True)):
             towards = rng.normal(size=leaf.shape)
             towards /= np.linalg.norm(towards)
@@ -389,8 +390,8 @@ def test_gradients_are_those_of_finite_differences(name, direction):
                 moved = [*leaves[:k], leaf + step * towards, *leaves[k + 1 :]]
                 return objective(jax.tree.unflatten(tree, moved))[0]
 
-            # Of fourth order, so that the step may be long: short ones drown in the rounding of
-            # the Cholesky factors.
+            # A difference of fourth order allows a long step: the rounding of the Cholesky
+            # factors would dominate a short one.
             step = 1e-3
             near, far = (moved(s) - moved(-s) for s in (step, 2 * step))
             numeric = (8 * near - far) / (12 * step)
@@ -544,7 +545,7 @@ def test_whitening_whitens_noise_of_its_covariance():
     config = whitening_config(16)
     blocks = 4000
     frame = -3 + 2 * np.random.default_rng(14).normal(size=10)
-    # A mel that stands still, so that all blocks share one covariance.
+    # A constant mel, so that all blocks share one covariance.
     mel = np.tile(frame, (1, blocks * 16 // 64, 1))
     covariance = covariance_of_block(mel[0], config, 0)
     rng = np.random.default_rng(15)
@@ -588,5 +589,5 @@ def test_float32_suffices_for_whitening(block, fall, formants, level, condition,
     assert y.dtype == log_det.dtype == back.dtype == "float32"
     assert np.max(np.abs(y - exact)) <= tolerance * np.max(np.abs(exact))
     assert float(log_det[0]) == pytest.approx(exact_log_det, rel=1e-5)
-    # The way back is exact whatever the condition: the same factors are applied and undone.
+    # The inverse is exact whatever the condition, because it uses the same factors.
     assert np.max(np.abs(back - audio)) <= 2e-6 * np.max(np.abs(audio))

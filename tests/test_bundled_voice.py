@@ -1,4 +1,4 @@
-"""The voice that comes with the package: there, small, described, and it speaks."""
+"""The voice that comes with the package: it is there, small and described, and it speaks."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_model_card():
 
 
 def test_recordings():
-    """Of the training speaker, but from the part that training never saw; with their licence."""
+    """They are of a training speaker, but held out from training, and have their licence."""
     paths = recordings()
     assert 2 <= len(paths) <= 3
     for path in paths:
@@ -79,7 +79,7 @@ def test_recordings():
 
 @pytest.mark.slow
 def test_it_speaks(voice):
-    """Copy-synthesis: the mel of what comes out is that of what went in."""
+    """Copy-synthesis: the mel of the output is that of the input."""
     mel = voice.mel(read_audio(recordings()[0], RATE))[:256]
     audio = voice.synthesize(mel)
     assert audio.shape == (len(mel) * HOP,)
@@ -91,7 +91,7 @@ def test_it_speaks(voice):
 
 @pytest.mark.slow
 def test_nothing_is_heard_above_its_recordings_band(voice):
-    """They end at 8,000 Hz, and so does the mel: what the flow has there is hiss."""
+    """The recordings and the mel end at 8,000 Hz: above it, the flow only makes hiss."""
     mel = voice.mel(read_audio(recordings()[0], RATE))[40:104]
 
     def above(audio: np.ndarray) -> float:

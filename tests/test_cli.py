@@ -1,4 +1,4 @@
-"""Commands as a person meets them: exit codes, one line an error, good files done all the same."""
+"""Commands as users see them: exit codes, one line per error, and the good files still done."""
 
 import argparse
 import io
@@ -51,7 +51,7 @@ def voice(weights):
 
 @pytest.fixture(autouse=True)
 def load_once(request, monkeypatch):
-    """A folder's voice keeps what it compiled from one test to the next."""
+    """Loads each folder's voice once, so that the tests share its compiled programs."""
     monkeypatch.setattr(vocoder, "load", once_loaded)
 
 
@@ -82,7 +82,7 @@ def run(capsys):
 
 @pytest.fixture
 def run_binary(capsysbinary):
-    """As `run`, with stdout as the bytes that they are."""
+    """As `run`, with stdout as bytes."""
 
     def run(*arguments) -> tuple[int, bytes, list[str]]:
         capsysbinary.readouterr()
@@ -116,7 +116,7 @@ HARMLESS = r"a\x1b]0;owned\x07\x1b[2J\r\x9b1A\u202egpj\nerror: b"
 
 
 def obeyed(lines: list[str]) -> str:
-    """What a terminal would obey, of lines that `splitlines` has not taken apart."""
+    """The control characters in these lines that `splitlines` has not removed."""
     return "".join(c for c in "".join(lines) if not c.isprintable())
 
 
@@ -415,7 +415,7 @@ def test_stream_into_a_terminal_is_refused(run, tmp_path, weights, monkeypatch):
 
 
 def spoil(folder: Path) -> list[Path]:
-    """Files of every bad kind that only opening them tells."""
+    """Writes files of every kind that proves bad only when it is opened."""
     mel = some_mel(FRAMES).T
     long = recording(folder / "long.wav", 9000).read_bytes()
     (folder / "long.wav").unlink()
@@ -473,7 +473,7 @@ def test_bad_files_are_told_of_and_the_good_ones_done(run, tmp_path, weights):
 
 
 def test_mel_beyond_all_numbers_leaves_no_file(run, tmp_path, weights):
-    """Finite, so that only its sound tells."""
+    """The mel is finite, so that only its samples reveal the fault."""
     bad = mel_file(tmp_path / "wild.npy", np.full((80, FRAMES), 300, np.float32))
     good = mel_file(tmp_path / "good.npy")
     code, _, err = run("synthesize", bad, good, "-o", tmp_path / "out", "-w", weights)
@@ -590,7 +590,7 @@ def test_another_input_is_not_overwritten(run, tmp_path, weights):
 
 
 def test_full_disk(run, tmp_path, weights, monkeypatch):
-    """A file that does not fit is told of and leaves nothing; a smaller one still fits."""
+    """A file that does not fit is reported and leaves nothing; a smaller one still fits."""
     out = tmp_path / "out"
     out.mkdir()
     mel_file(tmp_path / "in/a_long.npy", some_mel(60).T)
@@ -629,7 +629,7 @@ def open_on_a_full_disk(folder: Path, size: int):
 
 @pytest.mark.slow
 def test_interrupt_and_full_disk_leave_whole_files_only(run, tmp_path, weights, monkeypatch):
-    """In the middle of the second file, whose first blocks are written."""
+    """The interrupt comes in the middle of the second file, whose first blocks are written."""
     mels = [mel_file(tmp_path / f"{name}.npy", some_mel(70).T) for name in "abc"]
     arguments = ["-o", tmp_path / "out", "-w", weights, "--window", "24", "--batch", "1"]
     real = wav.to_int16
@@ -639,7 +639,7 @@ def test_interrupt_and_full_disk_leave_whole_files_only(run, tmp_path, weights, 
         def stops(samples, raised=raised, written=written):
             written.append(len(samples))
             if sum(written) > 100 * HOP:
-                assert len(below(tmp_path / "out")) == 2  # the whole one, and what is begun
+                assert len(below(tmp_path / "out")) == 2  # the complete one, and the one begun
                 monkeypatch.setattr(wav, "to_int16", real)
                 raise raised
             return real(samples)
@@ -855,7 +855,7 @@ def test_prepare_with_nothing_usable(run, tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What training is called with, instead of training."""
+    """Records the arguments of training instead of training."""
     from waveglow_jax.training import loop
 
     calls = []

@@ -1,5 +1,5 @@
-"""Every option of every command with values that nobody should give: exit codes and lines, never an
-exception of somebody else's, and never a run that takes long.
+"""Every option of every command with invalid values: commands end with an exit code and lines,
+never with a foreign exception, and never take long.
 
 `PYTHONFAULTHANDLER=1` tells where a crash of compiled code was.
 """
@@ -49,7 +49,8 @@ GOOD_NAMES = ["in", "in/a.wav", "mel.npy", "voice", "voice", "out"]
 OVERRIDES = ["--train.batch_size", "--train.steps", "--waveglow.n_flows", "--a.b", "--.", "--x."]
 OVERRIDES += ["--data.training_files", "--train.learning_rate", "--data.segment_length"]
 TAKE_LONG = {"benchmark", "preflight", "evaluate", "demo", "train", "export"}
-"""What they do takes longer than a run may, where all is good: then they are interrupted."""
+"""Commands that take longer than a test may if all arguments are good: they are then
+interrupted."""
 SOON = 3  # seconds
 
 
@@ -90,7 +91,7 @@ def actions_of(command: str) -> list[argparse.Action]:
 
 
 def value_of(action: argparse.Action, rng: random.Random) -> str:
-    """Mostly of the kind that the option takes."""
+    """A random value, mostly of the kind that the option takes."""
     kind = getattr(action.type, "__name__", "")
     if action.choices and rng.random() < 0.8:
         return rng.choice([*map(str, action.choices)])
@@ -122,15 +123,16 @@ def command_line(rng: random.Random) -> list[str]:
 
 
 class TooLong(BaseException):
-    """Nobody catches it on the way."""
+    """The command took too long; a BaseException, which no code of the command catches."""
 
 
 class Foreign(Exception):  # noqa: N818
-    """A command line, and what came of it."""
+    """A command line, and how it ended."""
 
 
 def tried(words: list[str], monkeypatch) -> float:
-    """Seconds that the command took; raises Foreign if it ended in no way that it may."""
+    """The seconds that the command took; raises Foreign if it ended in a way that is not
+    allowed."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
     monkeypatch.setattr(sys, "stdin", io.StringIO("in/a.wav\nnothing\n"))
 

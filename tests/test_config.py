@@ -1,4 +1,4 @@
-"""Config files: what they may say, and what they are told when they cannot."""
+"""Config files: what they may contain, and the messages for what they may not."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ ORIGINAL = """{
 }
 """
 
-# No field has its default, so that one which is not written or not read shows.
+# No field has its default, so that a field that is not written or not read is noticed.
 UNUSUAL = Config(
     waveglow=WaveGlowConfig(
         n_mel_channels=40,
@@ -338,7 +338,8 @@ LIMITS = {facts.name.replace(".", "_config.", 1): facts.limit for facts in field
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_no_number_is_without_bounds(name):
-    """A stranger's file must not hang its reader, nor end it by an error that is not ours."""
+    """A file of any source must not hang its reader, nor end it by an error other than
+    UserError."""
     is_list = name.endswith("sigmas")
     for value in (2**33, 1e30, 1e300, 2**70, 10**400, float("inf"), -(10**400)):
         began = time.monotonic()

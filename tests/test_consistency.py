@@ -19,7 +19,7 @@ from waveglow_jax.synthesis.vocoder import Voice
 pytestmark = pytest.mark.usefixtures("no_full_scale")
 
 TACOTRON = Config()
-# A hop that divides neither FFT nor window, and a filter bank that leaves bins uncovered below.
+# The hop divides neither FFT nor window, and the filter bank leaves the lowest bins uncovered.
 OTHER = config_from_dict(
     {
         "waveglow_config": {"n_mel_channels": 40, "n_group": 8},
@@ -85,7 +85,7 @@ def by_hand(audio, mel, config, iterations, momentum):
 
 
 def target_of(config: Config, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Audio of so many frames, and the log-mel of other audio."""
+    """Audio of `frames` frames, and the log-mel of other audio."""
     samples = frames * config.data.hop_length
     other = some_audio(max(samples, 1024), seed + 1)
     return some_audio(samples, seed), np.asarray(log_mel(other, config))[:frames]
@@ -115,12 +115,13 @@ def test_a_consistent_signal_is_a_fixed_point():
 
 @pytest.mark.slow
 def test_the_mel_comes_nearer_with_every_correction():
-    """Without momentum; with it, more in all, but not in each."""
+    """This holds without momentum; with it, the mel is nearer at the end, but not after each
+    one."""
     audio, mel = target_of(TACOTRON, 40, 3)
 
     def error(iterations: int, momentum: float) -> float:
         made = consistent(audio, mel, TACOTRON, iterations, momentum)
-        # Frames that reach beyond the ends are mirrored there, which a correction does not know.
+        # The mel mirrors the signal at its ends, which a correction does not take into account.
         return np.abs(np.asarray(log_mel(made, TACOTRON))[2:38] - mel[2:38]).mean()
 
     plain = [error(n, 0.0) for n in (0, 1, 2, 3, 4, 8, 16, 32)]
@@ -162,7 +163,7 @@ def test_padding_means_nothing():
 
 @pytest.mark.slow
 def test_nothing_is_left_beyond_the_bandwidth():
-    """A voice of recordings up to 8,000 Hz keeps its hiss above them without corrections only."""
+    """Corrections silence the hiss above 8,000 Hz of a voice whose recordings end there."""
     synthesis = SynthesisConfig(bandwidth=8000.0)
     config = dataclasses.replace(TACOTRON, synthesis=synthesis)
     audio, mel = target_of(TACOTRON, 40, 0)
@@ -195,7 +196,7 @@ def test_mirrored_is_numpys_reflect():
 
 
 def in_pieces(signals, sizes):
-    """Piece after piece of signals `(audio, mel)`, of sizes that take turns."""
+    """Yields signals `(audio, mel)` in pieces whose sizes alternate."""
     sizes = iter(sizes)
     for utterance, (audio, mel) in enumerate(signals):
         done = 0
@@ -310,7 +311,7 @@ def test_the_stream_keeps_its_latency(correcting):
     blocks = correcting.stream(arriving(), chunk)
     done = 0
     for block in blocks:
-        # A block's first frame is `done`: so many more had to come before it is there.
+        # A block starts at frame `done`; it may wait for `latency_frames` frames from there on.
         assert given <= min(len(mel), done + correcting.latency_frames(chunk))
         done += len(block) // HOP
     assert done == len(mel)
@@ -344,7 +345,7 @@ def test_any_kind_of_integer(correcting):
 @pytest.mark.devices(4)
 @pytest.mark.slow
 def test_runs_on_the_voices_own_device(correcting):
-    """Wherever its parameters lie, and whatever the default device is."""
+    """This holds wherever its parameters are, and whatever the default device is."""
     there = jax.devices()[3]
     voice = Voice(correcting.config, jax.device_put(correcting.params, there), (there,))
     mel = some_mel(20)

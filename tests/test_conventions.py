@@ -29,7 +29,7 @@ def config_of(key: str) -> Config:
 
 
 def assert_close(ours, theirs, config: Config, rounding: float = FLOAT32) -> None:
-    """Equal within 1e-5 of the values' range, and what an FFT's rounding does to soft bands."""
+    """Asserts equality within 1e-5 of the values' range plus the FFT's rounding in soft bands."""
     atol = np.full_like(theirs, 1e-5 * np.ptp(theirs))
     form = config.data.mel
     if form.log != "none":
@@ -218,7 +218,7 @@ def test_late_frames_need_an_even_hop():
 
 @pytest.mark.parametrize("key", KEYS)
 def test_noise_is_corrected_towards_any_mel(key):
-    """32 corrections bring noise near the mel: its values differ from the true ones by little."""
+    """32 corrections bring noise near the mel: its values then differ little from the true ones."""
     config = config_of(key)
     hop = config.data.hop_length
     audio = speech_at(config.data.sampling_rate)
@@ -238,7 +238,7 @@ def test_noise_is_corrected_towards_any_mel(key):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_whitenings_spectrum_is_that_of_the_signal(key):
-    """Noise of a known spectrum 1 / |1 - 0.9 z^-1|^2: its mean mel gives it back within 1.1 dB."""
+    """The mean mel of noise gives back its spectrum, 1 / |1 - 0.9 z^-1|^2, within 1.1 dB."""
     config = config_of(key)
     data, deviation = config.data, 0.01
     noise = deviation * np.random.default_rng(0).normal(size=8 * data.sampling_rate)
@@ -248,6 +248,6 @@ def test_the_whitenings_spectrum_is_that_of_the_signal(key):
     turn = np.exp(-2j * np.pi * np.arange(len(found)) / data.filter_length)
     true = deviation**2 / np.abs(1 - 0.9 * turn) ** 2
     covered = mel_filters(data, config.waveglow.n_mel_channels).sum(axis=0) > 0
-    # A band is flat in what the whitening knows of it, so that a band's edges are off by its slope.
+    # The whitening takes the spectrum as flat within a band; the true one is tilted there.
     off = 10 * np.log10(np.asarray(found)[covered] / true[covered])
     assert abs(np.median(off)) < 0.1 and np.abs(off).max() < 1.1

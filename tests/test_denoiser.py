@@ -129,7 +129,7 @@ def test_through_the_voice(voice):
 
 @pytest.mark.slow
 def test_by_its_full_name():
-    """In a fresh interpreter: here it has been imported."""
+    """This needs a fresh interpreter, because this process has imported the module."""
     code = "import waveglow_jax as wg; print(wg.synthesis.denoiser.denoise.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "denoise\n", done.stderr

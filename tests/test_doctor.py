@@ -187,7 +187,7 @@ MISTAKES = {
         False,
     ),
 }
-"""Name: the mel, whose convention it is, and whether it can be converted."""
+"""By name: the mel, the name of its convention, and whether it can be converted."""
 
 FINDINGS = {
     "transposed": (lambda: ln(mel()).T, "[frames, bands] instead of [bands, frames]", True),
@@ -214,7 +214,7 @@ FINDINGS = {
         False,
     ),
 }
-"""Mistakes that no convention tells: the mel, the finding, and whether it can be converted."""
+"""Faults that belong to no convention: the mel, the finding, and whether it can be converted."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Reports from beginning to end: what is measured, kept, left out, resumed and shown."""
+"""Reports from beginning to end: what they measure, store, leave out, resume and show."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def without_foreign_models(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Only what needs no tracking of pitch."""
+    """Measures only the metrics that need no pitch tracking."""
     monkeypatch.setattr(evaluation, "OF_SIGNALS", ("mcd", "mcd_dtw", "log_mel_l1"))
 
 
@@ -96,7 +96,7 @@ def test_folders_weights_and_what_is_always_there(reference, tmp_path, clips, we
     rows = ["Recordings", "Griffin-Lim", "Noise + 8 corrections", EVIL, "flow"]
     assert [s.system for s in found.summaries] == rows and found.baseline == "Griffin-Lim"
     assert [s.files for s in found.summaries] == [3, 3, 3, 2, 3]
-    # What made each row.
+    # The source of each row.
     assert [s.source for s in found.summaries] == [
         *("real", "2 iterations", "white noise up to 8000 Hz, corrected towards the mel"),
         *("other", "voice sigma=0.7 consistency=2 seed=3"),
@@ -109,9 +109,9 @@ def test_folders_weights_and_what_is_always_there(reference, tmp_path, clips, we
     for row in rows[1:3]:
         assert min(values(found, row, "mcd").values()) > 0.1
         assert all(0 < rtf < 100 for rtf in values(found, row, "rtf").values())
-    # The noise has come to their mel, from which it differed by 3.7 before its corrections.
+    # The corrected noise has nearly their mel; before the corrections the difference was 3.7.
     assert max(values(found, rows[2], "log_mel_l1").values()) < 0.5
-    # A file that is late and soft is measured as the equal that it is.
+    # A file that is only late and soft is measured as equal.
     (late,) = [row for row in found.rows if row.system == EVIL and row.name == "a"]
     assert (late.offset, late.length_difference, late.resampled_from) == (100, 0, 0)
     assert late.gain_db == pytest.approx(6.02, abs=0.05)
@@ -147,17 +147,17 @@ def check_reports(found: Evaluation, output: Path) -> None:
     rows = [json.loads(line) for line in (output / "files.jsonl").read_text().splitlines()]
     assert len(rows) == len(found.rows) and rows[0]["values"].keys() <= {m.key for m in METRICS}
     assert json.loads(summary)["summaries"][1]["means"]["mcd"]["n"] == 3
-    # A name is a name, whatever it looks like.
+    # Names are escaped, whatever they look like.
     assert "<img src=x" not in html and "&lt;img src=x onerror" in html
     assert r"\<img src=x onerror=alert(1)\> \| \_x\_" in markdown
     assert "<!--@SUMMARY" not in html and html.count("&lt;!--@FACTS--&gt;") > 3
-    # Everything is inside.
+    # The page embeds everything.
     addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert len(addresses) == 2 * 2 * 5 and all(a.startswith("data:") for a in addresses)
     assert "http://" not in html and "https://" not in html
     without = write_reports(found, output, players=2, audio=False)[1].read_text()
     assert "<audio" not in without and "data:audio" not in without and "data:image/png" in without
-    # The pictures have axes; nothing is bold of three files; a folder is named as one.
+    # The pictures have axes; with three files there is no bold verdict; the folder is named.
     assert html.count("11,025 Hz</span>") == html.count('class="picture"') == 2 * 5
     assert re.search(r"<span>0 s</span><span>[\d.]+ s</span><span>[\d.]+ s</span>", html)
     assert not re.search(r"\*\*.* (better|worse)\*\*", markdown) and 'class="word"' not in html
@@ -195,7 +195,7 @@ def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypat
         evaluate(*arguments, **iterations)
     # Twice each, the second time by the clock.
     assert (len(synthesized), len(corrected)) == (6, 6)
-    # The end of the record is cut off, as a crash leaves it.
+    # The end of the record is cut off, as after a crash.
     record = tmp_path / "o/measured.jsonl"
     record.write_text(record.read_text()[:-9])
     measured_before = [job[:2] for job in measured]
@@ -210,14 +210,14 @@ def test_resumes_where_it_stopped(reference, tmp_path, clips, weights, monkeypat
     again = evaluate(*arguments, **iterations)
     assert measured == [] and again == first
 
-    # One recording and one output change: what depends on them is done again, and only that.
+    # After one recording and one output change, only what depends on them is done again.
     write(reference / "a.wav", 0.9 * clips["a"])
     write(other / "c.wav", 0.5 * clips["c"])
     os.utime(other / "c.wav", ns=(1, 1))
     evaluate(*arguments, **iterations)
     assert (len(synthesized), len(corrected)) == (8, 8)
     assert len(measured) == 5 + 1  # every system's a, and one c
-    # Another number is another folder.
+    # Another number of iterations gets another folder.
     evaluate(*arguments, griffin_lim_iterations=2, noise_corrections=2)
     assert (len(synthesized), len(corrected)) == (14, 14)
 
@@ -274,12 +274,12 @@ def test_what_a_difference_means():
     assert verdict(Estimate(0.2, -0.1, 0.3, 9), up) == ""
     assert verdict(Estimate(0.0, 0.0, 0.0, 9), up) == ""
     assert verdict(Estimate(0.2, None, None, 1), up) == verdict(None, up) == ""
-    # The bootstrap of so few files is far too sure.
+    # The bootstrap's interval of so few files is far too narrow.
     assert verdict(Estimate(0.2, 0.1, 0.3, 4), up) == "" != verdict(Estimate(0.2, 0.1, 0.3, 5), up)
 
 
 class Silent:
-    """A voice that notes what it is asked for."""
+    """A voice that records the settings with which it is called."""
 
     config = replace(tiny_config(), synthesis=SynthesisConfig(0.75, 5))
     params = {"weight": np.zeros(3)}  # noqa: RUF012
@@ -319,21 +319,21 @@ class Silent:
     ],
 )
 def test_a_voice_is_asked_for_what_was_written(reference, tmp_path, system, options):
-    """And for the denoiser only where it was."""
+    """The denoiser is called only where the system names it."""
     voice, references = Silent(), systems.files_by_name(reference)
     made = systems.make_with_weights(system, voice, references, tmp_path, lambda done, total: None)
     assert voice.asked == [options] * 6  # twice each, the second time by the clock
     assert made.nats == dict.fromkeys(NAMES, 2.5) and set(made.seconds) == set(NAMES)
     systems.make_with_weights(system, voice, references, tmp_path, lambda done, total: None)
     assert len(voice.asked) == 6
-    # Another setting is another folder.
+    # Another setting gets another folder.
     folders = {made.files["a"].parent}
     for count, change in enumerate(({"sigma": 0.1}, {"consistency": 9}), 2):
         other = replace(system, **change)
         again = systems.make_with_weights(other, voice, references, tmp_path, lambda *_: None)
         folders.add(again.files["a"].parent)
         assert len(voice.asked) == 6 * count and len(folders) == count
-    # The voice's own setting is the same whether it is written or not.
+    # The voice's own setting gives the same folder whether it is written or not.
     if system.sigma is None:
         own = replace(system, sigma=0.75)
         again = systems.make_with_weights(own, voice, references, tmp_path, lambda *_: None)
@@ -387,7 +387,7 @@ def test_noise_is_corrected_as_a_whole(clips):
 
 
 def test_seconds_are_those_of_a_second_run(reference, tmp_path, monkeypatch):
-    """Of the first files only, in this process where workers would not help."""
+    """Only the first files are timed, in this process and not in the workers."""
     monkeypatch.setattr(baselines, "TIMED_FILES", 2)
     lengths, mapped = [], []
 
@@ -448,7 +448,7 @@ def test_which_baselines_and_what_is_compared_with_which(reference, tmp_path, cl
 
 @pytest.mark.parametrize("key", ["vocos-24khz", "wavernn"])
 def test_noise_takes_the_voices_own_mel(tmp_path, key):
-    """Of another rate, hop, number of bands and way to write them."""
+    """The voice's mel has another rate, hop, number of bands and unit of its values."""
     config = config_of(key)
     data = config.data
     (noise,) = baselines.baselines_of(["noise"], 1, 4, config)
@@ -491,11 +491,11 @@ def test_command(reference, tmp_path, clips, capsys, quick):
                  "--workers", 1]  # fmt: skip
     code = main([str(each) for each in arguments])
     out, err = capsys.readouterr()
-    # Two of o's files are not there: told, left out, and the rest is done.
+    # Two of o's files are missing: they are reported and left out, and the rest is done.
     assert code == 1
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "o: sub/b: no such file" in errors[1]
-    # One line a package that is missing, and what to install.
+    # There is one line per missing package, with what to install.
     lines = [line for line in err.splitlines() if line.startswith("left out: ")]
     assert len(lines) == 4 and all("[eval]" in line for line in lines)
     assert "| o | 0.00 | 0.00 |" in out and "report.html" in out

@@ -68,7 +68,7 @@ def work(tmp_path_factory) -> Path:
 
 
 def command_lines(work: Path, weights: str, out: Path) -> dict[str, list]:
-    """What is tried: the words of each command line."""
+    """The words of each command line that is tried."""
     a, b, few = work / "in/a.wav", work / "in/b.wav", ["--consistency", "2"]
     flow_options = ["-w", weights, "-o", out]
     float32 = ["--precision", "float32", "-o", out]

@@ -92,7 +92,7 @@ def test_onnx_of_any_batch_and_length(tmp_path, config, tolerance):
 
 @pytest.mark.slow
 def test_with_corrections(tmp_path, capsys):
-    """The voice's own number of them, and another one."""
+    """With the voice's own number of corrections, and with another one."""
     import jax.export
 
     raw = config_to_dict(tiny_config())
@@ -113,7 +113,8 @@ def test_with_corrections(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_bundled_voice_and_the_published_shape():
-    """Large enough for choices by size, which an export of free lengths must not ask for."""
+    """These are so large that some forms are chosen by size, which an export of free sizes cannot
+    do."""
     voice = wg.load()
     assert len(export(voice.config, voice.params, consistency=1)) > 4 * 4_000_000
     raw = config_to_dict(wg.load_config(ROOT / "configs" / "nvidia256.json"))

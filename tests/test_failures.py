@@ -47,7 +47,7 @@ def test_a_run_has_one_writer(tmp_path):
         with pytest.raises(UserError, match=mine):
             loop.train(tiny_config(), str(tmp_path), run)
         assert os.listdir(run) == [".lock"]
-    assert not run.exists()  # nothing came of it
+    assert not run.exists()  # no folder is left
     with locked(run):
         (run / "config.json").write_text("{}")
     assert os.listdir(run) and not locks_held(run)
@@ -95,7 +95,7 @@ def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys):
 
 
 def saved_run(folder: Path, steps=(1, 2, 3)) -> None:
-    """Checkpoints whose parameters are all their step."""
+    """A run with checkpoints in which every parameter equals the step."""
     config = tiny_config(keep_checkpoints=9)
     state = init_state(config)
     validation = {1: -1.0, 2: -3.0, 3: -4.0}
@@ -129,7 +129,7 @@ def test_damage_of_any_file_is_detected_and_named(tmp_path, damage):
         shutil.copytree(checkpoint, copy)
         damage(copy / path.relative_to(checkpoint))
         if path.name == "SHA256SUMS" and damage is Path.unlink:
-            assert verify(copy) is False  # as those of before there were checksums
+            assert verify(copy) is False  # as in older versions, which wrote no checksums
         elif path.name == "SHA256SUMS":
             with pytest.raises(DamagedError):
                 verify(copy)
@@ -210,7 +210,7 @@ def test_checksums_are_those_of_sha256sum(tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_written(tmp_path):
-    """As another user, if the tests run as one who may write everywhere."""
+    """Runs as another user if the tests run as the superuser, who may write everywhere."""
     config = tiny_config()
     state = init_state(config)
     folder = tmp_path / "checkpoints"
@@ -257,7 +257,7 @@ def test_changed_recordings_are_named(recordings, tmp_path):  # noqa: F811
 
 
 def test_another_share_held_out_is_no_lost_recording(recordings):  # noqa: F811
-    """Each file is there still: the message is about the split."""
+    """Every file is still there: the message is about the split."""
 
     def at(fraction: float):
         config = tiny_config(validation_fraction=fraction)
@@ -274,7 +274,7 @@ def test_a_failed_start_leaves_no_folder(recordings, tmp_path):  # noqa: F811
     with pytest.raises(UserError):
         loop.train(tiny_config(), str(tmp_path / "empty"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    (tmp_path / "run").mkdir()  # somebody's own: it stays
+    (tmp_path / "run").mkdir()  # the user's own folder stays
     with pytest.raises(UserError):
         loop.train(tiny_config(), str(tmp_path / "empty"), tmp_path / "run")
     assert (tmp_path / "run").exists()
@@ -282,7 +282,7 @@ def test_a_failed_start_leaves_no_folder(recordings, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 def test_weights_that_do_not_fit_leave_no_folder(recordings, tmp_path):  # noqa: F811
-    """It is found after the folder was made."""
+    """The fault is found only after the folder was made."""
     other = init_state(tiny_config()).params
     other = {name: other[name] for name in list(other)[1:]}
     with pytest.raises(Exception):  # noqa: B017 - whatever it is
@@ -410,7 +410,7 @@ def test_a_signal_while_the_data_is_waited_for():
 
 @pytest.mark.slow
 def test_a_signal_in_compilation_data_validation_and_save(recordings, tmp_path, monkeypatch):  # noqa: F811
-    """One run, stopped in each of them; in the end it is the run that nobody stopped."""
+    """One run is stopped in each of them; in the end it equals an undisturbed run."""
     config = tiny_config(steps=6, ema_decay=0.9)
 
     def run(name="stopped"):
@@ -488,7 +488,7 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(recordings, tmp_path, mon
 @pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.stress)])
 def test_killed_again_and_again_the_curve_is_the_same(tmp_path, kills):
     command = [sys.executable, ROOT / "benchmarks/stress/chaos.py", "--kills", str(kills)]
-    # Compiled without much ado: the same to the bit is the same to the bit.
+    # Without optimisations, to compile quickly: equality to the bit does not depend on them.
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
         [*command, "--work", tmp_path], env=environment, capture_output=True, text=True

@@ -34,7 +34,7 @@ KEYS = [row.key for row in CONVENTIONS]
 ROWS = {row.key: row for row in CONVENTIONS}
 AUDIO = SPEECH[:16000]
 FEW = 4
-"""Corrections: programs of more take longer to run, not to compile."""
+"""The number of corrections. More of them take longer to run, not to compile."""
 
 
 def mel_in(key: str, audio: np.ndarray = AUDIO) -> np.ndarray:
@@ -55,7 +55,7 @@ def own_convention(key: str, **fields):
 
 
 def test_rewritten_is_what_librosa_gives():
-    """Power without a logarithm to decibels, and back but for the floor."""
+    """Power without a logarithm becomes decibels, and goes back exactly except at the floor."""
     linear, decibels = config_of("librosa"), config_of("librosa-db")
     np.testing.assert_allclose(
         rewritten(mel_in("librosa"), linear, decibels), mel_in("librosa-db"), atol=1e-3

@@ -1,4 +1,4 @@
-"""Held against numbers that the original computed once (tests/data)."""
+"""Comparison with numbers that the original computed once (tests/data)."""
 
 import jax
 import jax.numpy as jnp

@@ -174,7 +174,7 @@ def test_both_directions_are_the_references(voice_of, case):
 
 
 def test_the_reference_is_invertible():
-    """Otherwise the tests above would prove nothing about its log-determinant."""
+    """Without this, the tests above would prove nothing about the log-determinant."""
     shape = Shape(15, 4, channels=4, layers=2, kernel=3, upsample_kernel=20)
     state, mel = random_state(shape), mel_of(3).T
     audio = audio_of(48).astype(np.float64)
@@ -319,7 +319,7 @@ def test_pieces_of_recordings_are_whole_periods(voice_of):
 
 
 def test_training_sees_the_whole_groups_of_a_clip(voice_of, tmp_path):
-    """Its loss is the reference's, and falls."""
+    """The loss is that of the reference, and it falls."""
     voice = voice_of("256/12")
     raw = {"batch_size": 2, "learning_rate": 1e-3, "noise_std": 0.0}
     train = dataclasses.replace(voice.config.train, **raw)
@@ -372,7 +372,8 @@ def test_published_names_there_and_back(voice_of):
 
 @pytest.mark.slow
 def test_commands(tmp_path):
-    """Each runs on a config of groups of 12 at a hop of 256, from training to a report."""
+    """Every command runs on a config with groups of 12 at a hop of 256, from training to a
+    report."""
     glow = {"n_flows": 2, "n_group": 12, "n_early_every": 1}
     train = {"steps": 2, "batch_size": 8, "validation_fraction": 0.4, "validation_clips": 2}
     raw = {

@@ -19,7 +19,7 @@ BOTH = ["u00.wav", "u01.wav"]
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Where both recordings lie, of which nothing but the name is looked at."""
+    """A folder with two recordings, of which only the names matter."""
     for name in BOTH:
         (tmp_path / name).write_bytes(b"x")
     return tmp_path
@@ -45,7 +45,7 @@ def found(*inputs, output=None, suffixes=AUDIO_SUFFIXES) -> list[str]:
 
 
 def test_results_of_an_earlier_run_are_no_inputs(folder, monkeypatch):
-    """Else `synthesize . -o out` makes out/out the second time."""
+    """Otherwise `synthesize . -o out` would make out/out the second time."""
     (folder / "out/sub").mkdir(parents=True)
     (folder / "out/u03.npy").write_bytes(b"x")
     assert found(folder, output=folder / "out") == BOTH
@@ -57,7 +57,7 @@ def test_results_of_an_earlier_run_are_no_inputs(folder, monkeypatch):
             with pytest.raises(UserError, match="lies inside the output folder"):
                 found(searched, output=output)
     assert len(found(folder)) == 3
-    # What is named is meant, and so is a folder that results do not go to.
+    # Files that are named are taken, and so is a folder that is not the output folder.
     assert found("out/sub/u01.wav", output="out") == ["u01.wav"]
     assert found("out/sub", output="out") == ["u01.wav"]
     assert found("u00.wav", "out/u03.npy", output=folder, suffixes=(".wav", ".npy"))

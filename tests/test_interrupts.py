@@ -13,7 +13,7 @@ from test_tracebacks import recording
 
 ROOT = Path(__file__).parent.parent
 AT_ONCE = 1.0
-"""Seconds. What the machine takes besides, where other work runs on it, is allowed for below."""
+"""The limit in seconds; the check below allows for other work on the machine."""
 
 COMMANDS = {
     "synthesize": "synthesize in -o out --no-cache",
@@ -27,7 +27,8 @@ COMMANDS = {
 
 
 def interrupted(words: str, after: float, folder: Path, number: int) -> tuple[float, str, int]:
-    """Starts the command, signals its whole group: seconds until its end, its stderr, its code."""
+    """Starts the command and signals its process group: the seconds to its end, stderr, exit
+    code."""
     voice, config = ROOT / "waveglow_jax/assets/voice", ROOT / "configs/tiny.json"
     process = subprocess.Popen(
         [sys.executable, "-m", "waveglow_jax", *words.format(voice=voice, config=config).split()],
@@ -49,7 +50,7 @@ def check(name: str, after: float, folder: Path, number: int = signal.SIGINT) ->
     seconds, err, code = interrupted(COMMANDS[name], after, folder, number)
     told = f"{name} after {after:.3f} s: {seconds:.2f} s, code {code}\n{err}"
     assert "Traceback" not in err and "Exception ignored" not in err, told
-    # 0: it had ended already. A run of training ends after its step, and keeps what it has.
+    # 0: it had already ended. A training run ends after its step, and saves its state.
     assert code in (0, 128 + number, -number), told
     assert seconds < (20 if name == "train" else AT_ONCE + 1), told
     if code == 130 and name != "train":
@@ -73,7 +74,7 @@ def test_ctrl_c_at_three_moments(folder, name):
 
 
 def test_nothing_is_raised_into_an_import(tmp_path):
-    """Where an extension module that is being built up would crash of it."""
+    """An extension module that is being initialised would crash because of it."""
     (tmp_path / "slow.py").write_text("""
 import os, signal
 try:
@@ -151,7 +152,7 @@ def test_importing_the_package_leaves_signals_alone():
 
 
 def test_who_ignores_the_signal_is_not_ended(tmp_path):
-    """As a shell has its background jobs ignore Ctrl-C."""
+    """Shells make their background jobs ignore Ctrl-C in this way."""
     program = (
         "import os, signal\n"
         "from waveglow_jax.interrupts import program\n"

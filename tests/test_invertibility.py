@@ -208,7 +208,7 @@ def test_lipschitz_constants_are_those_of_the_jacobian(report):
         found = spectral_norm(sound, z, iterations=100)
     largest = np.linalg.norm(jacobian, 2)
     assert found == pytest.approx(largest, rel=1e-3)
-    # With the few iterations of the report: from below, and near.
+    # The report's few iterations approach the constant from below, and come near.
     assert 0.9 * largest <= report.whole_inverse <= largest * (1 + 1e-4)
     for shape in report.shapes:
         assert shape.condition >= 1
@@ -224,7 +224,7 @@ def test_errors_keep_below_their_bounds(report):
         for way in ("forward", "back"):
             errors, bounds = getattr(depth, way), getattr(depth, f"{way}_bound")
             assert len(errors) == 1 + len(report.shapes)
-            # Of bfloat16 the conditioner is no smooth function: its bound is not one.
+            # In bfloat16 the conditioner is no smooth function, so the bound does not hold.
             if depth.precision != "bfloat16 in WN":
                 assert all(e <= 1.1 * b + 1e-12 for e, b in zip(errors, bounds, strict=True))
     by_name = {depth.precision: depth for depth in report.depths}

@@ -69,14 +69,14 @@ def test_the_oldest_ones_go(folder, monkeypatch):
 
 
 def test_what_other_processes_delete_meanwhile_is_no_fault(folder, monkeypatch):
-    (folder / f".unfinished{SUFFIX}").symlink_to("gone")  # listed, and not there any more
+    (folder / f".unfinished{SUFFIX}").symlink_to("gone")  # it is listed but no longer exists
     assert (run([]) == run([])).all()
 
     def full(path):
         raise OSError("no space left")
 
     monkeypatch.setattr(kept_traces, "replacing", full)
-    assert len(run([], length=5)) == 5  # nothing can be kept
+    assert len(run([], length=5)) == 5  # nothing can be stored
 
 
 def test_without_a_cache_nothing_is_kept(folder):
@@ -87,7 +87,7 @@ def test_without_a_cache_nothing_is_kept(folder):
 
 @pytest.mark.parametrize("with_x64", [True, False])
 def test_a_trace_made_with_float64_switched_on_serves_only_such_runs(folder, with_x64):
-    """Random numbers are float64 then, and others."""
+    """With float64 on, random numbers are float64 and have other values."""
 
     def drawn(x):
         return x + jax.random.normal(jax.random.key(0), x.shape)

@@ -1,6 +1,6 @@
 """Voices whose frames lie half a hop late: T // hop frames, and recordings of any length.
 
-Their clips, windows, streams and corrections are in the tests of those, beside centred frames.
+The tests of clips, windows, streams and corrections also cover such frames, beside centred ones.
 """
 
 import re

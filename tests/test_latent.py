@@ -1,4 +1,4 @@
-"""The latent, its parts and the way between two; the three commands; the toy flow of the docs."""
+"""The latent, its parts and interpolation; the three commands; the toy flow of the docs."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def weights(tmp_path_factory) -> str:
 
 @pytest.fixture(autouse=True)
 def load_once(monkeypatch):
-    """Every command finds the one voice, and what it compiled."""
+    """All commands share one voice and its compiled programs."""
     monkeypatch.setattr(vocoder, "load", lambda source: voice_of("group"))
 
 
@@ -127,7 +127,8 @@ def test_slerp_keeps_the_temperature():
     np.testing.assert_allclose(latent.slerp(a, b, 1.0), b)
     np.testing.assert_allclose(latent.slerp(a, 3 * a, 0.5), 2 * a)
     np.testing.assert_allclose(latent.slerp(a, 0 * a, 0.5), a / 2)
-    assert np.linalg.norm(0.5 * (a + b)) < 0.75 * np.linalg.norm(a)  # what a straight mean does
+    # The arithmetic mean has a smaller norm.
+    assert np.linalg.norm(0.5 * (a + b)) < 0.75 * np.linalg.norm(a)
 
 
 @pytest.mark.slow
@@ -173,7 +174,7 @@ def test_interpolate_and_sweep_write_what_they_name(run, tmp_path):  # noqa: F81
     expected = [f"{name}.{suffix}" for name in names for suffix in ("png", "wav")]
     assert below(tmp_path / "i") == ["mel.png", *expected]
     start, end = (soundfile.read(tmp_path / f"i/{n}.wav")[0] for n in (names[0], names[-1]))
-    # What is cut off is heard before the cut.
+    # The part that is cut off influences the samples shortly before the cut.
     cut = 10 * HOP
     np.testing.assert_allclose(start[:cut], soundfile.read(a)[0][:cut], atol=1e-3)
     assert np.abs(start - end).max() > 1e-2
@@ -232,7 +233,7 @@ def test_the_toy_flow_learns_inverts_and_knows_its_determinant(capsys):
     spec.loader.exec_module(toy)
     found = toy.main(steps=1000)
     assert "nats per point: " in capsys.readouterr().out
-    # As near as the sample tells: no density is more likely under the points than their own.
+    # Near, up to the random sample: no density gives the points a higher mean than their own.
     assert -0.05 < found["nats per point"] - found["the density's own"] < 0.01
     assert found["largest round-trip error"] < 1e-4
     assert found["largest log-determinant error"] < 1e-5

@@ -1,4 +1,4 @@
-"""The package's floors: a room imports from itself and from lower floors, lazily or not."""
+"""The package's floors: a package imports only from itself and from lower floors, even lazily."""
 
 import ast
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ import waveglow_jax
 PACKAGE = Path(waveglow_jax.__file__).parent
 MOST_LINES = 450
 
-# From the ground up, each floor's rooms and what a room consists of: modules or folders of the
-# package. A room imports nothing of another room on its own floor.
+# The floors from the lowest up. Each has groups ("rooms") of modules and sub-packages; a group
+# imports nothing from another group on its own floor.
 FLOORS: list[dict[str, set[str]]] = [
     {"ground": {"errors", "interrupts", "jaxprs", "ownership", "paths", "text", "trees"}},
     {
@@ -51,12 +51,12 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 
 def place_of(module: str) -> tuple[int, str]:
-    """The floor and room of a module's path in the package."""
+    """The floor and the group of a module, given its path in the package."""
     return PLACES[module.removesuffix(".py").split("/")[0]]
 
 
 def imported(source: str) -> Iterator[tuple[int, str]]:
-    """Line and member of the package for each import of this package, wherever it stands."""
+    """Yields the line and the imported member for each import of this package, in functions too."""
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
@@ -72,7 +72,7 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
 
 
 def climbing(module: str, source: str) -> list[str]:
-    """The imports by which a module reaches up, or across to another room of its floor."""
+    """A module's forbidden imports: from a higher floor, or from another group of its own floor."""
     floor, room = place_of(module)
     return [
         f"{module}:{line}: {room} (floor {floor + 1}) imports {member} (floor {above + 1})"

@@ -1,4 +1,4 @@
-"""Wrong mels and wrong samples do not pass without a word."""
+"""Wrong mels and wrong samples cause a warning or an error."""
 
 import warnings
 
@@ -103,7 +103,7 @@ def test_a_mel_that_overflows_is_refused(voice):
 
 @pytest.mark.slow
 def test_the_denoisers_bias_is_of_the_bare_voice(voice, monkeypatch):
-    """The original's is: clipped samples have another spectrum."""
+    """As in the original, it is measured without clipping, which would change the spectrum."""
     loud = Voice(voice.config, voice.params)
     loud.__dict__["_reverse"] = voice._reverse
     limit = "waveglow_jax.synthesis.levels.FULL_SCALE"

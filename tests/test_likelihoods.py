@@ -1,4 +1,4 @@
-"""Likelihoods of recordings: the whole flow's own, its shares a frame, and mels that are wrong."""
+"""Likelihoods of recordings: in total, their shares per frame, and under wrong mels."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_shares_of_the_frames_add_up_to_the_flows_own(name, monkeypatch):
     config = CONFIGS[name]
     params = lively_params(config)
     audio, mel = some_audio(FRAMES * HOP + 7), some_mel(FRAMES + 1)
-    # Several windows: as short as their context lets them be.
+    # Several windows, as short as their context allows.
     monkeypatch.setattr(likelihoods, "KEPT_FRAMES", 28)
     found = likelihood_of(params, config, audio, mel)
     audio = audio[: FRAMES * HOP]
@@ -56,7 +56,7 @@ def test_shares_of_the_frames_add_up_to_the_flows_own(name, monkeypatch):
     parts = found.energy + found.log_det - 0.5 * math.log(2 * math.pi)
     np.testing.assert_allclose(found.of_frame, parts, rtol=1e-12)
     assert found.bits == pytest.approx(15 - found.nats / math.log(2))
-    # The energy is that of z where it stands.
+    # A frame's energy is that of the z at its own steps.
     energy = -0.5 * np.sum(np.float64(z[0]).reshape(FRAMES, -1) ** 2, axis=1) / HOP
     np.testing.assert_allclose(found.energy, energy, rtol=1e-3, atol=1e-4)
     of_channels = {"all": (slice(None), found.z)}
@@ -70,7 +70,7 @@ def test_shares_of_the_frames_add_up_to_the_flows_own(name, monkeypatch):
 
 @pytest.mark.slow
 def test_the_log_det_of_a_frame_is_what_its_own_samples_are_stretched_by():
-    """With a conditioner that hears no neighbours the frames are independent: each its own flow."""
+    """With a conditioner whose receptive field is one step, every frame is a flow of its own."""
     sizes = {"n_layers": 1, "n_channels": 4, "kernel_size": 1}
     raw = config_to_dict(tiny_config())
     raw["waveglow_config"] |= {"WN_config": sizes, "upsample_kernel": HOP}
@@ -180,7 +180,7 @@ def test_a_mel_from_a_file(run, weights, tmp_path):
     own = json.loads(run(path, "-w", weights, "--json")[1][0])["nats"]
     assert nats(mel) == pytest.approx(own, abs=1e-6)
     assert nats(mel[:-3]) != pytest.approx(own, abs=1e-6)
-    # A wrong convention; and one that no float32 survives.
+    # A wrong convention, and values under which float32 overflows.
     assert abs(nats(mel / math.log(10)) - own) > 0.1
     assert nats(20 * mel + 100) is None
     (error,) = nats(mel[: FRAMES // 2])

@@ -1,4 +1,4 @@
-"""The listening test: what is built, who counts, whether its intervals hold what they say."""
+"""The listening test: its page, which raters count, and whether its intervals are right."""
 
 import json
 import threading
@@ -57,7 +57,7 @@ def shown(html: str) -> dict:
 def test_make(folders, tmp_path):
     made = make(folders, tmp_path / "test", utterances=4, title="</script><i>A & B", seed=3)
     assert made.systems == NAMES and len(made.utterances) == 4
-    assert set(made.utterances) < set("abcde")  # what both have
+    assert set(made.utterances) < set("abcde")  # what both systems have
     key = json.loads(made.key.read_text())
     html = (made.page / "index.html").read_text()
     test = shown(html)
@@ -71,19 +71,20 @@ def test_make(folders, tmp_path):
         facts = [key["clips"][file] for file in clip["versions"]]
         assert [fact["system"] for fact in facts] == list(NAMES)
         assert len({fact["utterance"] for fact in facts}) == 1
-    # Nothing that is served tells which is which, and all of it is there.
+    # No served file reveals a clip's system, and no file is missing.
     served = sorted(path.name for path in (made.page / "audio").iterdir())
     wanted = [*versions, *(check["file"] for check in test["check"]), test["volume"]]
     assert served == sorted(wanted)
     assert not any(name in html for name in ("Recordings", "Vocoder"))
-    # One level, whatever came in.
+    # All clips have one level, whatever level the recordings had.
     for file in [*versions, test["volume"]]:
         samples = read_audio(made.page / "audio" / file, RATE)
         assert 20 * np.log10(np.sqrt(np.mean(samples**2))) == pytest.approx(-26, abs=0.05)
 
 
 def test_pips_can_be_counted(folders, tmp_path):
-    """As many bursts as the key says, between real pauses, each far below the speech."""
+    """The bursts are as many as the key says, between real pauses, and far softer than the
+    speech."""
     made = make(folders, tmp_path / "test")
     key = json.loads(made.key.read_text())
     assert len(key["check"]) == 4
@@ -111,7 +112,7 @@ def test_a_peak_lowers_the_whole_utterance(tmp_path):
 
 
 def test_utterances_are_disjoint_from_training(folders, tmp_path):
-    """By name, and by content under another name."""
+    """Utterances are recognised by name, and by content under another name."""
     training = recordings(tmp_path / "training", "ax", 1.0, 9)
     content = (folders[0][1] / "b.wav").read_bytes()
     (training / "other.wav").write_bytes(content)
@@ -153,7 +154,7 @@ def made(folders, tmp_path):
 
 
 def result(made, rater: str, system_scores: dict[str, int], **changes) -> dict:
-    """A rater who hears each utterance by the systems in turn and always says the same of each."""
+    """The result of a rater who hears the systems in turn and gives each system the same score."""
     key = json.loads(made.key.read_text())
     ratings = {}
     for place, utterance in enumerate(made.utterances):
@@ -270,14 +271,14 @@ RATER_SD, UTTERANCE_SD, RATING_SD = 0.4, 0.3, 0.7
 
 
 def true_mean(mean: float) -> float:
-    """Of a normal opinion that is said as a whole number from 1 to 5."""
+    """The mean of a normal opinion after rounding to a whole number from 1 to 5."""
     spread = np.sqrt(RATER_SD**2 + UTTERANCE_SD**2 + RATING_SD**2)
     return 1 + np.sum(norm.sf(np.array([1.5, 2.5, 3.5, 4.5]), mean, spread))
 
 
 def simulated(rng: np.random.Generator, raters: int, utterances: int) -> Ratings:
-    """Raters more and less strict, utterances easy and hard for each system, every rater hearing
-    each utterance once, by systems dealt evenly, as the page does."""
+    """Simulated ratings. Raters differ in strictness, and utterances in difficulty for each system;
+    every rater hears each utterance once, by evenly dealt systems, as on the page."""
     count = len(SYSTEM_MEANS)
     strictness = rng.normal(0, RATER_SD, raters)
     hardness = rng.normal(0, UTTERANCE_SD, (utterances, count))
@@ -305,7 +306,7 @@ def test_intervals_hold_the_true_means_in_95_of_100_simulations(raters, utteranc
         halves.append([e.high - e.mean for e in estimates])
         errors.append([e.mean - truth for e, truth in zip(estimates, truths, strict=True)])
     assert hits.min() >= 95
-    # And not by being endlessly wide: against 1.96 times the error that there really is.
+    # Nor are they far too wide, compared with 1.96 times the actual error.
     assert np.all(np.mean(halves, axis=0) < slack * 1.96 * np.std(errors, axis=0))
 
 
@@ -367,7 +368,8 @@ def opened(browser, address: str, viewport: dict[str, int]):
 
 
 def answer_each(page, key: dict, kind: str, press: bool, wrong: bool = False) -> list[str]:
-    """Answers clip after clip as the key says, until the screen is another; the clips' names."""
+    """Answers clip after clip as the key says, until the screen changes; returns the clips'
+    names."""
     heard = []
     answers = key["check"]
     if kind == "rating":
@@ -396,13 +398,13 @@ def answer_each(page, key: dict, kind: str, press: bool, wrong: bool = False) ->
 
 
 def fits(page) -> bool:
-    """Whether nothing sticks out sideways."""
+    """Whether the page fits the width of the screen."""
     return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_in_a_browser(folders, tmp_path, host, browser, capsys):
-    """From the first page to the scored table: by touch on a phone from the file system, by keys
-    on a desktop with results posted, and by one who hears nothing."""
+    """Raters go from the first page to the scored table: one by touch on a phone from the file
+    system, one by keys on a desktop that posts the results, and one who hears nothing."""
     made = make(folders, tmp_path / "test", utterances=4, post_url=f"{host}/results")
     key = json.loads(made.key.read_text())
     results = tmp_path / "results"
@@ -416,7 +418,7 @@ def test_in_a_browser(folders, tmp_path, host, browser, capsys):
     phone.locator("#rate").click()
     assert fits(phone)
     heard = answer_each(phone, key, "rating", press=False)
-    # Every utterance once, the systems evenly.
+    # Every utterance comes once, and the systems are dealt evenly.
     assert sorted(key["clips"][clip]["utterance"] for clip in heard) == sorted(made.utterances)
     assert sorted(key["clips"][clip]["system"] for clip in heard) == sorted(2 * NAMES)
     with phone.expect_download() as download:

@@ -88,7 +88,7 @@ def run(command: str) -> int:
 def test_the_pages(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "OF_SIGNALS", METRICS)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # what `evaluate` measures with: no processes
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # so that `evaluate` starts no processes
     write_small_config()
     pack_corpus(Path("LJSpeech-1.1.tar.bz2"))
     listed = commands()

@@ -1,7 +1,7 @@
 """The manual: the blocks of its tutorials and how-tos run, its commands have no unknown options,
 and its links lead somewhere.
 
-A block that cannot run here stands below a comment `<!-- not run: REASON -->`. A page's blocks run
+A block that cannot run here has above it a comment `<!-- not run: REASON -->`. A page's blocks run
 one after the other in one folder, which has the files that the pages assume to be there.
 """
 
@@ -36,7 +36,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 LANGUAGES = ("sh", "python", "text", "json")
 RUN = ("sh", "python")
 SHORT = {"--train.steps 4000": "--train.steps 2 --train.synthesis_clips 0"}
-"""What the tests do in place of minutes of training."""
+"""Replacements in commands that would otherwise train for minutes."""
 RATE = 22050
 GENERATED = ("commands.md", "config.md", "voice-card.md", "held_out.png")
 """What docs/hooks writes when the manual is built."""
@@ -178,7 +178,7 @@ def two_published_flows(folder: Path) -> Path:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """One in which `waveglow-jax` and `python` are those of this test."""
+    """An environment in which `waveglow-jax` and `python` are those of this test."""
     programs = home / "programs"
     programs.mkdir()
     for program, module in (("waveglow-jax", " -m waveglow_jax"), ("python", "")):

@@ -1,4 +1,4 @@
-"""Training on mels of an acoustic model: which belongs to which recording, and which frames."""
+"""Training on an acoustic model's mels: which mel a recording gets, and which of its frames."""
 
 import re
 from pathlib import Path
@@ -58,7 +58,7 @@ def mel_of(folder, name):
 
 @pytest.fixture
 def copy(corpus, tmp_path):
-    """Another folder of the same mels, to be spoilt."""
+    """A copy of the mels that a test may damage."""
     for name in LENGTHS:
         write_mel(mel_of(tmp_path, name), own_mel(corpus / "wavs" / name))
     return tmp_path
@@ -178,7 +178,7 @@ def test_recordings_without_a_readable_mel_are_left_out_by_name(corpus, copy):
     np.save(copy / "3.npy", spoilt.T)
     found = scan(corpus, copy)
     assert [r.path.name for r in found.training] == ["1.wav", "0.wav"]
-    named = [line.partition(": ")[0] for line in found.left_out]  # the file that is at fault
+    named = [line.partition(": ")[0] for line in found.left_out]  # the file with the fault
     for name in ("a/0.wav", "b/2", "3.npy"):
         assert sum(name in path for path in named) == 1, (name, found.left_out)
     for name in ("a/1.wav", "b/0.wav"):
@@ -228,7 +228,7 @@ def test_mels_in_every_format_and_with_another_number_of_bins(corpus, copy):
 )
 def test_mels_that_look_wrong_are_told_of(tmp_path, change, says):
     for i in range(6):
-        # Words and pauses, so that there is a loudness to follow.
+        # Words and pauses, so that the loudness varies.
         t = np.arange(3 * RATE) / RATE
         audio = speech_like(3, i) * (np.sin(2 * np.pi * (0.9 + 0.1 * i) * t) > -0.3)
         (tmp_path / "wavs").mkdir(exist_ok=True)
@@ -269,7 +269,8 @@ def test_a_clips_frames_are_those_of_its_place(corpus, copy, name, without_last)
 
 @pytest.mark.slow
 def test_training_and_validation_take_the_given_mels(corpus):
-    """The recordings' own from files give the likelihood that the step computes by itself."""
+    """The recordings' own mels, read from files, give the likelihood of mels that the step
+    computes."""
     config = tiny_config(batch_size=4, validation_clips=4, noise_std=0.0)
     with_mels = scan(corpus).training
     without = scan_corpus(str(corpus / "wavs"), tiny_config(validation_fraction=0.0)).training

@@ -24,7 +24,7 @@ NEEDS = {
 
 
 def speech(seconds: float = 3.0, rate: int = RATE, seed: int = 0) -> np.ndarray:
-    """A voice of sorts: a gliding buzz through three formants, in syllables with pauses."""
+    """A signal like speech: a gliding buzz through three formants, in syllables with pauses."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate)) / rate
     hertz = 120 + 20 * np.sin(2 * np.pi * 0.7 * time)
@@ -82,7 +82,8 @@ def test_visqol_of_equal_files_is_near_the_top():
 @pytest.mark.slow
 @pytest.mark.parametrize("key", [*PERFECT, "visqol", "dnsmos_bak"])
 def test_more_noise_is_worse(key):
-    """From 40 dB of signal to noise to 0 dB, every metric goes the way it says is worse."""
+    """From an SNR of 40 dB down to 0 dB, every metric moves in the direction that it calls
+    worse."""
     audio = speech()
     higher = next(metric.higher_is_better for metric in METRICS if metric.key == key)
     a_little, much = (value(key, audio, with_noise(audio, snr)) for snr in (40, 0))
@@ -90,7 +91,7 @@ def test_more_noise_is_worse(key):
 
 
 def test_stoi_of_noise_alone_is_low():
-    """Envelopes that have nothing in common correlate little; equal ones are at 1."""
+    """Unrelated envelopes correlate little; equal ones have correlation 1."""
     noise = 0.1 * np.random.default_rng(1).normal(size=len(speech()))
     assert abs(value("stoi", speech(), noise)) < 0.4
 
@@ -147,7 +148,7 @@ def test_dtw_forgives_timing_and_mcd_does_not():
 
 
 def test_mcd_dtw_by_hand():
-    """Frames 0 1 2 against 0 0 1 2 2: a path without cost, though not of one length."""
+    """Frames 0 1 2 and 0 0 1 2 2 have a path without cost, though their lengths differ."""
     first = np.zeros((3, 13))
     first[:, 0] = [0, 1, 2]
     second = first[[0, 0, 1, 2, 2]]
@@ -169,7 +170,7 @@ def test_a_pitch_off_by_known_cents(cents):
 
 
 def test_half_of_the_voice_gone():
-    """Voiced throughout against voiced in the first half: precision 1, recall 1/2, F1 2/3."""
+    """All voiced against voiced only in the first half: precision 1, recall 1/2, F1 2/3."""
     first = buzz(150, 2.0)
     noise = 0.02 * np.random.default_rng(0).normal(size=len(first))
     second = np.where(np.arange(len(first)) < RATE, first, noise)
@@ -260,7 +261,7 @@ def test_a_turned_waveform_is_no_shift():
 
 
 def random_phases(audio: np.ndarray) -> np.ndarray:
-    """The same magnitudes, no phase in common: what a vocoder is free to do."""
+    """Audio with the same magnitudes and random phases, which a vocoder is free to choose."""
     _, _, spectrum = scipy.signal.stft(audio, RATE, nperseg=1024)
     turns = np.exp(2j * np.pi * np.random.default_rng(0).random(spectrum.shape))
     return scipy.signal.istft(spectrum * turns, RATE, nperseg=1024)[1][: len(audio)]
@@ -288,7 +289,8 @@ def test_silence_cannot_be_levelled():
 
 
 def test_bootstrap_interval_covers_the_true_mean():
-    """Over 300 samples of 40 skewed values: in 90 to 98 of a hundred, the percentile's usual."""
+    """Over 300 samples of 40 skewed values, it does so in 90 to 98 of 100, as usual for
+    percentiles."""
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(300):
@@ -318,7 +320,7 @@ def test_crossed_mean_by_hand():
 
 @pytest.mark.slow
 def test_processes_that_compile_at_once_leave_a_whole_cache(tmp_path):
-    """Without the lock about one try in three ends in a crash, for this folder then always."""
+    """Without the lock, about one try in three crashes, and then every later use of this folder."""
     track = """
 import numpy as np
 from waveglow_jax.evaluation.metrics import pitch

@@ -1,4 +1,4 @@
-"""Published checkpoints of every generation as one parameter tree, and the way back."""
+"""Published checkpoints of every generation become one parameter tree, and go back."""
 
 import gzip
 import io
@@ -59,7 +59,7 @@ def refusal(path: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
 def test_golden_numbers_of_every_file(path):
-    """Half-precision files within what rounding their weights to 11 bits does."""
+    """Half-precision files give the numbers within the rounding of their weights to 11 bits."""
     tolerance = 2e-3 if "half" in path.stem else 1e-4
     alternating = "alternating" in path.stem
     values = expected("expected_alternating.npz" if alternating else "expected.npz")
@@ -77,7 +77,8 @@ def test_golden_numbers_of_every_file(path):
 
 
 def test_modules_as_torch_1_pickled_them_within_data_parallel(tmp_path):
-    """They name their backend by a call that means nothing; the oldest class lies inside."""
+    """They name their backend by a call without meaning; the module inside is of the oldest
+    class."""
     content = (DATA / "module_alternating_legacy.pt").read_bytes()
     training = b"X\x08\x00\x00\x00training"
     backend = b"X\x08\x00\x00\x00_backendctorch.nn.backends.thnn\n_get_thnn_function_backend\n)R"
@@ -93,7 +94,7 @@ def test_modules_as_torch_1_pickled_them_within_data_parallel(tmp_path):
     plain = read_weights(DATA / "module_alternating_legacy.pt")
     assert ours.config.waveglow.alternating_halves and ours.config.data == plain.config.data
     assert equal(ours.params, plain.params)
-    # A state that is none of a module's.
+    # A state that no module has.
     for state in (b"]", b"K\x07"):
         odd = b"\x80\x02}X\x05\x00\x00\x00modelcglow\nWaveGlow\n)\x81" + state + b"bs."
         with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
@@ -135,7 +136,7 @@ def test_prefixes(tmp_path, tensors, reference, prefix):
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_state_dicts_of_numpy(tmp_path, tensors, reference, nested):
-    """As TPUs and frameworks without PyTorch have saved them."""
+    """State dicts as TPUs and frameworks without PyTorch save them."""
     state = {name: np.asarray(tensor, "<f4") for name, tensor in tensors.items()}
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         program = pickle.dumps({"model": {"state_dict": state}} if nested else state, 2)
@@ -152,7 +153,8 @@ def test_safetensors_with_the_originals_names(tmp_path, tensors, reference):
 
 @pytest.mark.parametrize("compression", ["gz", ""])
 def test_nemo(tmp_path, tensors, reference, compression):
-    """A tar of a config and a state dict whose WN is called wavenet, with the mel's buffers."""
+    """The file is a tar of a config and a state dict that calls WN wavenet and has the mel's
+    buffers."""
     renamed = {f"waveglow.{k.replace('WN.', 'wavenet.')}": v for k, v in tensors.items()}
     renamed["audio_to_melspec_precessor.featurizer.window"] = np.ones(1024, np.float32)
     write_torch(tmp_path / "model_weights.ckpt", renamed)
@@ -176,7 +178,7 @@ def test_nemo_bomb(tmp_path):
     with tarfile.open(tmp_path / "none.nemo", "w") as archive:
         archive.addfile(tarfile.TarInfo("config.yaml"))
     refusal(tmp_path / "none.nemo", "no .nemo")
-    # A name of 64 MiB, a place before the beginning, a member that takes for ever to pass by.
+    # A name of 64 MiB, a position before the beginning, and a member that takes very long to skip.
     long = tarfile.TarInfo("x")
     long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 26
     back, far = tarfile.TarInfo("x"), tarfile.TarInfo("x")
@@ -221,7 +223,7 @@ def test_hyper_parameters_from_the_shapes(tmp_path, tensors):
     assert weights.config.waveglow == golden_config().waveglow
     assert any("inferred" in note for note in weights.notes)
     assert weights.config.data.hop_length == 256
-    # Nothing leaves early: a config whose first leaving lies behind the last flow.
+    # Without early outputs, the config places the first one after the last flow.
     two = {
         name: tensor
         for name, tensor in tensors.items()
@@ -307,7 +309,7 @@ def test_a_voice_from_any_of_them(tmp_path):
 
 
 def test_hub_names(tmp_path, monkeypatch):
-    """From a cache as the hub's library lays it out, without a network."""
+    """The models come from a cache as the hub's library lays it out, without a network."""
     pytest.importorskip("huggingface_hub")
     import huggingface_hub
 
@@ -345,7 +347,7 @@ def test_hub_library_missing(monkeypatch):
 
 
 def test_written_for_the_original_and_read_back(tmp_path):
-    """Names, shapes and layout against a file that the original wrote."""
+    """Names, shapes and layout are those of a file that the original wrote."""
     weights = read_weights(DATA / "module_fused_zip.pt")
     nvidia.write_original(tmp_path / "a.pt", weights.config, weights.params)
     again = read_weights(tmp_path / "a.pt")
@@ -367,7 +369,7 @@ def test_written_for_the_original_and_read_back(tmp_path):
 
 
 def test_what_is_written_speaks_in_pytorch(tmp_path):
-    """A model of PyTorch's own convolutions gives the original's numbers with it."""
+    """With the file, a model of PyTorch's own convolutions gives the original's numbers."""
     torch = pytest.importorskip("torch")
     from waveglow_jax.performance.torch_waveglow import TorchWaveGlow
 

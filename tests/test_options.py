@@ -1,4 +1,4 @@
-"""One grammar for all commands, and a help that says everything."""
+"""All commands have one grammar, and their help names everything."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ NOTED = pytest.mark.filterwarnings("default::waveglow_jax.errors.FileWarning")
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """Of every command, and of the parts of one that has some."""
+    """The parsers of all commands and sub-commands."""
     found = {}
     for name, (add_arguments, _) in COMMANDS.items():
         parser = argparse.ArgumentParser(prog=name)
@@ -86,7 +86,7 @@ def test_the_examples_in_the_help_are_command_lines(command):
 
 
 def test_an_option_of_one_name_is_one_thing():
-    """With the same letter, or none, in every command."""
+    """An option has the same letter, or none, in every command."""
     letters: dict[str, set[str]] = {}
     commands: dict[str, list[str]] = {}
     for command, parser in PARSERS.items():
@@ -211,7 +211,8 @@ def test_f_does_not_overwrite_its_input(run, tmp_path, weights):  # noqa: F811
 
 
 def player(folder: Path, name: str, code: int = 0) -> Path:
-    """A player that keeps what it was told and what it played; the only one that there is."""
+    """A player program that records its arguments and the sound it played; the only one on the
+    path."""
     folder.mkdir()
     script = folder / name
     script.write_text(
@@ -226,7 +227,7 @@ def player(folder: Path, name: str, code: int = 0) -> Path:
 
 @pytest.fixture
 def alone(monkeypatch):
-    """Makes a folder the first of programs, and no player of the system's known."""
+    """A folder that is first on the path, and from which alone players are taken."""
 
     def alone(folder: Path) -> None:
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/bin{os.pathsep}/usr/bin")

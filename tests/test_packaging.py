@@ -26,7 +26,7 @@ PUBLISHED_KIND = ["--waveglow.conditioning", "sample", "--waveglow.mel_whitening
 
 
 def test_one_version():
-    """What the package says of itself, what is installed, and the newest heading of the changes."""
+    """The package, its installed metadata and the newest heading of the changelog agree."""
     try:
         assert version("waveglow-jax") == waveglow_jax.__version__
     except PackageNotFoundError:
@@ -60,7 +60,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory) -> Path:
-    """The environment's folder of programs."""
+    """The folder of programs of an environment in which the wheel is installed."""
     home = tmp_path_factory.mktemp("installed")
     venv.create(home, with_pip=True)
     (wheel,) = built.glob("*.whl")

@@ -20,7 +20,7 @@ VARIABLES = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "HF_HO
 
 @pytest.fixture
 def environment(monkeypatch) -> dict[str, str]:
-    """Only what a test sets; what `give_libraries_caches` sets goes with the test."""
+    """An environment with only what a test sets; it is restored after the test."""
     kept = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     monkeypatch.setattr(os, "environ", kept)
     monkeypatch.setattr(paths, "_stand_ins", set())
@@ -113,7 +113,7 @@ def test_libraries_get_folders_where_there_is_no_home(environment, nobody, caplo
     give_libraries_caches()
     folder = Path(environment["XDG_CACHE_HOME"])
     assert folder.is_dir() and environment["MPLCONFIGDIR"] == str(folder)
-    assert cache_base() is None  # nothing that is to last goes there
+    assert cache_base() is None  # nothing permanent is stored there
     give_libraries_caches()
     (record,) = caplog.records
     assert "no home folder" in record.message and "XDG_CACHE_HOME" in record.message
@@ -125,7 +125,7 @@ def test_libraries_get_folders_where_there_is_no_home(environment, nobody, caplo
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
 def test_libraries_get_folders_where_none_can_be_made(environment, tmp_path, caplog, variable):
-    """/proc takes no files from anybody, the superuser included."""
+    """Nobody, not even the superuser, can create files in /proc."""
     environment.update({"HOME": str(tmp_path), variable: "/proc/me"})
     give_libraries_caches()
     assert len(caplog.records) == 1 and "/proc/me" in caplog.records[0].message
@@ -155,7 +155,7 @@ def test_libraries_get_folders_where_others_can_write(environment, tmp_path, cap
 
 @pytest.mark.slow
 def test_commands_work_for_a_user_without_home_and_name(tmp_path):
-    """librosa's own cache would not let it be imported."""
+    """Without a replacement for its cache folder, librosa could not be imported."""
     program = (
         "import pwd, sys\n"
         "def unknown(uid): raise KeyError(uid)\n"

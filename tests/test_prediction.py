@@ -1,4 +1,4 @@
-"""Whitening by linear prediction, held against SciPy and autodiff's Jacobian."""
+"""Whitening by linear prediction, compared with SciPy and autodiff's Jacobian."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,8 @@ def test_levinson_solves_the_normal_equations(order):
 
 @pytest.mark.slow
 def test_predictor_is_that_of_the_spectrum():
-    """Unit-variance noise through the inverse filter has the mel's spectrum, pole for pole."""
+    """Unit-variance noise through the inverse filter has the all-pole form of the mel's
+    spectrum."""
     config = config_of(16, 24)
     with jax.enable_x64(True):
         mel = jnp.asarray(random_mel())
@@ -72,8 +73,8 @@ def test_predictor_is_that_of_the_spectrum():
         floor = config.waveglow.mel_whitening.floor
         power = np.asarray(power_at_blocks(mel, config, FRAMES * HOP)) + floor**2 + 1e-9
     for taps, gain, spectrum in zip(predictor.taps[0], predictor.gain[0], power[0], strict=True):
-        # Of all-pole filters of that order, prediction finds the one with the least error, after
-        # the pre-emphasis: its first lags are the emphasised spectrum's own.
+        # Prediction finds the all-pole filter of that order with the least error after the
+        # pre-emphasis, so its first lags are those of the emphasised spectrum.
         all_pole = gain / np.abs(np.fft.rfft(taps, 8192))
         ours = (all_pole * np.abs(np.fft.rfft([1, -0.95], 8192))) ** 2
         theirs = spectrum * np.abs(np.fft.rfft([1, -0.95], 256)) ** 2
@@ -84,7 +85,7 @@ def test_predictor_is_that_of_the_spectrum():
 
 @pytest.mark.slow
 def test_groups_of_any_size_give_the_same_predictors():
-    """CPUs take few blocks at once and accelerators thousands: in float64 they agree."""
+    """CPUs compute few blocks at once and accelerators thousands; in float64 the results agree."""
     config = config_of(16, 24)
     mels = np.concatenate(random_mel(7, seed=5))  # 21 blocks: two groups, the second not filled
     with jax.enable_x64(True):
@@ -171,7 +172,7 @@ def test_mask_counts_only_the_signals_own_blocks():
 
 @pytest.mark.slow
 def test_stable_and_invertible_in_float32_for_any_mel():
-    """Loud, silent, and as coloured as no speech is: the filter stays minimum-phase."""
+    """Under loud, silent and extremely coloured mels, the filter stays minimum-phase."""
     config = config_of(16, 64)
     rng = np.random.default_rng(5)
     mels = np.stack(
@@ -192,5 +193,5 @@ def test_stable_and_invertible_in_float32_for_any_mel():
     x, _ = prediction_inverse(predictor, noise)
     again, _ = prediction_forward(predictor, x)
     assert np.isfinite(x).all()
-    # The last one's filters change beyond all measure from block to block; the others are exact.
+    # The last mel's filters change extremely from block to block, so it is left out.
     np.testing.assert_allclose(again[:4], noise[:4], atol=0.1)

@@ -1,4 +1,4 @@
-"""What a compiled program's text tells, and the command where the compiler is or is not there."""
+"""The text of compiled programs, and the command with and without the compiler."""
 
 import dataclasses
 import importlib.util
@@ -85,7 +85,7 @@ def test_collectives_are_found_with_their_bytes_and_whether_anything_overlaps_th
 
 
 def test_the_links_time_is_that_of_rings():
-    """By hand, for 1 GB: a chip sends it once less its own share, an all-reduce twice that."""
+    """By hand, for 1 GB: a chip sends all but its own share once, and twice in an all-reduce."""
     of = Collective("all-reduce", 1, 10**9, overlapped=False)
     for topology, seconds in (
         ("v5e:1x1", 0),
@@ -124,7 +124,8 @@ def test_the_report_names_the_collectives():
     assert f"{1e3 * wait:.2f} ms" in text
     told = as_json(found)
     assert told["collective_bytes"] == 3 << 20 and told["collectives"][1]["kind"] == "all-reduce"
-    # The CPU's compiler estimates no time; a step of as long as the wait would wait half the time.
+    # The CPU's compiler estimates no time. If a step took as long as the wait, a chip would wait
+    # half of the time.
     estimated = dataclasses.replace(
         found, estimated_seconds=wait, estimated_samples_per_second=1.0, share_of_peak=0.5
     )
@@ -134,7 +135,7 @@ def test_the_report_names_the_collectives():
 
 @pytest.mark.devices(2)
 def test_flops_are_counted_by_hand():
-    """A loop of five, both directions, on the platform asked for, one device's share."""
+    """A loop of five turns, forward and backward, on the given platform, for one device's share."""
     w = jnp.zeros((3, 3))
 
     def step(w, x):
@@ -147,7 +148,8 @@ def test_flops_are_counted_by_hand():
     jaxpr = jax.make_jaxpr(function)(w, jnp.zeros((2, 7, 3)))
     a_product = 2 * 7 * 3 * 3
     assert product_flops(jaxpr, "cpu") == 0
-    # There, and back by h and by w, except by h in the first turn, which is not taken out.
+    # Forward, and backward to h and to w. The first turn needs no gradient of h, but the loop
+    # computes it.
     assert product_flops(jaxpr, "tpu") == 3 * 5 * a_product
     image, kernel = jnp.zeros((1, 2, 8)), jnp.zeros((6, 2, 3))
     jaxpr = jax.make_jaxpr(lambda x, k: jax.lax.conv(x, k, (1,), "VALID"))(image, kernel)
@@ -223,7 +225,7 @@ def test_without_the_compiler_the_remedy_is_told(library, topology, extra):
 )
 def test_with_the_compiler(library, topology, task):
     pytest.importorskip(library)
-    # A step of 8 clips leaves nothing in a TPU's main memory.
+    # A step of 8 clips needs no temporary bytes in a TPU's main memory.
     batch = "64" if task == "train" else "8"
     tiny = "--config", "configs/tiny.json", "--batch", batch, "--json"
     done = run(*tiny, "--topology", topology, "--task", task)
@@ -249,7 +251,7 @@ def test_with_the_compiler(library, topology, task):
 
 @pytest.mark.slow
 def test_a_small_step_takes_little_memory():
-    """The optimizer's vector, shaped as a 1x1 convolution's W, would be padded to 32 times that."""
+    """The optimizer's vector in the shape of a W would be padded to 32 times its size."""
     pytest.importorskip("libtpu")
     done = run("--config", "configs/tiny.json", "--batch", "8", "--json", "--topology", "v5e:2x4")
     found = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""From recordings of any kind to a corpus: what is kept, left out, and not done twice."""
+"""From recordings of any kind to a corpus: what is converted, left out, and not done twice."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_another_source_of_the_same_name_is_refused(tmp_path):
     prepare([tmp_path / "one"], tmp_path / "out")
     with pytest.raises(UserError, match=r"two/a\.wav: .*one/a\.wav"):
         prepare([tmp_path / "two"], tmp_path / "out")
-    # Moved as it was, it is the same source.
+    # A moved but unchanged file counts as the same source.
     (tmp_path / "one").rename(tmp_path / "moved")
     assert prepare([tmp_path / "moved"], tmp_path / "out").kept == 1
 

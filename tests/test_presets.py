@@ -1,6 +1,6 @@
 """The presets for other software's mels: their descriptions, and that they train and speak.
 
-They are shrunk to a second of compiling; the mel's settings stay the preset's.
+They are shrunk so that they compile in a second; the mel's settings stay the preset's.
 """
 
 import re

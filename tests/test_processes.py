@@ -33,10 +33,10 @@ def start(
     slurm: bool = False,
     share: bool = False,
 ) -> list[subprocess.Popen]:
-    """train.py in so many processes; the run is the first one's, the others write nothing.
+    """Starts train.py in several processes; only the first one writes the run.
 
-    slurm: told by what Slurm's srun puts into the environment, not by flags. share: all processes
-    see the run's folder."""
+    slurm: the processes are named by the environment of Slurm's srun, not by flags. share: all
+    processes see the run's folder."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -79,7 +79,7 @@ def ended(run: Path, started) -> list[int]:
 
 @pytest.mark.slow
 def test_two_processes_stop_at_one_step_and_one_goes_on(recordings, tmp_path):  # noqa: F811
-    """The signal goes to the process that writes nothing; the run is that of one process."""
+    """The signal goes to the process that writes nothing; the run equals that of one process."""
     (tmp_path / "config.json").write_text(
         config_to_json(
             tiny_config(steps=10**6, validation_fraction=0.0, iters_per_checkpoint=10**6)
@@ -128,7 +128,7 @@ def test_losses_do_not_depend_on_processes_and_devices(recordings, tmp_path):  #
 
 @pytest.mark.stress
 def test_a_run_moves_between_numbers_of_processes(recordings, tmp_path):  # noqa: F811
-    """8 devices, 4, 1, then 2 processes of 4: the curve of a run that never moved."""
+    """On 8 devices, 4, 1, then 2 processes of 4, the curve is that of a run that never moved."""
     layouts, run = ((1, 8), (1, 4), (1, 1), (2, 4)), tmp_path / "moved"
     for part, (processes, devices) in enumerate(layouts, 1):
         config = tmp_path / f"{part}.json"
@@ -171,7 +171,7 @@ def test_a_preempted_run_loses_only_time(tmp_path):
 
 
 def test_an_abort_of_xla_is_explained():
-    """In a thread of which Python knows nothing, while the main thread works."""
+    """The abort comes in a thread that Python does not know, while the main thread works."""
     program = """if True:
         import ctypes, threading, time
         from waveglow_jax.training.processes import aborts_explained

@@ -1,4 +1,4 @@
-"""Compiled programs are kept for the next run, where nobody else can have put them."""
+"""Compiled programs are stored for the next run, where nobody else could have put them."""
 
 import os
 import pwd
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 NOBODY = 65534
 keep_programs = program_cache.keep_programs  # before any test replaces it
 WITHOUT_A_CACHE = {"JAX_COMPILATION_CACHE_DIR": ""}
-"""As a user has it; the tests have given JAX a folder."""
+"""The environment of a user; the tests have given JAX a folder."""
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_programs_are_kept_unless_told_otherwise(tmp_path):
 
 @pytest.fixture
 def kept(monkeypatch):
-    """JAX's settings and what is done with warnings, which go back with the test."""
+    """Restores JAX's settings and the display of warnings after the test."""
     settings = (
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
@@ -75,7 +75,7 @@ def kept(monkeypatch):
 @pytest.mark.parametrize("part", ["", "waveglow_jax", "waveglow_jax/programs"])
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path, part, mode):
-    """Whoever can write to one of those above it can put another folder in its place."""
+    """Whoever can write to a folder above it can replace it."""
     folder = tmp_path / "waveglow_jax/programs"
     folder.mkdir(parents=True)
     open_part = tmp_path / part
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
 
 
 def test_what_was_put_there_while_it_was_open_is_refused(tmp_path):
-    """To take the right to write from others leaves there what they have planted."""
+    """Removing the others' permission to write does not remove the files that they have planted."""
     folder = tmp_path / "programs"
     folder.mkdir(mode=0o755)
     with pytest.raises(UserError, match=r"others can enter it.*delete it"):
@@ -126,7 +126,8 @@ def test_links_are_followed_and_their_owners_asked(tmp_path):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="two users are needed")
 def test_another_user_cannot_plant_a_program(kept, monkeypatch):
-    """He waits in a world-writable folder of caches, and puts his own in the place of ours."""
+    """The other user tries to replace our folder by his own in a world-writable folder of
+    caches."""
     with tempfile.TemporaryDirectory() as base:  # others can enter it, unlike tmp_path
         shared = Path(base) / "shared"
         shared.mkdir()
@@ -147,19 +148,19 @@ def test_another_user_cannot_plant_a_program(kept, monkeypatch):
         assert as_other(plant)
         with pytest.raises(UserError, match="others can write"):
             keep_programs(folder)
-        shared.chmod(0o1777)  # he was there first
+        shared.chmod(0o1777)  # the other user's folder was there first
         with pytest.raises(UserError, match="waveglow_jax belongs to the user "):
             keep_programs(folder)
         assert jax.config.jax_compilation_cache_dir != str(folder)
         shutil.rmtree(folder.parent)
-        keep_programs(folder)  # ours, and the sticky bit keeps his hands off
+        keep_programs(folder)  # the folder is ours, and the sticky bit protects it
         assert not as_other(swap)
         assert jax.config.jax_compilation_cache_dir == str(folder)
 
 
 @pytest.mark.slow
 def test_a_damaged_entry_is_deleted(kept, tmp_path, capsys):
-    """JAX warns of it and leaves it there: at every run anew."""
+    """JAX itself only warns of it at every run, and leaves it there."""
     folder = tmp_path / "programs"
     ready_streams()
 
@@ -180,7 +181,7 @@ def test_a_damaged_entry_is_deleted(kept, tmp_path, capsys):
 
 
 def test_a_user_without_a_name_is_told_once(tmp_path, monkeypatch):
-    """JAX would say of every program that it cannot keep it."""
+    """JAX would warn for every program that it cannot store it."""
 
     def unknown(uid: int):
         raise KeyError(uid)

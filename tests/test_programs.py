@@ -22,7 +22,7 @@ HIT = "/jax/compilation_cache/cache_hits"
 
 @pytest.fixture
 def no_cache_folder():
-    """JAX as a user has it: the tests have given it a folder."""
+    """JAX without a cache folder, as users have it; the tests have given it one."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -51,7 +51,7 @@ def as_after_a_restart(events) -> None:
 
 @pytest.mark.slow
 def test_a_restart_compiles_nothing(recordings, tmp_path, no_cache_folder, events, capsys):  # noqa: F811
-    """Not the step, the validation, nor anything else; a copied run compiles all of it anew."""
+    """This covers the step, the validation and everything else; a copied run compiles all anew."""
     config = tiny_config(steps=8)
     loop.train(tiny_config(steps=4), str(recordings), tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
@@ -116,7 +116,7 @@ def test_a_program_is_found_where_it_was_made(folder, tmp_path):
 
 @pytest.mark.parametrize("how", ["copied", "unpacked"])
 def test_a_stranger_s_run_brings_no_programs(folder, tmp_path, capsys, how):
-    """Its files belong to whoever unpacks it, with all the permissions that they had."""
+    """A copied run's files belong to whoever unpacks it, with their original permissions."""
     copy = tmp_path / "copy"
     if how == "copied":
         subprocess.run(["cp", "-a", folder.parent, copy], check=True)
@@ -172,10 +172,10 @@ def test_a_folder_that_others_can_write_to_is_not_used(folder, tmp_path, capsys,
     assert SealedPrograms(folder).get("f") is None
     SealedPrograms(folder).put("g", b"program")
     assert not (folder / f"g{SUFFIX}").exists()
-    if part == "run":  # its owner decides what to do
+    if part == "run":  # the user must decide what to do
         assert programs._prepare(folder).startswith(f"others can write to {tmp_path / part}")
         assert (folder / f"f{SUFFIX}").exists()
-    else:  # whatever they have put there goes
+    else:  # whatever others have put there is deleted
         assert programs._prepare(folder) == ""
         assert "deleted without being run" in capsys.readouterr().err
         assert not (folder / f"f{SUFFIX}").exists()
@@ -183,7 +183,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(folder, tmp_path, capsys,
 
 @pytest.mark.parametrize("how", ["hard link", "symbolic link", "pipe", "readable by others"])
 def test_a_key_that_others_could_know_is_no_key(folder, tmp_path, how):
-    """Its content, inode and change time must not be those of a file that all know."""
+    """The key's content, inode and change time must not be those of a file that others can read."""
     key = folder / KEY
     if how == "hard link":
         os.link(key, tmp_path / "known")
@@ -199,7 +199,7 @@ def test_a_key_that_others_could_know_is_no_key(folder, tmp_path, how):
 
 
 def test_a_file_system_without_change_times_is_refused(tmp_path, monkeypatch):
-    """There the time of modification, which a copy may choose, stands for both."""
+    """There the change time equals the time of modification, which a copy may choose."""
     monkeypatch.setattr(os, "utime", lambda *_: None)
     folder = tmp_path / programs.FOLDER
     assert "cannot tell a copied file" in programs._prepare(folder)

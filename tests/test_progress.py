@@ -1,4 +1,4 @@
-"""On a terminal, whatever takes time says what it is doing; elsewhere nothing is added."""
+"""On a terminal, commands that take time show what they do; elsewhere they print nothing more."""
 
 import io
 import re
@@ -76,7 +76,8 @@ def test_a_pipe_gets_none_of_it(name, files, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_lines_stand_by_themselves_on_a_terminal(files, tmp_path, monkeypatch):
-    """Results on stdout and errors on stderr begin where the bar was wiped off."""
+    """Results on stdout and errors on stderr begin at the start of the line, after the bar is
+    erased."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "stdout", terminal)
@@ -93,7 +94,7 @@ def test_lines_stand_by_themselves_on_a_terminal(files, tmp_path, monkeypatch):
 
 
 def test_the_clock_goes_on_by_itself(monkeypatch):
-    """Where one thing takes long, nothing else would tell that it is alive."""
+    """During one long operation, only the clock shows that the program is alive."""
     import time
 
     monkeypatch.setattr(progress, "TICK_SECONDS", 0.01)

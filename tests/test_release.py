@@ -1,4 +1,4 @@
-"""Release folders: written whole, read back to the bit, and damage told in one line."""
+"""Release folders: written whole, read back to the bit, and damage reported in one line."""
 
 import errno
 import json
@@ -52,7 +52,7 @@ def equal(params, others) -> bool:
 
 
 def message(path: Path) -> str:
-    """What loading refuses with: one line."""
+    """The message of one line with which loading is refused."""
     with pytest.raises(UserError) as caught:
         wg.load(path)
     text = str(caught.value)
@@ -138,7 +138,7 @@ def test_what_is_not_finite_is_not_saved(release, params, value, dtype):
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_full_disk_leaves_the_old_voice(release, params, monkeypatch, failing):
-    """Whichever of the two files it is that cannot be put in place."""
+    """This holds whichever of the two files cannot be put in place."""
     calls, replace = [], os.replace
 
     def full(source, target):
@@ -259,7 +259,7 @@ def test_header_of_another_kind(release, header):
 
 @pytest.mark.parametrize("dtype", ["I32", "U32"])
 def test_integers_are_no_weights(release, dtype):
-    """Of the same size, so that nothing but the dtype tells."""
+    """They have the same size, so that only the dtype differs."""
     header, data = header_of(release / WEIGHTS)
     header["flows.0.conv"]["dtype"] = dtype
     with_header(release / WEIGHTS, json.dumps(header).encode(), data)
@@ -401,7 +401,7 @@ def test_the_weights_file_stands_for_its_folder(release, params):
 
 
 def test_weights_are_not_converted_into_themselves(release, capsys):
-    """A run that is converted into its own folder would be read as that release ever after."""
+    """A run that was converted into its own folder would be read as a release from then on."""
     before = {path: path.read_bytes() for path in release.iterdir()}
     for source, command in (
         (release, ["convert", "--dtype", "float16", "-o", release]),

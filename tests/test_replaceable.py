@@ -1,4 +1,4 @@
-"""A conditioner and a bijection from outside the package take part in all that the flow does."""
+"""A conditioner and a bijection from outside the package work in everything that the flow does."""
 
 import importlib.util
 from dataclasses import replace
@@ -46,7 +46,7 @@ def with_scale(monkeypatch):
 
 
 def holds_both_ways(config):
-    """Round trip, log-determinants, and the Jacobian's."""
+    """Checks the round trip and the log-determinants, against each other and the Jacobian."""
     with jax.enable_x64(True):
         params, (audio, mel, _) = to("float64", (lively(config), inputs(config, 32, 2)))
 

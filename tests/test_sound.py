@@ -137,7 +137,7 @@ def test_a_plain_file_that_is_cut_is_refused(tmp_path, format):
 
 @pytest.mark.parametrize("format", ["AU", "W64", "CAF"])
 def test_a_cut_file_whose_length_was_never_filled_in_is_noted(tmp_path, format):
-    """Nothing in it tells where it should end."""
+    """Nothing in the file tells where it should end."""
     path, length = tmp_path / f"a.{format.lower()}", -1 if format == "CAF" else 0
     path.write_bytes(with_length(encoded(format, "PCM_16"), format, length)[:-10000])
     for read in (read_audio, audio_frames):

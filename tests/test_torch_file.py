@@ -1,4 +1,4 @@
-"""PyTorch's files as inert data: what is read, what is refused, and that nothing ever runs."""
+"""PyTorch's files as inert data: which are read, which are refused, and that nothing ever runs."""
 
 import io
 import os
@@ -159,7 +159,7 @@ def test_untyped_storage_with_a_typed_tensor(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_values_as_pickle_has_them(tmp_path, protocol):
-    """Against the standard library, which writes what we read."""
+    """The standard library writes the files, and the values must be the same."""
     value = {
         "a": [1, -1, 255, 256, 65536, -(2**31), 2**40, -(2**70)],
         "b": (1.5, float("inf"), None, True, False, "text \u20ac", b"raw"),
@@ -193,7 +193,7 @@ NUMPY = [
     ("protocol", "core"), [(2, b"core"), (2, b"_core"), (3, b"core"), (4, b"_core"), (5, b"_core")]
 )
 def test_arrays_of_numpy(tmp_path, protocol, core, container):
-    """Against NumPy itself, which writes what we read; before NumPy 2 its core had another name."""
+    """NumPy itself writes the files; before NumPy 2 its core module had another name."""
     for number, array in enumerate(NUMPY):
         pickled = pickle.dumps({"a": array, "list": [array]}, protocol)
         if protocol < 4:  # later ones say how long a name is
@@ -240,7 +240,7 @@ def test_an_array_of_numpy_that_lies_about_its_size_is_refused(tmp_path):
 
 
 def test_one_text_for_many_arrays_takes_no_memory(tmp_path):
-    """A few bytes of the file make another array of the same remembered text."""
+    """A few bytes of the file suffice to make another array of the same memoized text."""
     size = 1 << 20
     remembered = b"X" + struct.pack("<I", size) + bytes(size) + b"q\0" + b"0"
     array = (
@@ -368,7 +368,7 @@ def test_what_old_versions_of_pytorch_wrote(tmp_path):
 
 
 def test_tensors_that_share_a_storage(tmp_path):
-    """As views of one flat buffer; what lies along an axis of one number is nobody's business."""
+    """They are views of one flat buffer; the stride along an axis of length 1 may be any."""
     flat = np.arange(12, dtype="<f4")
     of = storage("FloatStorage", "0", 12)
     parts = [(0, (2, 3), (3, 1)), (6, (1, 4), (77, 1)), (10, (2,), (1,)), (3, (0,), (1,))]
@@ -509,7 +509,7 @@ P61 = 2**61 - 1  # what Python's hash of an integer is modulo
     "body",
     [
         b"}" * 9_000_000,
-        # Copies of what is remembered, of a few bytes each.
+        # Copies of memoized values, of a few bytes each.
         b"](" + b"N" * 50_000 + b"eq\x00cbuiltins\nset\nq\x01(" + b"h\x01h\x00\x85R" * 999 + b"l",
         b"](" + b"K\x01N\x86" * 20_000 + b"eq\x00ccollections\nOrderedDict\nq\x01("
         + b"h\x01h\x00\x85R" * 999 + b"l",
@@ -520,7 +520,7 @@ P61 = 2**61 - 1  # what Python's hash of an integer is modulo
     ids=["operations", "sets", "dicts", "storages", "keys of one hash"],
 )  # fmt: skip
 def test_what_takes_long_or_much_for_its_size(tmp_path, body):
-    """Refused after a million operations, counted by what they cost."""
+    """Such files are refused after a million operations, weighted by their cost."""
     path = zipped(tmp_path / "a.pt", program(body), {"0": b"\0" * 16})
     before = peak_memory(anew=True)
     refusal(path)
@@ -528,7 +528,7 @@ def test_what_takes_long_or_much_for_its_size(tmp_path, body):
 
 
 def test_a_billion_laughs(tmp_path):
-    """Lists of lists of lists by memo: small in memory, endless when walked; never walked."""
+    """Lists of lists of lists by memo are small in memory and endless to traverse."""
     body = b"]q\x00" + b"".join(
         b"]q" + bytes([i]) + b"(" + b"h" + bytes([i - 1]) * 1 + (b"h" + bytes([i - 1])) * 9 + b"e"
         for i in range(1, 60)
@@ -537,7 +537,7 @@ def test_a_billion_laughs(tmp_path):
     read(path)
     with pytest.raises(UserError, match="holds no weights"):
         read_published(path)
-    nested = b"}q\x00(U\x05modelh\x00u"  # a model that is itself
+    nested = b"}q\x00(U\x05modelh\x00u"  # a model that contains itself
     with pytest.raises(UserError, match="holds no weights"):
         read_published(zipped(tmp_path / "b.pt", program(nested)))
     # A module within itself.

@@ -1,4 +1,4 @@
-"""Whatever stands in the place of a file, a stream or a number: one line, and never a traceback."""
+"""Whatever is given as a file, a stream or a number, the error is one line, never a traceback."""
 
 import io
 import json
@@ -36,7 +36,7 @@ SENTENCE = "a sentence that somebody took for the name of a file " * 8
 
 
 def one_line(capsys, *words) -> str:
-    """The error of a command that fails, all that it says."""
+    """The one line that a failing command prints."""
     try:
         code = main([str(word) for word in words])
     except SystemExit as stopped:  # argparse's own
@@ -142,7 +142,7 @@ def test_endless_text_and_pipes_without_a_writer(pipe):
 
 
 def test_text_may_come_through_a_pipe():
-    """As of a shell's <(...)."""
+    """The text comes through a pipe, as from a shell's <(...)."""
     reading, writing = os.pipe()
     os.write(writing, TINY.read_bytes())
     os.close(writing)
@@ -228,7 +228,7 @@ def emptied(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [overwritten, emptied, Path.unlink])
 def test_damaged_checkpoints_without_checksums(tmp_path, damage, capfd):
-    """Of every file, by every reader: nothing, or one line."""
+    """Every file is damaged, and every reader either works or prints one line."""
     saved_run(tmp_path / "run", steps=[3])
     checkpoint = tmp_path / "run/checkpoints/3"
     (checkpoint / "SHA256SUMS").unlink()

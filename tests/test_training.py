@@ -1,4 +1,4 @@
-"""Training: the data it sees, the step it takes, and that a stop changes nothing."""
+"""Training: its data, its steps, and that a stop changes nothing."""
 
 import dataclasses
 import json
@@ -75,7 +75,7 @@ def tiny_config(**train) -> Config:
 
 
 def speech_like(seconds: float, seed: int) -> np.ndarray:
-    """A voiced buzz with a moving pitch and some breath: no two places alike."""
+    """A voiced buzz with a moving pitch and some breath, in which no two places are alike."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * RATE)) / RATE
     pitch = 120 + 40 * np.sin(2 * np.pi * (1 + seed) * t)
@@ -223,8 +223,8 @@ def test_one_step_on_eight_devices_equals_one_on_one(recordings):
     np.testing.assert_allclose(
         one_metrics["gradient_norm"], eight_metrics["gradient_norm"], rtol=1e-3
     )
-    # Adam divides a gradient by its own size: where that is rounding noise, so is the step. Two
-    # steps of 1e-3 that agree to a twentieth of one step tell a wrong mean from such noise.
+    # Adam divides a gradient by its own size, so a gradient of rounding noise gives a step of
+    # noise. Agreement of two steps of 1e-3 to a twentieth of a step still reveals a wrong mean.
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
@@ -259,7 +259,7 @@ def test_parts_that_do_not_divide_the_batch_are_refused():
 
 @pytest.mark.slow
 def test_first_step_is_adams(recordings):
-    """Against optax alone on a gradient taken without pmap, clipping, noise or EMA."""
+    """The reference is optax alone on a gradient without pmap, clipping, noise or EMA."""
     config = tiny_config(noise_std=0.0)
     batch = batch_of(config, recordings)
     state = init_state(config)
@@ -435,7 +435,7 @@ def test_a_run_from_before_the_synthesis_section_is_resumed(recordings, tmp_path
     old["train_config"]["synthesis_sigma"] = 0.9
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert read_weights(tmp_path).config.synthesis == SynthesisConfig(sigma=0.9)
-    # Nothing of the section is part of the training: another one is no other run.
+    # No field of this section takes part in training, so a change makes no other run.
     changed = dataclasses.replace(config, synthesis=SynthesisConfig(sigma=0.8, consistency=32))
     assert loop.train(changed, str(recordings), tmp_path).stopped_by is None
     assert read_weights(tmp_path).config == changed

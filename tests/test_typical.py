@@ -1,4 +1,4 @@
-"""The latent search: what comes out is a typical sample of the flow, and has its mel."""
+"""The latent search: its result is a typical sample of the flow and has the mel."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ RECORDING = sorted((BUNDLED_VOICE / "recordings").glob("*.wav"))[0]
 
 
 def searched(voice: Voice, mel: np.ndarray, sigma: float = 1.0, **how):
-    """Few rounds, in little time."""
+    """The result of a search with few rounds, to save time."""
     return typical_sample(voice.params, voice.config, mel, sigma, **how)
 
 
@@ -43,7 +43,7 @@ def test_is_a_typical_sample_of_the_flow_itself(kind, sigma):
 
 @pytest.mark.slow
 def test_padding_means_nothing():
-    """21 frames are computed as 64, as 64 are: nothing of the padding may be seen."""
+    """21 frames are padded to 64, which must not influence the result."""
     voice = voice_of("sample")
     short, whole = some_mel(64)[:21], some_mel(64)
     ours = searched(voice, short, rounds=1, corrections=2)

@@ -31,7 +31,7 @@ LENGTHS = [1, 2, 31, 64, 65, 97]  # in windows of 64, 80, 112 frames: with paddi
 
 
 def tiny_config(kind: str = "group") -> Config:
-    """Two flows, channels leaving between them: all there is, in a second of compiling.
+    """Two flows with an early output between them: every part of the model, compiled in a second.
 
     kind: "group" with both of our extensions, "sample" as every published model has it.
     """
@@ -77,7 +77,8 @@ def lively_params(config: Config, seed: int = 0) -> dict:
 
 
 def some_mel(frames: int, seed: int = 0) -> np.ndarray:
-    """Falling with frequency as speech does: whitening by a flat one is ill-conditioned."""
+    """A mel that falls with frequency as speech does: a flat one makes whitening
+    ill-conditioned."""
     noise = np.random.default_rng([seed, frames]).normal(0, 0.7, (frames, BINS))
     return (noise + np.linspace(0, -5, BINS)).astype(np.float32)
 
@@ -101,7 +102,7 @@ def voice() -> Voice:
 
 @cache
 def noise_of(kind: str, seed: int) -> np.ndarray:
-    """200 frames of it; a shorter one is its beginning, as a test below makes sure."""
+    """The noise of 200 frames; a test below checks that shorter noise is its beginning."""
     return np.asarray(latent_noise(seed, tiny_config(kind), 200))
 
 
@@ -166,8 +167,8 @@ def test_seed_and_sigma_matter(voice):
         assert np.abs(first - other).max() > 0.1 * np.abs(first).max()
     without = voice.synthesize(mel, sigma=0, seed=1)
     assert np.array_equal(without, voice.synthesize(mel, sigma=0, seed=2))
-    assert np.abs(without).max() > 1e-3  # the biases still speak
-    # Up to the largest seed, each a noise of its own.
+    assert np.abs(without).max() > 1e-3  # the biases alone give sound
+    # Every seed up to the largest gives noise of its own.
     last = voice.synthesize(mel, 0.6, 2**32 - 1)
     assert np.abs(last - voice.synthesize(mel, 0.6, 2**31 - 1)).max() > 1e-3
 
@@ -230,7 +231,7 @@ def test_sizes():
     assert sizes == sorted(sizes)
     assert max(size / n for n, size in enumerate(sizes, 1) if n >= 64) <= 1.26
     assert set(sizes[:64]) == {64}
-    # Four an octave: 64 to 5120 is not quite six and a half.
+    # Four sizes per octave: 64 to 5120 is not quite six and a half octaves.
     assert len(set(sizes)) <= 27
     assert all(size_at_least(size) == size for size in set(sizes))
     assert {64, 80, 96, 112, 128, 160, 192, 224, 256, 320} <= set(sizes)
@@ -238,7 +239,7 @@ def test_sizes():
 
 @pytest.mark.slow
 def test_nothing_is_compiled_twice(voice):
-    """Here the compiler itself tells."""
+    """JAX's own compile events are counted."""
     voice.synthesize(some_mel(10))
     voice.synthesize(some_mel(70))
     events = []
@@ -324,7 +325,7 @@ def test_encode_and_back(voice):
     back, inverse_log_det = jitted_inverse(voice.params, voice.config, z, mel)
     close(back, audio, 1e-4)
 
-    # The density of a normal distribution is SciPy's, in float64; the determinant the way back's.
+    # The density is SciPy's, in float64; the determinant is that of the inverse.
     log_det = -np.asarray(inverse_log_det, np.float64)
     density = scipy.stats.norm.logpdf(z.astype(np.float64)).sum(axis=(1, 2))
     np.testing.assert_allclose(nats, (density + log_det) / audio.shape[1], rtol=1e-5)
@@ -374,7 +375,7 @@ def test_encode_takes_any_recording(voice, samples):
 
 
 def test_mels_with_bins_first_are_recognised(voice):
-    """As a file of ours holds them, and as vocos and BigVGAN give them."""
+    """Files have this order, and vocos and BigVGAN give it."""
     mels = np.stack([some_mel(31, seed) for seed in range(2)])
     expected = voice.synthesize(mels)
     of_files = np.ascontiguousarray(mels.swapaxes(1, 2))
@@ -383,14 +384,14 @@ def test_mels_with_bins_first_are_recognised(voice):
     assert np.array_equal(voice.synthesize(list(of_files))[1], voice.synthesize(list(mels))[1])
     streamed = np.concatenate(list(voice.stream(of_files[0], 16)))
     assert np.array_equal(streamed, np.concatenate(list(voice.stream(mels[0], 16))))
-    # Of as many frames as bins, the axes are those of every mel here.
+    # A mel with as many frames as bins is taken as [F, M].
     square = some_mel(BINS)
     close(voice.synthesize([square, some_mel(3)])[0], voice.synthesize(square))
     assert np.abs(voice.synthesize(square) - voice.synthesize(square.T)).max() > 1e-3
 
 
 class Foreign:
-    """A tensor of PyTorch: with a gradient, on a GPU or in bfloat16, NumPy cannot read it."""
+    """Like a tensor of PyTorch that NumPy cannot read: with a gradient, on a GPU or in bfloat16."""
 
     def __init__(self, values: np.ndarray, on_host: bool = False, dtype: str = "torch.bfloat16"):
         self.values, self.on_host, self.dtype = values, on_host, dtype
@@ -409,7 +410,7 @@ class Foreign:
             raise TypeError("can't convert")
         return np.asarray(self.values, dtype)
 
-    def __iter__(self):  # as a tensor has it: not a list of mels all the same
+    def __iter__(self):  # tensors have it too, and yet are no list of mels
         return iter(self.values)
 
 
@@ -471,14 +472,14 @@ def test_files_in_and_out_from_the_top(voice, tmp_path, monkeypatch):
 
 
 def test_editors_see_every_name_with_its_type():
-    """A name that is imported when it is first used has no type but for the block of imports."""
+    """Names that are imported at their first use get their types only from the block of imports."""
     tree = ast.parse(Path(wg.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
         for alias in node.names:
-            assert alias.name == alias.asname  # otherwise it is no name of the package's own
+            assert alias.name == alias.asname  # otherwise type checkers do not export the name
             seen[alias.name] = node.module.removeprefix("waveglow_jax.")
     assert seen == {**wg._HOME, "synthesis": "waveglow_jax"}
 

@@ -1,4 +1,4 @@
-"""What a run tells of itself: figures of the fit, TensorBoard, and the report of a run's folder."""
+"""What a run reports: figures of the fit, TensorBoard, and the report of a run's folder."""
 
 import dataclasses
 import json
@@ -38,7 +38,8 @@ from waveglow_jax.weights.release import read_weights
 
 
 def three_exits() -> Config:
-    """Plain, in groups of 8: 2 channels leave before flow 1, 2 before flow 2, 4 stay."""
+    """A plain config with groups of 8: 2 channels leave before flow 1, 2 before flow 2, 4 at the
+    end."""
     return config_from_dict(
         {
             "waveglow_config": {
@@ -61,7 +62,7 @@ def log_s_of_flows(params, config, audio, mel):
 
 @pytest.mark.slow
 def test_log_s_is_what_a_coupling_does_to_its_second_half():
-    """Against autodiff, along the direction that the 1x1 convolution turns into that half."""
+    """The reference is autodiff along the direction that the 1x1 convolution maps to that half."""
     config = three_exits()
     params = lively_params(config)
     keys = jax.random.split(jax.random.key(3))
@@ -122,7 +123,7 @@ def test_exits_of_the_published_shape():
 
 
 def test_peak_memory_is_what_the_kernel_says():
-    """Its high-water mark, told in kB a page late or so."""
+    """The kernel gives its high-water mark in kB, a page late or so."""
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("Linux tells it there")
@@ -176,7 +177,7 @@ def test_tensorboard_has_the_figures_clips_and_pictures(run):
         assert tags[f"{name}/00"] == tags[f"{name}/01"] == [12], name
     # The clip of the first held-out recording, 3.wav by the corpus's split.
     name = next(tag for tag in tags if tag.startswith("mel/")).removeprefix("mel/")
-    # The voice's own sigma, 0.6, is heard though synthesis_sigmas does not name it.
+    # The voice's own sigma, 0.6, is used although synthesis_sigmas does not name it.
     for what in ("original", "sigma 0.6", "sigma 0.5", "sigma 1"):
         assert any(tag.startswith(f"synthesis/{name}, {what}") for tag in tags), (what, list(tags))
 
@@ -284,7 +285,7 @@ def told_to_wandb(folder) -> None:
 
 
 def test_figures_clips_and_pictures_go_to_wandb(tmp_path, monkeypatch):
-    """Against a stand-in: what is asked of the library, and under which id the second time."""
+    """A stand-in for the library records the calls, and the id of the second start."""
     logged, begun = {}, []
 
     class Run:
@@ -346,7 +347,7 @@ def written(folder, lines, config=None):
 
 
 def going_well(n=2000, **changes):
-    """Steps as runs told them at first: no speed, no norms but the gradient's."""
+    """Steps as early versions recorded them: no speed, and no norm except the gradient's."""
     rng = np.random.default_rng(0)
     return [
         {
@@ -384,7 +385,7 @@ def test_a_run_that_is_being_written_or_was_killed(tmp_path, capsys):
     assert (found["step"], found["last_line_cut"], found["unreadable_lines"]) == (50, True, 0)
     (run / "checkpoints" / "48.orbax-checkpoint-tmp-7").mkdir(parents=True)
     assert any("save is under way" in w for w in report_run(run)["warnings"])
-    # Bytes in the middle that are no line at all, and lines that are JSON of another kind.
+    # Bytes in the middle that are no line, and lines that are JSON of another kind.
     path.write_bytes(
         b'\x00\xff\xfe\n[1]\n{"loss": 3}\n{"step": 1, "session": 3}\n' + path.read_bytes()
     )

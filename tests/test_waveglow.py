@@ -1,4 +1,4 @@
-"""The whole model, with lively weights: against its Jacobian, quadrature, and itself alone."""
+"""The whole model with random weights: against its Jacobian, quadrature, and unbatched runs."""
 
 from functools import cache, partial
 from pathlib import Path
@@ -68,7 +68,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def lively(config: Config, seed: int = 0):
-    """Random float64 parameters: as `init`'s, they would be volume preserving and deaf to mels."""
+    """Random float64 parameters; those of `init` preserve volume and do not depend on the mel."""
     rng = np.random.default_rng(seed)
 
     def of(path, leaf):
@@ -108,7 +108,7 @@ def both_ways(config: Config, dtype: str):
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [(name, "float64", 1e-9) for name in MODELS]
-    # Where float32 is asked for, three of them are as good as all.
+    # In float32, three of the models suffice.
     + [(name, "float32", 1e-3) for name in list(MODELS)[:3]],
 )
 def test_round_trips_and_log_dets_cancel(name, dtype, tolerance):
@@ -140,12 +140,12 @@ def test_log_det_is_that_of_the_jacobian(name):
             z, _ = forward(params, config, audio[None], mel[None], dtype="float64")
             return z.reshape(-1)
 
-        # Of the second in the batch, alone: so it must not hear the first either.
+        # The Jacobian of the second signal alone, which must not depend on the first one.
         jacobian = np.asarray(quick_jit(jax.jacrev(latent))(audio[1], mel[1]))
         _, log_det = both_ways(config, "float64")[0](params, audio, mel)
         assert float(log_det[1]) == pytest.approx(np.linalg.slogdet(jacobian)[1], abs=1e-8)
         assert abs(float(log_det[1])) > 0.1
-        # And not by a Jacobian that is trivially triangular: all inputs reach some last output.
+        # The Jacobian is not trivially triangular: most inputs influence the last output.
         assert np.count_nonzero(np.abs(jacobian[-1]) > 1e-12) > samples // 2
 
 
@@ -155,7 +155,7 @@ def test_one_of_a_batch_is_itself_alone(name):
     config, samples, frames = MODELS[name]
     ahead, back = both_ways(config, "float32")
     params, (audio, mel, z) = to("float32", (lively(config), inputs(config, samples, frames)))
-    # The other one is loud, elsewhere, and the same program runs.
+    # The other signals change places in the batch, and the same program runs.
     other = [BATCH - 1, *range(BATCH - 1)]
     for direction, x in ((ahead, audio), (back, z)):
         y, log_det = direction(params, x, mel)
@@ -183,7 +183,7 @@ def test_padding_is_not_heard(config, direction):
         prepared = prepare_inverse(params)
         shape, steps = (HOP // 8, 8), HOP // 8
         run = quick_jit(lambda x, mel, mask: inverse_prepared(prepared, config, x, mel, mask=mask))
-    # The mel's padding repeats its last frame; the signal's is rubbish, and loud.
+    # The mel's padding repeats its last frame; the signal's padding is loud noise.
     mels = [np.float32(rng.normal(size=(n, BINS))) for n in lengths]
     mel = np.stack([m[np.minimum(np.arange(frames), len(m) - 1)] for m in mels])
     x = 20 * rng.normal(size=(len(lengths), frames * steps, *shape[1:])).astype(np.float32)
@@ -199,7 +199,7 @@ def test_padding_is_not_heard(config, direction):
         scale = max(1, np.abs(expected).max())
         assert np.abs(y[i, own] - expected).max() <= 1e-5 * scale
         assert float(log_det[i]) == pytest.approx(expected_log_det, rel=1e-5, abs=1e-4)
-        # Without a mask the padding must be heard, or this tests nothing.
+        # Without a mask the padding must change the result, or this tests nothing.
         assert (np.abs(unmasked[i, own] - expected).max() > 1e-3 * scale) == (n < frames)
         assert (abs(float(unmasked_log_det[i]) - expected_log_det) > 0.1) == (n < frames)
 
@@ -236,7 +236,7 @@ def test_the_density_integrates_to_one(conditioning, whitening):
 
             return jax.vmap(of_one)(points)
 
-        # The box that holds the samples, and half as much again on either side.
+        # The box that holds the samples, enlarged by half on either side.
         drawn = np.asarray(samples(sigma * np.random.default_rng(5).normal(size=(2000, 2))))
         low, high = drawn.min(axis=0), drawn.max(axis=0)
         low, high = low - (high - low) / 2, high + (high - low) / 2
@@ -286,7 +286,7 @@ def test_a_fresh_model_only_rotates():
     audio, mel, _ = to("float32", inputs(PUBLISHED, 32, 2))
     z, log_det = both_ways(PUBLISHED, "float32")[0](params, audio, mel)
     np.testing.assert_allclose(log_det, np.zeros(BATCH), atol=1e-4)
-    # By hand: all that a fresh model does, and the order in which its channels leave.
+    # By hand: the rotations of a new model, and the order in which its channels leave.
     x, left = np.asarray(audio, np.float64).reshape(BATCH, 4, 8), []
     for k, flow in enumerate(params["flows"]):
         if k > 0:
@@ -301,7 +301,7 @@ def test_weights_start_anew_for_every_flow_and_seed():
     flows = [fresh(PUBLISHED, seed)["flows"] for seed in (0, 1)]
     for k in range(3):
         assert np.abs(flows[0][k]["conv"] - flows[1][k]["conv"]).max() > 0.05
-    # Of the same shape in every flow, and in either layer.
+    # These kernels have the same shape in every flow and layer.
     kernels = [
         np.asarray(flow["wn"][f"in_layer_{i}"]["v"])
         for of_seed in flows
@@ -335,7 +335,7 @@ def test_latent_noise_depends_on_seed_and_frame_alone():
         np.testing.assert_array_equal(latent_noise(3, PUBLISHED, frames), long[: frames * steps])
     other = np.asarray(latent_noise(4, PUBLISHED, 2000))
     assert abs(np.corrcoef(long.ravel(), other.ravel())[0, 1]) < 0.02
-    # Nor may a neighbouring seed be the same noise, frames later.
+    # Nor may a neighbouring seed give the same noise shifted by a frame.
     assert abs(np.corrcoef(long[steps:].ravel(), other[:-steps].ravel())[0, 1]) < 0.02
     assert len(np.unique(long)) > 0.99 * long.size
     values = long.ravel().astype(np.float64)
@@ -414,7 +414,7 @@ def test_vmap_and_checkpointing_change_nothing():
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.12), ("float16", 0.008)])
 def test_low_precision_inside_wn_is_near(dtype, bound):
-    """Three times what was measured: 0.041 and 0.0027."""
+    """The bounds are three times the measured errors, 0.041 and 0.0027."""
     config, samples, frames = MODELS["published"]
     params, (audio, mel, z) = to("float32", (lively(config), inputs(config, samples, frames)))
     for direction, x in enumerate((audio, z)):
@@ -430,14 +430,14 @@ def test_low_precision_inside_wn_is_near(dtype, bound):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_product_of_the_networks_is_in_low_precision(dtype):
-    """Small errors would not tell: the upsampler alone, rounded, makes as large ones."""
+    """Errors would not prove it: rounding the upsampler alone makes errors as large."""
     config, samples, frames = MODELS["published"]
     params, (audio, mel, z) = to("float32", (lively(config), inputs(config, samples, frames)))
     for direction, x in enumerate((audio, z)):
         program = both_ways(config, dtype)[direction].lower(params, x, mel).as_text()
         products = [line.split(": (")[1] for line in program.splitlines() if "dot_general" in line]
         short = {"bfloat16": "xbf16>", "float16": "xf16>"}[dtype]
-        # Weights folded into each other, once a call, are no work of the networks.
+        # Products of weights, once per call, are not counted.
         products = [line for line in products if f"-> tensor<{BATCH}x" in line]
         rounded = [operands.split(" ->")[0].count(short) for operands in products]
         flows = config.waveglow.n_flows

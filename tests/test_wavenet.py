@@ -1,4 +1,4 @@
-"""WN and the upsampler held against loops over time and channels, in float64."""
+"""WN and the upsampler, compared with loops over time and channels in float64."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ from waveglow_jax.flow.wn_kernels import (
 
 
 def lively(shapes, seed):
-    """Random values in place of a start: zero layers and zero biases would hide much."""
+    """Random parameters instead of initial ones, whose zero layers and biases would hide faults."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape), shapes)
 
@@ -90,7 +90,7 @@ def network_and_params(layers, channels, skips, kernel_size):
 def test_wn_is_the_loops(sizes):
     layers, channels, skips, _ = sizes
     rng = np.random.default_rng(1)
-    # Shorter than the reach of the last dilation, and longer.
+    # Signals shorter and longer than the span of the last dilation.
     for n_steps in (3, 11):
         x, conditioning = rng.normal(size=(2, n_steps, N_IN)), rng.normal(size=(2, n_steps, N_COND))
         with jax.enable_x64(True):
@@ -108,7 +108,7 @@ def test_a_masked_wn_is_the_unpadded_one(sizes):
     layers, channels, skips, _ = sizes
     rng = np.random.default_rng(2)
     lengths, n_steps = (4, 9, 6), 9
-    # What lies behind the end is rubbish, and loud.
+    # The values after the end are loud noise.
     x = 10 * rng.normal(size=(3, n_steps, N_IN))
     conditioning = 10 * rng.normal(size=(3, n_steps, N_COND))
     mask = np.arange(n_steps) < np.array(lengths)[:, None]
@@ -126,7 +126,8 @@ def test_a_masked_wn_is_the_unpadded_one(sizes):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", WNS, ids=str)
 def test_the_accelerators_form_is_the_loops(sizes):
-    """Run on this CPU: what the brute loops say, masked or not, with the other form's slopes."""
+    """On this CPU it gives the results of the loops, masked or not, and the other form's
+    gradients."""
     layers, channels, skips, _ = sizes
     rng = np.random.default_rng(14)
     lengths, n_steps = (11, 7), 11
@@ -162,11 +163,11 @@ def test_the_accelerators_form_is_the_loops(sizes):
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize(
     ("layers", "batch", "phases", "masked"),
-    # Few clips and many go separate ways; with one layer there is no residual at all.
+    # Few and many clips take different branches; with one layer there is no residual connection.
     [(2, 9, 1, True), (3, 2, 1, True), (2, 2, 4, False), (1, 2, 1, False)],
 )
 def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
-    """In float64, where neither rounds."""
+    """They are compared in float64, where rounding is negligible."""
     rng = np.random.default_rng(16)
     n_steps = 12
     x = rng.normal(size=(batch, n_steps, N_IN + 1))
@@ -196,7 +197,7 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize(("of_parameters", "batch"), [("float32", 9), ("bfloat16", 2)])
 def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
-    """By hand, and by autodiff where the parameters are bfloat16 themselves."""
+    """Gradients by hand, and by autodiff where the parameters themselves are bfloat16."""
     rng = np.random.default_rng(18)
     x, conditioning = rng.normal(size=(batch, 40, N_IN)), rng.normal(size=(batch, 40, N_COND))
     slope = rng.normal(size=(batch, 40, N_OUT))
@@ -218,7 +219,7 @@ def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
     for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
         assert a.dtype == of_parameters
         errors.append(np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b))
-    # Of hundreds of roundings to 8 bits, most of them independent.
+    # The error comes from hundreds of roundings to 8 bits, most of them independent.
     assert 1e-4 < max(errors) < 0.05
 
 
@@ -357,7 +358,8 @@ def test_weight_norm_hears_only_the_direction_of_v():
     norm = np.sqrt((v**2).sum(axis=(0, 1)))
     direction = v / norm
     along = (slope * direction).sum(axis=(0, 1))
-    # Salimans & Kingma, eq. 3: g's gradient lies along v, v's is what is left, times g / |v|.
+    # Salimans & Kingma, eq. 3: the gradient of g is the part along v, that of v the rest times g /
+    # |v|.
     np.testing.assert_allclose(by_g, along, rtol=1e-12)
     np.testing.assert_allclose(by_v, g / norm * (slope - along * direction), rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose((by_v * v).sum(axis=(0, 1)), np.zeros(5), atol=1e-12)
@@ -387,7 +389,7 @@ ROUNDINGS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 @pytest.mark.parametrize("dtype", ROUNDINGS)
 def test_low_precision_products_sum_in_float32(dtype):
     rng = np.random.default_rng(11)
-    # Long sums: in bfloat16 itself they would be off by percents.
+    # Long sums, which would be wrong by percents if accumulated in bfloat16.
     x = rng.normal(size=(2, 40, 700)).astype(np.float32)
     w = rng.normal(size=(700, 24)).astype(np.float32)
     g = rng.normal(size=(2, 40, 24)).astype(np.float32)
@@ -401,7 +403,8 @@ def test_low_precision_products_sum_in_float32(dtype):
     x64, w64, g64 = (a.astype(ROUNDINGS[dtype]).astype(np.float64) for a in (x, w, g))
 
     def held_against(ours, left, right):
-        """Within what a float32 sum of those products may lose, in the worst order."""
+        """Asserts that the error is within that of a float32 sum of the products in the worst
+        order."""
         assert ours.dtype == np.float32
         bound = left.shape[-1] * np.finfo(np.float32).eps * (np.abs(left) @ np.abs(right))
         assert np.all(np.abs(np.asarray(ours, np.float64) - left @ right) <= bound / 4)
@@ -431,13 +434,13 @@ def test_full_precision_products():
 
 
 def test_gradients_keep_the_dtype_of_what_they_are_of():
-    """A float64 flow with float32 products, as with any other pair of widths."""
+    """A float64 flow has float32 matmuls here; other pairs of dtypes behave alike."""
     rng = np.random.default_rng(13)
     with jax.enable_x64(True):
         x, w = jnp.asarray(rng.normal(size=(2, 5, 6))), jnp.asarray(rng.normal(size=(6, 4)))
         y, back = jax.vjp(lambda x, w: matmul(x, w, "float32"), x, w)
         plain = matmul(x, w, "float32")
-        # The value must not change its dtype because somebody asks for its gradient.
+        # Taking the gradient must not change the dtype of the value.
         assert plain.dtype == y.dtype == "float64"
         dx, dw = back(jnp.ones((2, 5, 4)))
         assert dx.dtype == dw.dtype == "float64"

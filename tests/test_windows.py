@@ -1,4 +1,4 @@
-"""Windows, batches, streams and devices: the samples are those of the bare inverse, always."""
+"""Windows, batches, streams and devices always give the samples of the bare inverse."""
 
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from waveglow_jax.synthesis.vocoder import Voice
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
 
-# Of each: mel_whitening, conditioning, group.
+# For each kind: mel_whitening, conditioning, group.
 KINDS = {
     "predicting": ({"block": 32, "order": 24}, "group", 16),
     "block by block": ({"block": 16}, "group", 16),
@@ -50,7 +50,7 @@ def config_of(kind: str) -> Config:
 
 @cache
 def params_of(kind: str) -> dict:
-    """Weights that are heard over the whole reach, and well above the tolerance."""
+    """Weights with which the whole receptive field affects a sample by more than the tolerance."""
     params = lively_params(config_of(kind))
     for flow in params["flows"]:
         for name, layer in flow["wn"].items():
@@ -76,9 +76,9 @@ def noise_of(group: int, frames: int) -> np.ndarray:
 
 @cache
 def bare(kind: str, frames: int) -> np.ndarray:
-    """One shot, nothing cut and nothing padded."""
+    """The samples of one run over the whole mel, without cutting or padding."""
     config, group = config_of(kind), KINDS[kind][2]
-    # A shorter noise is the beginning of a longer one.
+    # Noise of fewer frames is the beginning of noise of more frames.
     z = SIGMA * noise_of(group, 100 if frames <= 100 else 3000)[: frames * HOP // group]
     return np.asarray(jitted_inverse(params_of(kind), config, z[None], mel_of(frames)[None])[0][0])
 
@@ -171,7 +171,7 @@ def test_little_is_computed_twice():
     assert len(list(pack([513], 512, context))) == 2
     assert len(list(pack([100] * 5, 512, context))) == 1  # with 4 gaps of 3
     assert len(list(pack([100] * 5, 511, context))) == 2
-    # Cutting the second would not spare a frame.
+    # Cutting the second utterance would not save a frame.
     (_, (part,)) = pack([450, 100], 512, context)
     assert (part.utterance, part.begin, part.offset) == (1, 0, 0)
 
@@ -202,7 +202,7 @@ def test_long_and_many_ones_are_cut_with_little_overhead():
         assert plan.overhead < 0.3 and plan.window * plan.batch <= 512
         assert plan.overhead == pytest.approx(1 - sum(lengths) / plan.computed_frames)
         assert f"{plan.window} frames" in str(plan) and f"{plan.overhead:.0%}" in str(plan)
-    # A wide context, as of the published models, asks for wide windows.
+    # A wide context, as that of the published models, needs wide windows.
     assert choose([310_000], Context(99, 96, 4), CPU[:1]).overhead < 0.3
 
 
@@ -233,7 +233,7 @@ def test_given_window_and_batch():
 # ------------------------------------------------------------------------------ equality
 
 
-# The default run tries two of them.
+# The default tests try two of them.
 @pytest.mark.parametrize(
     ("kind", "window", "batch"),
     [
@@ -250,7 +250,7 @@ def test_given_window_and_batch():
 def test_in_windows_and_in_a_batch(kind, window, batch):
     lengths = [2, 97]
     if kind.endswith("predicting"):
-        # At the edges: windows of 24 frames keep `more` of an utterance after their first.
+        # Lengths at the edges: after the first window of 24 frames, each keeps `more` frames.
         more = 24 - context_of(config_of(kind)).left - context_of(config_of(kind)).right
         lengths += [31, 1, 24, 25 + more]
     audio = voice_of(kind).synthesize(
@@ -345,7 +345,7 @@ def test_a_block_is_out_as_soon_as_its_context_is_there():
 
 @pytest.mark.slow
 def test_mels_are_taken_as_they_are_needed():
-    """So that memory grows with neither their number nor what is done."""
+    """Otherwise memory would grow with the number of mels."""
     voice, pulled = voice_of("predicting"), 0
 
     def mels():
@@ -358,7 +358,7 @@ def test_mels_are_taken_as_they_are_needed():
     out = set()
     for utterance, _ in voice.blocks(mels(), plan):
         out.add(utterance)
-        assert pulled - len(out) <= 4  # what 72 frames hold, and the next
+        assert pulled - len(out) <= 4  # the mels in 72 frames, and the next one
     assert len(out) == 60
 
 
@@ -377,10 +377,10 @@ def test_200_utterances_compile_three_programs_at_most():
     lengths = np.random.default_rng(3).integers(1, 90, 200)
     mels = [mel_of(int(n)) for n in lengths]
     voice = Voice(config_of("predicting"), params_of("predicting"), tuple(jax.devices()[:1]))
-    # Windows, colouring and, once, the weights.
+    # Programs for the windows, for the colouring and, once, for the weights.
     assert 2 <= compilations(lambda: voice.synthesize(mels)) <= 3
     assert compilations(lambda: voice.synthesize(mels[::-1])) == 0
-    # One after another, too, most go through what is there.
+    # One mel at a time, most use programs that are already compiled.
     assert compilations(lambda: [voice.synthesize(mel) for mel in mels[:40]]) <= 2
 
 

@@ -264,26 +264,26 @@ class Config:
         return period_of(self.data.hop_length, self.block)
 
     def steps_of(self, frames: Any) -> Any:
-        """The number of groups, in whole blocks, that cover so many frames; the last block may end
-        after them."""
+        """The number of groups, in whole blocks, that cover this number of frames; the last block
+        may end after them."""
         return units_of(frames, self.data.hop_length, self.block) * (
             self.block // self.waveglow.n_group
         )
 
     def whole_frames(self, n_samples: int) -> int:
-        """The most frames, in whole periods, that lie in so many samples."""
+        """The largest number of frames, in whole periods, that this number of samples contains."""
         frames = n_samples // self.data.hop_length
         return frames - frames % self.period
 
     @property
     def block(self) -> int:
-        """The number of samples of which the flow takes a multiple: whole groups and, with mel
-        whitening, whole whitening blocks."""
+        """The number of samples in multiples of which the flow takes audio: whole groups and, with
+        mel whitening, whole whitening blocks."""
         return unit_of(self.waveglow)
 
     @property
     def clip_samples(self) -> int:
-        """The samples of a training clip that the flow sees: as many whole groups as fit."""
+        """The number of samples of a training clip that the flow sees: all whole blocks in it."""
         return self.data.segment_length - self.data.segment_length % self.block
 
     @property
@@ -303,13 +303,15 @@ class Config:
 
     @property
     def clip_span(self) -> int:
-        """The samples from a clip's start on that a recording must have for its frames to exist."""
+        """The number of samples, from the clip's start on, that the recording must have, so that
+        all frames of the clip exist."""
         late = self.data.mel.late
         return self.clip_frames * self.data.hop_length if late else self.data.segment_length
 
     @property
     def clip_length(self) -> int:
-        """The samples that a clip's frames include: the clip with its context on either side."""
+        """The number of samples that a clip's frames include: the clip with its context on either
+        side."""
         return (self.clip_frames - 1) * self.data.hop_length + self.data.filter_length
 
 

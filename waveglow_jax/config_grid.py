@@ -23,7 +23,7 @@ _MOST_OVERLAP = 64
 
 
 def unit_of(glow: WaveGlowConfig) -> int:
-    """The samples of which the flow takes a multiple: whole groups and whitening blocks."""
+    """The number of samples in multiples of which the flow takes audio: whole groups and blocks."""
     return math.lcm(glow.n_group, glow.mel_whitening.block if glow.mel_whitening else 1)
 
 
@@ -33,7 +33,7 @@ def period_of(hop: int, unit: int) -> int:
 
 
 def units_of(frames: Any, hop: int, unit: int) -> Any:
-    """The number of units that cover so many frames: an int, an array or a symbolic size."""
+    """The number of units that cover this number of frames: an int, an array or a symbolic size."""
     if hop % unit == 0:
         return frames * (hop // unit)
     return (frames * hop + unit - 1) // unit

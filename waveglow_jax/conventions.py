@@ -16,7 +16,7 @@ DB = 20 / math.log(10)
 
 
 LEAST = 1e-10
-"""The floor of bands whose logarithm is taken without a visible floor."""
+"""The floor of the bands where a convention has a logarithm but states no floor of its own."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,8 @@ CONVENTIONS = (
         ceiling=10 * math.exp(_NORMALIZED),
     ),
 )
-"""Taken from the software's sources; of several settings, those of its published voices."""
+"""The rows follow the software's sources. Where it has several settings, the row has those of its
+published voices."""
 
 
 def convention_named(key: str) -> Convention:

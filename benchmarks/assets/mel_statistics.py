@@ -1,4 +1,4 @@
-"""What speech looks like to the bundled voice: the statistics that `doctor MEL` compares with.
+"""Computes the statistics of training speech with which `doctor MEL` compares a mel.
 
 python benchmarks/assets/mel_statistics.py CORPUS/train [--every N]
 

@@ -1,4 +1,4 @@
-"""The invertibility of the bundled voice, or of a random model of the published size, for docs/.
+"""Measures the invertibility of the bundled voice or of a random model of the published size.
 
 python benchmarks/assets/report_invertibility.py [voice|nvidia256]
 

@@ -1,4 +1,4 @@
-"""The bundled voice's own report in docs/measurements/voice/ and the table of voice.md beside it.
+"""Writes the bundled voice's report in docs/measurements/voice/ and the table of voice.md.
 
 python benchmarks/assets/report_voice.py CORPUS/heldout [--work out/voice_report] [--files N]
 

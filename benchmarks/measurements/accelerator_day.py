@@ -1,4 +1,4 @@
-"""One command that proves, measures and trains on an accelerator, and keeps what it found.
+"""Tests, measures and trains on an accelerator, and stores each result at once.
 
     python benchmarks/measurements/accelerator_day.py -o OUT [--stages machine tests ...]
         [--scale full|tiny] [--data CORPUS] [--minutes STAGE=MINUTES ...]

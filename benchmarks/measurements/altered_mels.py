@@ -1,4 +1,4 @@
-"""What training on altered mels does to a voice (docs/measurements/altered-mels.md).
+"""Measures what training on altered mels does to a voice (docs/measurements/altered-mels.md).
 
     python benchmarks/measurements/altered_mels.py CORPUS -o WORK [--steps N] [--docs DIR]
 

@@ -1,4 +1,4 @@
-"""What corrections towards the mel do to the bundled voice (docs/measurements/consistency.md).
+"""Measures what corrections do to the bundled voice (docs/measurements/consistency.md).
 
     python benchmarks/measurements/consistency.py CORPUS/heldout -o WORK
 
@@ -292,7 +292,7 @@ def table(found: Evaluation, rows: list[str], keys: tuple[str, ...]) -> list[str
 
 
 def differences(found: Evaluation) -> list[str]:
-    """A table of the latent search against as many corrections without it, paired by recording."""
+    """A table that compares the latent search with as many corrections without it, by recording."""
     pairs = [("latent, 4 x 24", "voice + 96"), ("smoothed: latent, 4 x 24", "smoothed: voice + 96")]
     lines = ["| metric | recordings' mels | smoothed mels |", "| --- | --- | --- |"]
     for metric in METRICS:

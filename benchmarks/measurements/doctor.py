@@ -1,4 +1,4 @@
-"""The doctor on recordings of a folder: healthy mels, and those of every convention that it knows.
+"""Measures how often `doctor` is right on healthy mels and on mels of every convention.
 
 python benchmarks/measurements/doctor.py CORPUS/heldout [--files 20]
 

@@ -1,4 +1,4 @@
-"""What is lost when a mel of one convention becomes sound, or the mel of another convention.
+"""Measures the loss when a mel of one convention becomes sound, or a mel of another convention.
 
 python benchmarks/measurements/foreign_mels.py CORPUS/heldout [--files 5] [--seconds 4] [--rows K]
 
@@ -117,7 +117,7 @@ def error_lines(errors: dict[str, dict[str, float]]) -> dict[str, str]:
 
 
 def between(text: str, name: str, lines: dict[str, str]) -> str:
-    """The page with these lines in the table between the marks of this name, the others kept."""
+    """The page, with these lines as the table between the marks of this name."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
     table, _, after = rest.partition(end)

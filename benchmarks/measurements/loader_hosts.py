@@ -1,11 +1,11 @@
-"""The input pipeline of a run on many hosts, one process of the loader alone per host.
+"""Measures and checks the loader of a run on many hosts, with one loader process per host.
 
     python benchmarks/measurements/loader_hosts.py DATA [--hosts 32] [--chips 8] [--clips 16]
         [--config nvidia256] [--recordings N] [--at-once 2]
 
 Every process does what a host does before its first step and in its first steps: it imports the
-training code, looks for the recordings, makes the corpus's fingerprint, reads its rows of the
-validation batches and of the first training batches. Then it walks through two epochs (or two
+training code, looks for the recordings, makes the corpus's fingerprint, and reads its rows of
+the validation batches and of the first training batches. Then it walks through two epochs (or two
 steps, if these are more) without decoding, and tells which recording each of its clips comes from.
 The program checks over all hosts that no position of the run's order of clips is missing or read
 twice, and that each epoch has every recording as often as clips fit into it. It prints one JSON
@@ -120,7 +120,7 @@ def one_host(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def rows_of(host: int, hosts: int, chips: int, batch: int) -> range:
-    """The rows that a host reads, from the layout that training has on so many hosts."""
+    """The rows that a host reads, from the layout of a training run on that number of hosts."""
     import jax
 
     from waveglow_jax.training.parallel import Layout
@@ -160,7 +160,7 @@ def read_by(recordings: Any, config: Any, rows: range, steps: int) -> list[tuple
 
 
 def faults_of(reads: list[list[tuple[int, int]]], fits: list[int]) -> list[str]:
-    """What is wrong with what the hosts have read together; nothing if every clip is read once."""
+    """The faults in what the hosts have read together; none if every clip is read once."""
     both = sorted(clip for read in reads for clip in read)
     positions = [position for position, _ in both]
     if positions != list(range(len(both))):

@@ -1,4 +1,4 @@
-"""Time and memory to read and convert a published checkpoint of full size.
+"""Measures the time and memory to read and convert a published checkpoint of full size.
 
     python benchmarks/measurements/read_checkpoint.py FOLDER
 

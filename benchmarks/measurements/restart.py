@@ -5,7 +5,7 @@ compiled programs of RUN/programs.
 
 The run is `train.py` on the bundled recordings and simulated CPU devices. It is killed by SIGKILL
 after its first checkpoint, and then restarted twice from that checkpoint: without a cache of
-programs, as before there was one, and with RUN/programs. Each restart is killed after its first
+programs, as in older versions, and with RUN/programs. Each restart is killed after its first
 step. The program prints a row of a table per life: seconds of wall time and of CPU from the start
 of the process to the first step, the programs compiled and those read from the folder.
 """

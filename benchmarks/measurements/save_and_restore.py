@@ -1,4 +1,4 @@
-"""Bytes and seconds of a run's checkpoint: what process 0 writes while the other processes wait.
+"""Measures a checkpoint, which process 0 writes while the other processes wait: bytes and seconds.
 
     python benchmarks/measurements/save_and_restore.py [--config nvidia256] [--work FOLDER]
 

@@ -1,4 +1,4 @@
-"""Wheels for a machine that reaches no package index, in parcels of a given size.
+"""Downloads wheels for a machine that reaches no package index, in parcels of a given size.
 
     python benchmarks/measurements/wheels_to_carry.py -o WHEELS --there NAME==VERSION...
         [--python 3.12]

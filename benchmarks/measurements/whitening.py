@@ -1,4 +1,4 @@
-"""What mel whitening buys, and what it costs in digits (docs/measurements/whitening.md).
+"""Measures what mel whitening gains, and its cost in digits (docs/measurements/whitening.md).
 
 python benchmarks/measurements/whitening.py CORPUS [--work out/whitening] [--steps N] [--docs DIR]
 

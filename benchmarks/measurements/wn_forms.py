@@ -1,4 +1,4 @@
-"""One WN in several forms, side by side on the device at hand: which one its backend should take.
+"""Times one WN in several forms on this device, to find the best form for its backend.
 
     python benchmarks/measurements/wn_forms.py [--channels 256] [--layers 8] [--scale full|tiny]
 
@@ -65,7 +65,7 @@ def median_seconds(form: Form, inputs: tuple[Any, ...], gradients: bool) -> floa
 
 
 def forms(layers: int) -> dict[str, Form]:
-    """Every form, by a name that says what is special about it."""
+    """Every form, by a name that describes it."""
 
     def own(backend: str) -> Form:
         return lambda params, x, c: wn_on(params, x, c, None, jnp.bfloat16, backend)
@@ -97,6 +97,7 @@ def plain_wn(
     """WN without biases.
 
     taps: how a dilated convolution is computed. between: the dtype of the matmuls' results.
+    together: whether one matmul computes the taps and the conditioning.
     """
 
     def product(a: jax.Array, kernel: jax.Array, result: Any = between) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a wrong mel costs in likelihood: every common mistake on held-out recordings.
+"""Measures what a wrong mel costs in likelihood: every common mistake on held-out recordings.
 
 python benchmarks/measurements/wrong_mels.py CORPUS/heldout [--files 12] [--seconds 4]
 

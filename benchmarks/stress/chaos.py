@@ -1,11 +1,11 @@
-"""Kills a training run again and again, four kills in ten inside a save, and proves that its loss
-curve is that of a run that nobody disturbed.
+"""Kills a training run again and again, mostly inside a save, and checks that its loss curve is
+that of an undisturbed run.
 
     python benchmarks/stress/chaos.py --kills 100 [--seed 0] [--workers 0] [--work FOLDER]
     python benchmarks/stress/chaos.py --kills 20 --signal TERM
 
-Every life is a process of its own that runs the train command and gets SIGKILL. Lives are forked
-from one process that has imported everything, so that they start in a second. The run is real but
+Every life is a process of its own that runs the train command and gets SIGKILL. Each life is forked
+from one process that has imported everything, so that it starts in a second. The run is real but
 tiny: configs/tiny.json on the bundled recordings, with a checkpoint every 4 steps. The program
 prints one JSON line of figures. Its exit code is 0 if every loss, validation loss and parameter is
 the same to the bit. With SIGTERM instead of SIGKILL, a life ends by itself, and the figures give

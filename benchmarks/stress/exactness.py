@@ -1,16 +1,15 @@
-"""Windows, batches, streams and devices against the bare inverse: the largest difference of each.
+"""Compares windows, batches, streams and devices with the bare inverse; prints each difference.
 
     python benchmarks/stress/exactness.py [--frames 1 2 31 97 500 3000]
         [--kinds voice published ...] [--corrections 0 8 32]
 
 The models are seven configs (both whitenings, conditioning at both rates, alternating halves, and
 groups that do not divide the hop) with random weights of which no layer is the identity, and the
-bundled voice. One run of `wg.inverse`,
-without cutting or padding, is compared with windows of the size that is chosen and of a small one,
-the middle of a batch of three, a stream of chunks of 77 frames from blocks of any size, and 2 and 8
-devices (of one CPU). The same is then done with corrections towards the mel, against `consistent`
-of the samples in chosen windows, without cutting. Everything is computed in float32, and
-differences are relative to the largest sample.
+bundled voice. One run of `wg.inverse`, without cutting or padding, is compared with windows of the
+chosen size and of a small one, the middle of a batch of three, a stream of chunks of 77 frames from
+blocks of any size, and 2 and 8 devices (of one CPU). The same is then done with corrections towards
+the mel, against `consistent` of the samples in chosen windows, without cutting. Everything is
+computed in float32, and differences are relative to the largest sample.
 """
 
 import argparse

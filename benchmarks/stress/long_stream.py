@@ -1,4 +1,4 @@
-"""Memory of a stream of any length: `python benchmarks/stress/long_stream.py [--minutes 60]`.
+"""Measures the memory of a long stream: `python benchmarks/stress/long_stream.py [--minutes 60]`.
 
 It streams the bundled voice from a mel that arrives a few frames at a time and repeats the voice's
 own recordings. It reports the seconds of computing until the first block, and the process's peak

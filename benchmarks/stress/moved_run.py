@@ -1,4 +1,4 @@
-"""Stops a run, moves it from 8 to 4 to 1 (fake) devices, and draws its losses over one that stayed.
+"""Moves a run from 8 to 4 to 1 simulated devices, and draws its losses over a run that stayed.
 
     python benchmarks/stress/moved_run.py --data CORPUS/train [--config configs/voice.json]
         [--work FOLDER]

@@ -1,5 +1,5 @@
-"""Kills one of several processes of a training run again and again, and restarts the run each time
-as a supervisor (GKE, Slurm, a loop in a shell) does; proves that only time is lost.
+"""Kills one of several processes of a training run again and again, restarts the run each time as a
+supervisor (GKE, Slurm, a loop in a shell) does, and checks that only time is lost.
 
     python benchmarks/stress/preemption.py --processes 4 --kills 6 [--seed 0] [--work FOLDER]
 
@@ -7,7 +7,8 @@ The run is that of chaos.py with one simulated CPU device per process, and its c
 RUN/programs. SIGKILL and SIGTERM take turns; victim and moment are random. The program prints one
 JSON line per kill: the exit codes, the steps lost, and the seconds until the last process ended and
 from the start of this life to its first step and to the step of the kill before. The last line has
-the figures of the whole, with the seconds lost per kill but the last. The exit code is 0 if
+the figures of the whole run, with the seconds lost for each kill but the last. The exit code is 0
+if
 
 - the processes that were left ended by themselves, with a code that a supervisor restarts on,
 - metrics.jsonl has each step once, with the losses of an undisturbed run to the bit,
@@ -106,7 +107,7 @@ def _kill(run: Path, steps: int, processes: int, seed: list[int]) -> dict[str, o
     victim, more_steps = int(rng.integers(processes)), int(rng.integers(1, 8))
     before, began, lives = finished_steps(run), time.monotonic(), _lives(run)
     ids = _start_all(run, steps, processes)
-    _until(lambda: _lives(run) > lives)  # what lies behind the last checkpoint is removed now
+    _until(lambda: _lives(run) > lives)  # the steps after the last checkpoint are removed now
     first_step = finished_steps(run) + 1
     _until(lambda: finished_steps(run) >= first_step)
     started = time.monotonic() - began

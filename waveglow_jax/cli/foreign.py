@@ -1,4 +1,4 @@
-"""convert-mel, and mels of other conventions on the way into other commands."""
+"""convert-mel: converts mels of other conventions; other commands use it for their inputs."""
 
 import argparse
 import sys
@@ -92,7 +92,7 @@ def foreign_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_no_network(arguments: argparse.Namespace) -> None:
-    """Refuses the options of synthesize that need a voice, if there is none."""
+    """Refuses the options of synthesize that need a voice, for --no-network."""
     unfit = ("weights", "sigma", "denoise", "stream", "window", "batch", "chunk", "verbose")
     given_ones = [f"--{name}" for name in unfit if getattr(arguments, name) not in (None, 0, False)]
     given_ones += ["--dtype"] * (arguments.dtype != "float32")
@@ -113,7 +113,7 @@ class Reader:
     seed: int = 0
 
     def mel(self, path: Path) -> Any:
-        """Raises UserError, of one line, for a file that cannot be read, or not converted."""
+        """The mel of a file. Raises UserError of one line if it cannot be read or converted."""
         if self.source in (None, self.config):
             return self._read(path, self.config)
         from waveglow_jax.synthesis.foreign import CORRECTIONS
@@ -122,7 +122,7 @@ class Reader:
         return converted_file(path, mel, self.source, self.config, CORRECTIONS, self.seed)
 
     def frames(self, path: Path) -> int:
-        """The frames of `mel`, without converting; 0 for a file that cannot be read."""
+        """The number of frames of `mel`, without converting; 0 for a file that cannot be read."""
         from waveglow_jax.synthesis.foreign import frames_after
 
         own = self.source or self.config
@@ -145,7 +145,7 @@ class Reader:
 
 
 def reader_of(config: Config, named: Convention | None, seed: int) -> Reader:
-    """The reader for inputs of this convention; tells on stderr what their conversion costs."""
+    """The reader for inputs of this convention; prints to stderr what their conversion loses."""
     if named is None:
         return Reader(config)
     from waveglow_jax.synthesis.foreign import config_of
@@ -195,7 +195,7 @@ def converted_file(
 
 
 def _told(source: Config, target: Config) -> str:
-    """What a conversion does, for people."""
+    """A phrase for the user: whether a conversion is exact, and its expected error if not."""
     from waveglow_jax.synthesis.foreign import expected_error, lost, same_spectrum
 
     if same_spectrum(source, target):

@@ -1,4 +1,4 @@
-"""What to do next about a diagnosed mel: the flag, command or preset that takes it."""
+"""Names the next step for a diagnosed mel: the flag, command or preset that takes it."""
 
 from waveglow_jax.config import load_config
 from waveglow_jax.conventions import CONVENTIONS, Convention

@@ -193,7 +193,7 @@ def _written(values: Values, power: int) -> str:
 
 
 def _who_writes(values: Values, power: int, bands: int) -> str:
-    """The way of writing, with the software that uses it; with as many bands if there is any."""
+    """The name of the values with the software that writes them, preferably in as many bands."""
     rows = [
         row
         for row in CONVENTIONS

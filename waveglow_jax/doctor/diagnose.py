@@ -1,4 +1,4 @@
-"""What is wrong with a mel that sounds wrong: which convention it follows, and how to convert it.
+"""Diagnoses a mel that sounds wrong: finds its convention, and how to convert it.
 
 The mel is compared with the recording's own mel in every convention of `conventions.py` and
 in similar ones. The diagnosis names the convention that explains the mel best. `alone.py`

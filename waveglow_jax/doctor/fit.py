@@ -90,7 +90,7 @@ class Case:
         return self._resampled[rate]
 
     def true_mel(self, spectrum: Spectrum) -> np.ndarray:
-        """`[F, M]` of the recording, no logarithm."""
+        """The recording's own mel `[F, M]` of this spectrum, without a logarithm."""
         key = replace(spectrum, **_WITHOUT_FILTERS)
         if key not in self._spectra:
             found = magnitudes(self.at(spectrum.rate), key)

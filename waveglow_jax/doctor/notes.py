@@ -139,8 +139,8 @@ def spectrum_notes(case: Case, fit: Fit, own: Spectrum) -> list[Note]:
 
 
 def _other_power(case: Case, fit: Fit, own: Spectrum) -> str:
-    """Why the root of a power mel is no magnitude mel, nor the square of a magnitude mel a power
-    mel, with the error on this recording."""
+    """The reason why a power mel cannot be converted exactly to a magnitude mel, or the reverse,
+    with the error of half or twice its logarithm on this recording."""
     there = np.log(np.maximum(case.true_mel(fit.spectrum), 1e-30))
     wanted = np.log(np.maximum(case.true_mel(replace(fit.spectrum, power=own.power)), 1e-30))
     factor = own.power / fit.spectrum.power
@@ -211,7 +211,7 @@ def _rewritten(values: Values, own: Values) -> str:
 
 
 def _from_ln(own: Values) -> str:
-    """The rest of a step that has come to ln m."""
+    """The end of a step that has given ln m: how to get from there to the voice's values."""
     if same_values(own, LN):
         return ""
     return f", then {_rewritten(LN, own)}" if own.slope else ", then take the exponential"

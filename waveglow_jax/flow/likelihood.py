@@ -1,4 +1,4 @@
-"""What a flow is trained by: the likelihood of the audio, given its mel."""
+"""The likelihood of audio given its mel, and the loss that training minimises."""
 
 import math
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def loss(z: jax.Array, log_det: jax.Array, sigma: float = 1.0) -> jax.Array:
     """The original's scalar: (sum z^2 / (2 sigma^2) - sum log_det) / z.size.
 
-    z `[B, N, G]`, log_det `[B]`. The negative log-likelihood a sample, less the constant
+    z `[B, N, G]`, log_det `[B]`. The negative log-likelihood per sample, less the constant
     0.5 ln(2 pi) + ln(sigma).
     """
     return (jnp.sum(z * z) / (2 * sigma**2) - jnp.sum(log_det)) / z.size

@@ -46,7 +46,7 @@ class Upsampler(nn.Module):
 
 
 def _by_frames(kernel: jax.Array, stride: int) -> jax.Array:
-    """`[taps, M, M]` -> `[frames that overlap, stride, M, M]`, zeros behind the taps."""
+    """`[taps, M, M]` -> `[frames that overlap, stride, M, M]`, zeros after the taps."""
     overlap = -(-kernel.shape[0] // stride)
     kernel = jnp.pad(kernel, ((0, overlap * stride - kernel.shape[0]), (0, 0), (0, 0)))
     return kernel.reshape(overlap, stride, *kernel.shape[1:])

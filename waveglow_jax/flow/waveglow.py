@@ -90,13 +90,13 @@ def forward(
     mel has F frames whose groups cover T (`Config.steps_of`), or one more as `log_mel` gives. T
     must be a multiple of the group, and of the whitening's block where there is one. Where the
     group does not divide the hop, the last group may end after the last frame: the mel's last frame
-    is then repeated. With a mask, z inside
-    it and log_det are those of the unpadded signal, if the padding repeats its mel's last frame;
-    z outside the mask is undefined. A whitening that predicts uses `past` `[B, order]`, the samples
-    before the audio, which a training clip takes from its recording; without `past` it assumes
-    silence, as `inverse` does. `dtype` is the compute dtype of the conditioners; the flow itself
-    keeps the parameters' dtype. `checkpoint_flows` recomputes each flow in the backward pass, so
-    that memory does not grow with depth. Raises ValueError for shapes that do not fit.
+    is then repeated. With a mask, z inside it and log_det are those of the unpadded signal, if the
+    padding repeats its mel's last frame; z outside the mask is undefined. A whitening that predicts
+    uses `past` `[B, order]`, the samples before the audio, which a training clip takes from its
+    recording; without `past` it assumes silence, as `inverse` does. `dtype` is the compute dtype of
+    the conditioners; the flow itself keeps the parameters' dtype. `checkpoint_flows` recomputes
+    each flow in the backward pass, so that memory does not grow with depth. Raises ValueError for
+    shapes that do not fit.
     """
     z, log_dets = encode(
         params,

@@ -1,7 +1,7 @@
 """WN, the original's conditioner of a coupling: dilated, gated convolutions.
 
 Arrays: x `[B, N, C]`, conditioning `[B, N, D]`, mask `[B, N]`. Parameters keep their dtype; `dtype`
-is the compute dtype of the matmuls, which accumulate in x's. `wn_kernels` computes it.
+is the compute dtype of the matmuls, which accumulate in x's dtype. `wn_kernels` computes WN.
 """
 
 from functools import partial
@@ -23,9 +23,9 @@ from waveglow_jax.flow.wn_kernels import wn_on
 class WN(nn.Module):
     """Dilated, gated convolutions as in WaveNet (arXiv 1609.03499), without causality.
 
-    Layer i has dilation 2^i; the conditioning is added before the gate tanh * sigmoid; every layer
-    but the last feeds a residual, each adds to the skip sum. The last 1x1 layer starts at zero, so
-    that a new flow is the identity.
+    Layer i has dilation 2^i; the conditioning is added before the gate tanh * sigmoid. Every layer
+    adds to the skip sum, and every layer but the last to the residual stream. The last 1x1 layer
+    starts at zero, so that a new flow is the identity.
 
     Consecutive linear layers are computed as one, which changes nothing but rounding: only the
     last layer sees the skip sum, so each layer adds directly to the few outputs (`skip @ end`); the
@@ -108,7 +108,7 @@ class Layer(nn.Module):
 
 
 def wn_network(config: Config, half: int, dtype: Any) -> WN:
-    """The config's WN of a coupling whose halves have so many channels."""
+    """The config's WN of a coupling whose halves have `half` channels."""
     wn = config.waveglow.WN
     sizes = wn.n_layers, wn.n_channels, wn.skip_channels, wn.kernel_size
     return WN(2 * half, *sizes, dtype)

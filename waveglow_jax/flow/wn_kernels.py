@@ -2,7 +2,7 @@
 
 Arrays: x `[B, N, C]`, conditioning `[B, N, D]`, mask `[B, N]`. `Kernels` says how a backend
 computes; the results differ only in rounding (tests/test_wavenet.py runs all forms on the CPU).
-docs/measurements/tpu.md has the measurements that led to them.
+docs/measurements/tpu.md has the measurements that led to these forms.
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from waveglow_jax.flow.bijections import EXACT, Params
 
 @dataclass(frozen=True)
 class Kernels:
-    """How WN is computed on a backend.
+    """The form in which a backend computes WN.
 
     compute: the dtype of matmul operands, and of the residuals that the backward pass needs.
-    accumulation: that of sums, tanh and sigmoid, the dtype of x.
-    between: in which a matmul writes its result for the next operation.
-    stream: that of h between the layers.
+    accumulation: the dtype of sums, tanh and sigmoid, which is that of x.
+    between: the dtype in which a matmul writes its result for the next operation.
+    stream: the dtype of h between the layers.
     halves_apart: one matmul each for filter and gate, so that tanh and sigmoid fuse with one.
-    conditioning_when_due: the conditioning's matmul of a layer waits for the layer before.
-    stacks: `_side_by_side` stacks and reshapes in place of a concatenation.
-    tile: from so many clips on, the backward pass uses native convolutions; 0: never.
+    conditioning_when_due: a layer's matmul of the conditioning waits for the layer before.
+    stacks: `_side_by_side` stacks and reshapes instead of concatenating.
+    tile: the number of clips from which on the backward pass uses native convolutions; 0: never.
     """
 
     compute: Any
@@ -123,8 +123,8 @@ def _gate(
     dilation: int,
     how: Kernels,
 ) -> tuple[jax.Array, jax.Array]:
-    """tanh and sigmoid, each `[B, N, C]`, of the sum of a dilated convolution of what is seen and a
-    1x1 convolution of the conditioning."""
+    """tanh and sigmoid, each `[B, N, C]`, of the sum of a dilated convolution of `seen` and a 1x1
+    convolution of the conditioning."""
     by_taps = _side_by_side(_shifted(seen, dilation, _taps(layer["in"][0], seen)), how)
     sums = [
         matmul(by_taps, of_taps, how.compute, how.between).astype(how.accumulation)
@@ -271,12 +271,13 @@ def _not_before(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The conditioning and its kernels unchanged, but available only once h is.
 
-    Their matmul does not depend on the layers before. Left alone, XLA:CPU computes that of every
-    layer at the start and holds all results at once. It also drops an optimization barrier. So
-    each value is selected by a condition on h that never holds, and that XLA cannot evaluate. It is
-    applied to the smaller of the two: the kernels, where an export leaves the lengths symbolic.
-    Seen with jaxlib 0.10 and 0.12.0.1. It can go when a compiled WN takes no more temporary
-    memory (`memory_analysis()`) with `conditioning_when_due` False, however many layers it has.
+    Their matmul does not depend on the layers before. Left alone, XLA:CPU computes the matmuls of
+    all layers at the start and holds all results at once. It also drops an optimization barrier. So
+    each value is selected by a condition on h that never holds, and that XLA cannot evaluate. This
+    is done for the smaller of the two: the kernels, where an export leaves the lengths symbolic.
+    Seen with jaxlib 0.10 and 0.12.0.1. This function can go when a compiled WN takes no more
+    temporary memory (`memory_analysis()`) with `conditioning_when_due` False, however many layers
+    it has.
     """
     never = (h[0, 0, 0] > 0) & (h[0, 0, 0] < 0)
     size = conditioning.size
@@ -310,9 +311,9 @@ def _side_by_side(parts: list[jax.Array], how: Kernels) -> jax.Array:
 
 
 def _stacked(parts: list[jax.Array]) -> jax.Array:
-    # Before a reshape the same as a concatenation, but with XLA:CPU ten times as fast (jaxlib
-    # 0.10; with 0.12.0.1 WN of 64 channels is as fast without). It can go with JAX 0.10, if WN is
-    # no slower with `stacks` False.
+    # With the reshape that follows, this is a concatenation, but ten times as fast on XLA:CPU
+    # (jaxlib 0.10; with 0.12.0.1 WN of 64 channels is as fast without). It can go with JAX 0.10, if
+    # WN is no slower with `stacks` False.
     return jnp.stack(parts, axis=-2)
 
 
@@ -328,15 +329,15 @@ _stacked_as_bits.defjvp(lambda parts, dots: (_stacked_as_bits(*parts), _stacked(
 
 
 def _with_bias(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`[B, N, C_in + 1]`: a constant 1 beside the inputs, absent beyond the ends, carries the first
-    layer's bias."""
+    """`[B, N, C_in + 1]`: the inputs and a constant 1, which carries the first layer's bias and is
+    0 outside the mask."""
     return _keep(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1), mask)
 
 
 def _weights(params: Params, how: Kernels) -> Params:
-    """`widen` `[C_in + 1, C]`, and each layer's: the gate's (one array each for filter and gate
-    where the halves are apart, else one for both), `res` where it is not the last, and skip and end
-    as one."""
+    """The weights in the form that the layers take: `widen` `[C_in + 1, C]`, and for each layer
+    those of the gate (one array each for filter and gate where the halves are apart, else one for
+    both), `res` unless it is the last layer, and `end`, the product of skip and end."""
     dtype = how.accumulation
     start, end = params["start"], params["end"]["kernel"][0]
     widen = jnp.concatenate([start["kernel"][0], start["bias"][None]])

@@ -70,8 +70,8 @@ def link_seconds(found: Collective, topology: str) -> float:
     """The least time that the links need for the collectives, by arithmetic.
 
     Of n chips in rings, each sends (n - 1) / n of the bytes, and an all-reduce does so twice.
-    Between hosts of 8 GPUs each GPU does this for its eighth of the bytes. Latency, contention and
-    the additions themselves are not in it.
+    Between hosts of 8 GPUs each GPU does this for its eighth of the bytes. The result leaves
+    out latency, contention and the additions themselves.
     """
     kind, _, shape = topology.partition(":")
     chip, sent = CHIPS[kind], found.bytes * (2 if found.kind == "all-reduce" else 1)

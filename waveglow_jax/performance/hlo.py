@@ -16,8 +16,8 @@ class Collective:
     """All collectives of one kind, per step and chip.
 
     bytes: of their results, which for an all-reduce are those of the arrays that a chip hands over.
-    overlapped: whether the program computes between the start of each and the wait for it; during
-    the others it stands still.
+    overlapped: whether the program computes between the start of each and the wait for it; if not,
+    the chip waits for the whole collective.
     """
 
     kind: str
@@ -30,7 +30,8 @@ def collectives(text: str) -> tuple[Collective, ...]:
     """The collectives that a program executes, by kind, those of the most bytes first.
 
     A collective is overlapped if what is computed between its start and its end is at least as
-    large as its own result. The compilers also start one where a single number is left to compute.
+    large as its own result. A separate start alone proves nothing: compilers also use one where
+    only a single number is left to compute.
     """
     sizes: dict[tuple[str, bool], list[int]] = defaultdict(list)
     computed = 0

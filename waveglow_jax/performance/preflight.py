@@ -21,7 +21,7 @@ from waveglow_jax.performance.hlo import Collective, collectives, instructions
 
 EXTRAS = {"tpu": "tpu", "cuda": "cuda12"}
 NOTES = ("stop", "unreadable")
-"""What the processes of a run tell one another with every batch."""
+"""The numbers that the processes of a run exchange with every batch."""
 
 
 @dataclass(frozen=True)

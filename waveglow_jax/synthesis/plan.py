@@ -21,7 +21,7 @@ SMALLEST_SIZE = 64
 
 
 def size_at_least(n_frames: int) -> int:
-    """The next of 64, 80, 96, 112, 128, 160, 192, 224, 256, 320 ..., so that few are compiled."""
+    """The next of the sizes 64, 80, 96, 112, 128, 160, 192, 224, 256, 320 ..., which are few."""
     size = SMALLEST_SIZE
     while size < n_frames:
         octave = SMALLEST_SIZE * 2 ** int(np.log2(size // SMALLEST_SIZE))
@@ -42,7 +42,7 @@ class Context:
     period: int = 1
 
     def whole(self, frames: int) -> int:
-        """So many frames, rounded up to whole periods."""
+        """The number of frames, rounded up to whole periods."""
         return -(-frames // self.period) * self.period
 
 
@@ -241,5 +241,5 @@ def _batches(size: int, most: int, n_devices: int) -> list[int]:
 
 
 def spread(rows: int, devices: Sequence[jax.Device]) -> int:
-    """The number of devices for so many rows: all, if it divides the rows, otherwise one."""
+    """The number of devices for these rows: all, if they divide the rows evenly, otherwise one."""
     return 1 if rows % len(devices) else len(devices)

@@ -196,7 +196,7 @@ class ReversePass:
         return Plan(window, 1, 1, self.context, chunk, window)
 
     def ready_for(self, n_frames: int, dtype: str = "float32") -> tuple[int | None, int | None]:
-        """The smallest compiled window and batch that can compute so many frames, or Nones."""
+        """The smallest compiled window and batch that can compute `n_frames` frames, or Nones."""
         both = self.context.left + self.context.right
         sizes = [key[:2] for key in self._programs if key[2] == dtype]
         fit = [size for size in sizes if size[0] >= n_frames or size[0] > both]
@@ -241,8 +241,8 @@ class ReversePass:
 
     @property
     def _before(self) -> int:
-        """The number of frames before a piece between which and its first the whitening
-        interpolates."""
+        """The number of frames before a piece that the whitening needs: from the last of them it
+        interpolates to the piece's first frame."""
         return 1 if self.config.data.mel.late else 0
 
     def _around(self, mel: np.ndarray, begin: int, end: int) -> np.ndarray:

@@ -12,7 +12,7 @@ so the result is decoded from a typical z without any correction afterwards, and
 exact. The search needs the whole signal at once, so it cannot run on streams.
 
 Arrays: audio `[T]`, log-mel `[F, M]`, z `[N, G]`; T = F * hop, N = ceil(T / G).
-docs/explanation/consistency.md.
+docs/explanation/consistency.md describes what the search brings.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def typical_sample(
 
 
 def _padded_size(config: Config, frames: int) -> int:
-    """The number of frames, whole periods, that a mel of so many frames is padded to."""
+    """The number of frames, in whole periods, to which a mel of `frames` frames is padded."""
     return -(-size_at_least(frames) // config.period) * config.period
 
 
@@ -102,7 +102,7 @@ def search_program(
     rounds: int = ROUNDS,
     corrections: int = CORRECTIONS,
 ) -> jax.stages.Compiled:
-    """The compiled search for mels of about so many frames, cached for the next of that size.
+    """The compiled search for mels of up to about `frames` frames, cached for the next such mel.
 
     Raises ValueError for more than `MOST_FRAMES` frames.
     """

@@ -1,4 +1,4 @@
-"""The batch of clips that the reader makes, the devices share and a step takes."""
+"""The batch of clips: the reader makes it, the devices share it, and a step takes it."""
 
 from typing import Any, NamedTuple
 

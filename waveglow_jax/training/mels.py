@@ -43,8 +43,8 @@ _ALIKE = 0.7
 _SAME_LEVEL = 1.5
 """The largest difference of the mean levels, in units of the natural logarithm of a band."""
 _OTHER_GRID = 0.7
-"""The frames are taken for those of the other grid where it leaves less than this share of what the
-config's own leaves unexplained of the loudness."""
+"""The mel counts as one of the other grid if that grid leaves less of the loudness unexplained than
+this share of what the config's own grid leaves."""
 
 
 class MelFolder:

@@ -190,7 +190,7 @@ def wait_for_all(where: str) -> None:
 
 
 def _meet(where: str, seconds: int) -> bool:
-    """Whether all processes arrive within so many seconds.
+    """Whether all processes arrive within `seconds`.
 
     The coordinator synchronises them, because the devices may be busy.
     """

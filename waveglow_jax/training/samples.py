@@ -1,4 +1,4 @@
-"""Syntheses of held-out recordings during training, which let one hear a run improve."""
+"""Synthesises held-out recordings during training, so that a user can hear a run improve."""
 
 import jax
 import jax.numpy as jnp

@@ -88,7 +88,7 @@ def read_weights(
 
     source: a release folder, a training run, a published checkpoint (`weights/nvidia`), or a model
     on the Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION). alternating_halves: for published
-    files of the oldest class that do not say so themselves. with_moments: also reads Adam's state
+    files of the oldest class that do not record their class. with_moments: also reads Adam's state
     if the training run or published checkpoint has one; a note says why there is none.
     Raises UserError if the source is none of these, is damaged, or asks to run code.
     """
