@@ -11,7 +11,7 @@ import waveglow_jax
 PACKAGE = Path(waveglow_jax.__file__).parent
 MOST_LINES = 450
 
-# The floors from the lowest up. Each has groups ("rooms") of modules and sub-packages; a group
+# The floors from the lowest up. Each has groups of modules and sub-packages; a group
 # imports nothing from another group on its own floor.
 FLOORS: list[dict[str, set[str]]] = [
     {"ground": {"errors", "interrupts", "jaxprs", "ownership", "paths", "text", "trees"}},
@@ -37,9 +37,9 @@ FLOORS: list[dict[str, set[str]]] = [
     {"commands": {"__init__", "__main__", "cli"}},
 ]
 PLACES = {
-    member: (floor, room)
-    for floor, rooms in enumerate(FLOORS)
-    for room, members in rooms.items()
+    member: (floor, group)
+    for floor, groups in enumerate(FLOORS)
+    for group, members in groups.items()
     for member in members
 }
 LONGER: dict[str, str] = {
@@ -73,17 +73,17 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
 
 def climbing(module: str, source: str) -> list[str]:
     """A module's forbidden imports: from a higher floor, or from another group of its own floor."""
-    floor, room = place_of(module)
+    floor, group = place_of(module)
     return [
-        f"{module}:{line}: {room} (floor {floor + 1}) imports {member} (floor {above + 1})"
+        f"{module}:{line}: {group} (floor {floor + 1}) imports {member} (floor {above + 1})"
         for line, member in imported(source)
         for above, other in [PLACES[member]]
-        if other != room and above >= floor
+        if other != group and above >= floor
     ]
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_room_imports_from_above(module):
+def test_no_group_imports_from_above(module):
     assert climbing(module, (PACKAGE / module).read_text(encoding="utf-8")) == []
 
 

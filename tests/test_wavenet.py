@@ -133,14 +133,14 @@ def test_the_accelerators_form_is_the_loops(sizes):
     lengths, n_steps = (11, 7), 11
     x, conditioning = rng.normal(size=(2, n_steps, N_IN)), rng.normal(size=(2, n_steps, N_COND))
     mask = np.arange(n_steps) < np.array(lengths)[:, None]
-    slope = rng.normal(size=(2, n_steps, N_OUT)) * mask[:, :, None]
+    cotangent = rng.normal(size=(2, n_steps, N_OUT)) * mask[:, :, None]
     with jax.enable_x64(True):
         _, params = network_and_params(*sizes)
 
         def both_ways(form):
             def total(*inputs):
                 out = form(*inputs, mask, jnp.float64)
-                return jnp.sum(out * slope), out
+                return jnp.sum(out * cotangent), out
 
             gradient = jax.grad(total, (0, 1, 2), has_aux=True)
             return quick_jit(gradient)(params, x, conditioning)
@@ -166,14 +166,14 @@ def test_the_accelerators_form_is_the_loops(sizes):
     # Few and many clips take different branches; with one layer there is no residual connection.
     [(2, 9, 1, True), (3, 2, 1, True), (2, 2, 4, False), (1, 2, 1, False)],
 )
-def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
+def test_the_gradient_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
     """They are compared in float64, where rounding is negligible."""
     rng = np.random.default_rng(16)
     n_steps = 12
     x = rng.normal(size=(batch, n_steps, N_IN + 1))
     conditioning = rng.normal(size=(batch, n_steps // phases, N_COND))
     mask = np.arange(n_steps) < rng.integers(4, n_steps, size=(batch, 1)) if masked else None
-    slope = rng.normal(size=(batch, n_steps, N_OUT))
+    cotangent = rng.normal(size=(batch, n_steps, N_OUT))
     with jax.enable_x64(True):
         network = WN(N_OUT, layers, 4, 5, 3, jnp.float64)
         shapes = shapes_of(network, (1, phases, N_IN), (1, 1, N_COND))
@@ -183,7 +183,7 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
         def of(form):
             def total(weights, x, conditioning):
                 out = form(weights, x, conditioning, mask, how)
-                return jnp.sum(out * slope)
+                return jnp.sum(out * cotangent)
 
             return quick_jit(jax.grad(total, (0, 1, 2)))(weights, x, conditioning)
 
@@ -196,11 +196,11 @@ def test_the_slope_by_hand_is_autodiffs(layers, batch, phases, masked, backend):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize(("of_parameters", "batch"), [("float32", 9), ("bfloat16", 2)])
-def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
+def test_gradients_in_bfloat16_are_near(of_parameters, batch, backend):
     """Gradients by hand, and by autodiff where the parameters themselves are bfloat16."""
     rng = np.random.default_rng(18)
     x, conditioning = rng.normal(size=(batch, 40, N_IN)), rng.normal(size=(batch, 40, N_COND))
-    slope = rng.normal(size=(batch, 40, N_OUT))
+    cotangent = rng.normal(size=(batch, 40, N_OUT))
     network = WN(N_OUT, 3, 16, 12, 3)
     params = lively(shapes_of(network, (1, 1, N_IN), (1, 1, N_COND)), 19)
 
@@ -209,7 +209,7 @@ def test_slopes_in_bfloat16_are_near(of_parameters, batch, backend):
 
         def total(params, x, conditioning):
             return jnp.sum(
-                wn_on(params, x, conditioning, None, dtype, backend) * jnp.asarray(slope, kind)
+                wn_on(params, x, conditioning, None, dtype, backend) * jnp.asarray(cotangent, kind)
             )
 
         return quick_jit(jax.grad(total, (0, 1, 2)))(*inputs)
@@ -344,7 +344,7 @@ def test_weight_norm_is_its_formula():
 def test_weight_norm_hears_only_the_direction_of_v():
     rng = np.random.default_rng(9)
     v, g, bias = rng.normal(size=(3, 4, 5)), rng.normal(size=5), np.zeros(5)
-    slope = rng.normal(size=(3, 4, 5))
+    cotangent = rng.normal(size=(3, 4, 5))
 
     with jax.enable_x64(True):
 
@@ -353,15 +353,17 @@ def test_weight_norm_hears_only_the_direction_of_v():
 
         scaled = kernel_of(v * np.array([0.1, 1.0, 3.0, 20.0, 500.0]), g)
         np.testing.assert_allclose(scaled, kernel_of(v, g), rtol=1e-13)
-        gradient = quick_jit(jax.grad(lambda v, g: jnp.sum(kernel_of(v, g) * slope), (0, 1)))
+        gradient = quick_jit(jax.grad(lambda v, g: jnp.sum(kernel_of(v, g) * cotangent), (0, 1)))
         by_v, by_g = map(np.asarray, gradient(v, g))
     norm = np.sqrt((v**2).sum(axis=(0, 1)))
     direction = v / norm
-    along = (slope * direction).sum(axis=(0, 1))
+    along = (cotangent * direction).sum(axis=(0, 1))
     # Salimans & Kingma, eq. 3: the gradient of g is the part along v, that of v the rest times g /
     # |v|.
     np.testing.assert_allclose(by_g, along, rtol=1e-12)
-    np.testing.assert_allclose(by_v, g / norm * (slope - along * direction), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(
+        by_v, g / norm * (cotangent - along * direction), rtol=1e-11, atol=1e-13
+    )
     np.testing.assert_allclose((by_v * v).sum(axis=(0, 1)), np.zeros(5), atol=1e-12)
 
 
