@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    """How fast this machine runs a model: compile and run time, samples/s, memory, precision."""
+    """Measures how fast this machine runs a model: compile and run time, memory, precision."""
     parser.add_argument(
         "source", type=given, nargs="?", metavar="WEIGHTS", help="as for -w/--weights"
     )

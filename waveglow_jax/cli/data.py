@@ -23,7 +23,7 @@ from waveglow_jax.files.sound import read_audio
 
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    """Any folder of audio to mono recordings of one rate, fit to train on."""
+    """Converts any folder of audio to mono recordings of one rate, to train on."""
     parser.add_argument("inputs", type=given, nargs="+", metavar="IN", help="as for synthesize")
     parser.add_argument(
         *("-o", "--output"),
@@ -84,7 +84,7 @@ def run_prepare(arguments: argparse.Namespace) -> int:
 
 
 def mel_arguments(parser: argparse.ArgumentParser) -> None:
-    """Log-mels of recordings, [80, frames] .npy, as WaveGlow wants them."""
+    """Writes the log-mel of each recording as the voice takes it, [80, frames] .npy."""
     parser.add_argument(
         "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
     )

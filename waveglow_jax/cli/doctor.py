@@ -17,7 +17,7 @@ from waveglow_jax.files.sound import read_samples
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Tells what is wrong with a mel: its convention, and how to convert it where that is exact."""
+    """Finds what is wrong with a mel: its convention, and how to convert it."""
     parser.add_argument(
         "recording",
         type=given,

@@ -12,7 +12,7 @@ from waveglow_jax.paths import local_path
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """How near systems come to recordings: metrics, intervals, differences; Markdown and HTML."""
+    """Measures how near systems come to recordings: metrics and intervals as Markdown and HTML."""
     parser.add_argument(
         "--reference", type=given, required=True, metavar="DIR", help="the recordings"
     )
@@ -124,7 +124,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
-    """A listening test as a web page (make), and mean opinion scores from its results (score)."""
+    """Makes a listening test as a web page, or scores its results (mean opinion scores)."""
     parts = parser.add_subparsers(dest="part", required=True, metavar="make|score")
     make = parts.add_parser("make", help="a folder that any web host serves, and its key")
     make.add_argument(

@@ -36,7 +36,7 @@ NO_VOICE = "tacotron2"
 
 
 def convert_mel_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mels of one convention to another: exactly, or through a signal where that is impossible."""
+    """Converts mels of one convention to another: exactly, or else through a signal."""
     parser.add_argument(
         "inputs", type=given, nargs="+", metavar="IN", help="mels, as for synthesize"
     )
@@ -75,7 +75,7 @@ def convert_mel_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def foreign_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of synthesize for mels of other conventions."""
+    """Adds the options of synthesize for mels of other conventions."""
     parser.add_argument(
         "--mel-convention",
         type=convention,

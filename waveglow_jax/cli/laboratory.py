@@ -26,7 +26,7 @@ _EDGE_FRAMES = 4
 
 
 def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
-    """How invertible a flow is, in every precision, and which layer is to blame."""
+    """Measures how invertible a flow is in every precision, and the error of each layer."""
     parser.add_argument(
         "source",
         type=given,
@@ -173,7 +173,7 @@ def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -
 
 
 def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
-    """Exact log-likelihood of recordings under their mels, or of one under any mel."""
+    """Computes exact log-likelihoods of recordings under their mels, or of one under any mel."""
     parser.add_argument(
         "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
     )

@@ -31,7 +31,7 @@ from waveglow_jax.files.wav import write_wav
 
 
 def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
-    """A recording to its latent and back: exactly, or with a part of the latent changed."""
+    """Takes a recording to its latent and back: exactly, or with a part of the latent changed."""
     parser.add_argument(
         "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
     )
@@ -80,7 +80,8 @@ def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
-    """From one recording to another: their latents under A's mel, or their mels with A's latent."""
+    """Goes from one recording to another: their latents under A's mel, or their mels with A's
+    latent."""
     parser.add_argument("first", type=given, metavar="A", help="recording")
     parser.add_argument("second", type=given, metavar="B", help="recording")
     _output(parser)
@@ -102,7 +103,7 @@ def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    """The same mel and noise at several temperatures."""
+    """Makes sound from one mel and one noise at several temperatures (sigmas)."""
     parser.add_argument("inputs", type=given, nargs="+", metavar="INPUT", help="as for synthesize")
     _output(parser)
     _shared(parser)

@@ -11,7 +11,7 @@ from waveglow_jax.errors import UserError
 
 
 def preflight_arguments(parser: argparse.ArgumentParser) -> None:
-    """What training or synthesis would take on accelerators that are not there."""
+    """Estimates what training or synthesis takes on accelerators that are not there."""
     parser.add_argument(
         "--topology",
         default="v5e:2x4",

@@ -54,7 +54,7 @@ from waveglow_jax.files.wav import pcm16, write_wav, write_wav_blocks
 
 
 def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
-    """Audio from mels, or from recordings by way of their mel (copy-synthesis)."""
+    """Makes audio from mels, or from recordings by way of their mel (copy-synthesis)."""
     parser.add_argument(
         "inputs",
         nargs="+",

@@ -18,7 +18,7 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Weights of any kind to a release folder, or to a state dict for the original's model."""
+    """Converts any weights to a release folder, or to a state dict for the original's model."""
     source_arguments(parser)
     parser.add_argument(
         *("-o", "--output"),
@@ -98,8 +98,8 @@ def _likelihood(recording: Path, weights: Any) -> float:
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a file of weights is, or how a training run goes (by -w: its best checkpoint's weights),
-    and anything suspicious."""
+    """Reports what a file of weights holds, or how a training run goes (by -w: what its best
+    checkpoint holds), and anything suspicious."""
     source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(
@@ -151,7 +151,8 @@ def _inspect_run(run: Path, arguments: argparse.Namespace) -> int:
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
-    """The reverse pass as one file that needs nothing of this package: for jax.export, or ONNX."""
+    """Writes the reverse pass as one file that needs nothing of this package: for jax.export, or
+    ONNX."""
     source_arguments(parser)
     parser.add_argument(
         "-o",
