@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from waveglow_jax.audio.consistency import consistent
