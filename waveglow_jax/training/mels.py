@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from waveglow_jax.audio.correlation import overlap, pearson
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config
 from waveglow_jax.config_data import MelConfig
@@ -235,10 +236,9 @@ def _log_mel(audio: jax.Array, config: Config) -> jax.Array:
 
 
 def _correlation(given: np.ndarray, own: np.ndarray, lag: int) -> float:
-    """The correlation of given[f + lag] with own[f] over f; 0 if fewer than 2 frames overlap."""
-    n = len(own) - abs(lag)
-    if n < 2:
-        return 0.0
-    a, b = given[max(lag, 0) :][:n], own[max(-lag, 0) :][:n]
-    a, b = a - a.mean(), b - b.mean()
-    return float(np.sum(a * b) / (np.sqrt(np.sum(a * a) * np.sum(b * b)) + 1e-9))
+    """The correlation of given[f + lag] with own[f] over f; 0 where there is none.
+
+    That is so if fewer than 2 frames overlap, or if either does not change.
+    """
+    given, own = overlap(given, own, lag)
+    return float(np.nan_to_num(pearson(given, own))) if len(own) >= 2 else 0.0
