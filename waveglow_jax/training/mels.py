@@ -226,12 +226,13 @@ def _own_mel(recording: Path, n_samples: int, config: Config) -> np.ndarray:
     longest = int(_LOOKED_AT_SECONDS * config.data.sampling_rate)
     audio = read_clip(recording, 0, min(n_samples, longest))
     frames = max(1, len(audio) // config.data.hop_length)
-    own = _log_mel(np.pad(audio, (0, longest - len(audio))), config)
+    own = compiled_log_mel(np.pad(audio, (0, longest - len(audio))), config)
     return np.asarray(own)[:frames]
 
 
 @jax.jit(static_argnums=1)
-def _log_mel(audio: jax.Array, config: Config) -> jax.Array:
+def compiled_log_mel(audio: jax.Array, config: Config) -> jax.Array:
+    """As `log_mel`, compiled for each length of the audio."""
     return log_mel(audio, config)
 
 
