@@ -14,6 +14,7 @@ from waveglow_jax.audio.mel import bands_of, log_mel, mel_filters, written
 from waveglow_jax.config import Config, config_from_dict, config_to_dict
 from waveglow_jax.config_data import DataConfig, MelConfig
 from waveglow_jax.conventions import CONVENTIONS, HALF_HOP, Convention, Spectrum
+from waveglow_jax.doctor import recipe
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.whitening import power_of_mel
 
@@ -101,6 +102,21 @@ def test_what_is_written_can_be_read(key):
     bands = jnp.asarray(np.geomspace(data.mel.floor or 1e-6, data.mel.ceiling or 100.0, 50))
     np.testing.assert_allclose(bands_of(written(bands, data), data), bands, rtol=3e-5)
     assert float(written(jnp.zeros(1), data)[0]) == pytest.approx(data.mel.lowest, abs=1e-4)
+
+
+@pytest.mark.parametrize("row", CONVENTIONS, ids=lambda row: row.key)
+def test_the_doctor_and_jax_write_the_tables_values(row):
+    m = np.r_[0, np.geomspace(1e-12, 1e3, 60)]
+    clipped = np.clip(m, row.floor, row.ceiling or np.inf)
+    slope, offset = row.values.slope, row.values.offset
+    expected = slope * np.log(clipped) + offset if slope else clipped
+    with np.errstate(divide="ignore"):
+        ours = recipe.written(np.log(m), row)
+    assert ours.dtype == np.float64
+    np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-11)
+    in_jax = written(jnp.asarray(m, jnp.float32), config_of(row.key).data)
+    assert in_jax.dtype == jnp.float32
+    np.testing.assert_allclose(in_jax, expected, rtol=1e-5, atol=2e-6 * max(1, slope))
 
 
 # ------------------------------------------------------------ the software's own definitions

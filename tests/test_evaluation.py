@@ -21,7 +21,7 @@ from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
 from waveglow_jax.errors import UserError
-from waveglow_jax.evaluation import baselines, metrics, systems
+from waveglow_jax.evaluation import baselines, compared, metrics, systems
 from waveglow_jax.evaluation import evaluate as evaluation
 from waveglow_jax.evaluation.baselines import NOISE
 from waveglow_jax.evaluation.evaluate import evaluate
@@ -363,7 +363,7 @@ def test_what_a_voice_cannot_take_is_named(reference, tmp_path):
     ],
 )
 def test_a_report_says_which_settings_made_a_row(system, settings):
-    assert evaluation._described(system, Silent()) == f"bundled voice {settings}"
+    assert compared.described(system, Silent()) == f"bundled voice {settings}"
 
 
 # ------------------------------------------------------------------------------ baselines
@@ -372,7 +372,7 @@ def test_a_report_says_which_settings_made_a_row(system, settings):
 @pytest.mark.slow
 def test_noise_is_corrected_as_a_whole(clips):
     rate = 24000  # not the default
-    mel = metrics.log_mel(clips["a"], rate)
+    mel = metrics.log_mel_by_librosa(clips["a"], rate)
     frames = len(mel)
     samples = baselines.noise_corrected(mel, rate, 3)
     assert samples.shape == (frames * 256,) and samples.dtype == np.float32

@@ -29,7 +29,7 @@ NEEDS = {"export to ONNX": "jax2onnx", "preflight": "libtpu"}
 
 
 def published_shape(folder: Path) -> Path:
-    """Two of its twelve flows, and no weight at zero."""
+    """Writes a release of the published shape with two of its twelve flows, no weight at zero."""
     raw = config_to_dict(wg.load_config(ROOT / "configs" / "nvidia256.json"))
     raw["waveglow_config"] |= {"n_flows": 2, "n_early_every": 1}
     config = config_from_dict(raw)

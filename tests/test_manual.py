@@ -16,14 +16,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import soundfile
+from test_every_command import published_shape
 
 import waveglow_jax as wg
 from waveglow_jax.cli import COMMANDS, main
-from waveglow_jax.config import config_from_dict, config_to_dict
 from waveglow_jax.weights.release import BUNDLED_VOICE
 
 ROOT = Path(__file__).parent.parent
@@ -158,23 +157,9 @@ def things(tmp_path_factory) -> Path:
     mel = wg.load().mel(audios[0][RATE : RATE * 2]).T
     for path in ("mel.npy", "mels/a.npy"):
         np.save(folder / path, mel)
-    published = str(two_published_flows(folder))
+    published = str(published_shape(folder / "published"))
     assert main(["convert", published, "-o", str(folder / "waveglow.pt"), "--to", "torch"]) == 0
     return folder
-
-
-def two_published_flows(folder: Path) -> Path:
-    """A release of the published shape with two flows of twelve, and no weight at zero."""
-    raw = config_to_dict(wg.load_config("nvidia256"))
-    raw["waveglow_config"] |= {"n_flows": 2, "n_early_every": 1}
-    config = config_from_dict(raw)
-    params = wg.init(jax.random.key(0), config)
-    rng = np.random.default_rng(0)
-    for flow in params["flows"]:
-        end = flow["wn"]["end"]
-        end["kernel"] = np.asarray(rng.normal(0, 1e-3, end["kernel"].shape), np.float32)
-    wg.save(folder / "published", config, params)
-    return folder / "published"
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -73,13 +73,24 @@ class MelConfig:
     @property
     def lowest(self) -> float:
         """The lowest value that a mel has, that of silence."""
-        return self.written(self.floor)
+        return float(self.value_of(self.floor, math))
 
-    def written(self, m: float) -> float:
-        """How the mel writes the band m."""
+    def value_of(self, m: Any, xp: Any) -> Any:
+        """How the mel writes bands m, which no floor and no ceiling limits here.
+
+        xp: the module that computes with m: `math` for a number, NumPy or `jax.numpy` for an array.
+        """
         if self.log == "none":
-            return self.gain * m + self.offset
-        return self.slope * math.log(m) + self.offset
+            return m if (self.gain, self.offset) == (1, 0) else self.gain * m + self.offset
+        log = xp.log(m)
+        return log if (self.slope, self.offset) == (1, 0) else self.slope * log + self.offset
+
+    def written(self, bands: Any, xp: Any) -> Any:
+        """Bands m `[..., M]` -> the mel's values. xp: NumPy or `jax.numpy`, as the bands are."""
+        bands = xp.maximum(bands, self.floor)
+        if self.ceiling:
+            bands = xp.minimum(bands, self.ceiling)
+        return self.value_of(bands, xp)
 
     def check(self) -> None:
         if self.floor == 0 and self.log != "none":
@@ -148,15 +159,15 @@ class DataConfig:
 # ------------------------------------------------------------------------------ rows of the table
 
 
-def fields_of(row: Convention) -> dict[str, dict[str, Any]]:
-    """The fields of a config, by section, that a row of the table determines."""
+def mel_config_of(row: Convention) -> MelConfig:
+    """How the mel of a convention is computed and written."""
     spectrum, values = row.spectrum, row.values
     log = next((each for each in ("log10", "log2", "none") if each in values.name), "ln")
     log = {LINEAR.name: "none"}.get(values.name, "dB" if "dB" in values.name else log)
     unit = _unit(log, spectrum.power)
     # Rounded, so that a gain such as 1/100 is the number that a person would write.
     gain = round(values.slope / unit, 12) if unit else 1.0
-    mel = MelConfig(
+    return MelConfig(
         scale=spectrum.scale,
         norm=spectrum.norm,
         power=spectrum.power,
@@ -169,6 +180,11 @@ def fields_of(row: Convention) -> dict[str, dict[str, Any]]:
         floor=row.floor,
         ceiling=row.ceiling,
     )
+
+
+def fields_of(row: Convention) -> dict[str, dict[str, Any]]:
+    """The fields of a config, by section, that a row of the table determines."""
+    spectrum = row.spectrum
     data = {
         "sampling_rate": spectrum.rate,
         "filter_length": spectrum.n_fft,
@@ -176,7 +192,7 @@ def fields_of(row: Convention) -> dict[str, dict[str, Any]]:
         "win_length": spectrum.win,
         "mel_fmin": spectrum.fmin,
         "mel_fmax": spectrum.fmax,
-        "mel": dataclasses.asdict(mel),
+        "mel": dataclasses.asdict(mel_config_of(row)),
     }
     return {"data_config": data, "waveglow_config": {"n_mel_channels": spectrum.n_mels}}
 

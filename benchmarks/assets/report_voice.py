@@ -14,8 +14,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from tqdm import tqdm
-
+from waveglow_jax.cli.progress import files_by_stage
 from waveglow_jax.evaluation.evaluate import evaluate
 from waveglow_jax.evaluation.metrics import METRICS
 from waveglow_jax.evaluation.report import markdown, markdown_table, write_reports
@@ -56,13 +55,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, help="only the first so many")
     arguments = parser.parse_args()
     written = [text.replace("=:", f"={arguments.weights}:") for text in SYSTEMS]
-    with tqdm(unit="file", disable=None) as bar:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.set_description(stage, refresh=False)
-            bar.total, bar.n = total, done
-            bar.refresh()
-
+    with files_by_stage() as progress:
         found = evaluate(
             arguments.heldout,
             [parse_system(text) for text in written],

@@ -60,7 +60,8 @@ def mel_magnitudes(
     return (filters @ spectrum**power).T
 
 
-def log_mel(audio: np.ndarray, floor: float = 1e-5, **how: Any) -> np.ndarray:
+def log_mel_with(audio: np.ndarray, floor: float = 1e-5, **how: Any) -> np.ndarray:
+    """`[T] -> [F, M]`: ln of `mel_magnitudes`, whose keywords `how` set the convention."""
     return np.log(np.maximum(mel_magnitudes(audio, **how), floor))
 
 
@@ -76,33 +77,33 @@ def normalised(audio: np.ndarray) -> np.ndarray:
 def resampled(audio: np.ndarray, rate: int) -> np.ndarray:
     """The mel of the recording resampled to another rate, with the voice's number of frames."""
     other = librosa.resample(audio, orig_sr=RATE, target_sr=rate)
-    mel = log_mel(other, rate=rate)
+    mel = log_mel_with(other, rate=rate)
     wanted = 1 + len(audio) // HOP
     return np.pad(mel, ((0, max(0, wanted - len(mel))), (0, 0)), mode="edge")[:wanted]
 
 
 def emphasised(audio: np.ndarray) -> np.ndarray:
-    return log_mel(np.append(audio[0], audio[1:] - 0.97 * audio[:-1]))
+    return log_mel_with(np.append(audio[0], audio[1:] - 0.97 * audio[:-1]))
 
 
 CONVENTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    RIGHT: log_mel,
-    "log10 in place of ln": lambda audio: log_mel(audio) / np.log(10),
+    RIGHT: log_mel_with,
+    "log10 in place of ln": lambda audio: log_mel_with(audio) / np.log(10),
     "decibels": decibels,
     "normalised to [0, 1]": normalised,
-    "power in place of magnitude": partial(log_mel, power=2.0),
-    "floor 1e-10 in place of 1e-5": partial(log_mel, floor=1e-10),
-    "fmax 11,025 Hz": partial(log_mel, high=None),
-    "fmin 80, fmax 7,600 Hz": partial(log_mel, low=80.0, high=7600.0),
-    "HTK scale": partial(log_mel, htk=True),
-    "filters not normalised in area": partial(log_mel, norm=None),
-    "filters of 16,000 Hz": partial(log_mel, rate=16000),
+    "power in place of magnitude": partial(log_mel_with, power=2.0),
+    "floor 1e-10 in place of 1e-5": partial(log_mel_with, floor=1e-10),
+    "fmax 11,025 Hz": partial(log_mel_with, high=None),
+    "fmin 80, fmax 7,600 Hz": partial(log_mel_with, low=80.0, high=7600.0),
+    "HTK scale": partial(log_mel_with, htk=True),
+    "filters not normalised in area": partial(log_mel_with, norm=None),
+    "filters of 16,000 Hz": partial(log_mel_with, rate=16000),
     "recording resampled to 24,000 Hz": partial(resampled, rate=24000),
-    "half a hop late (HiFi-GAN's frames)": partial(log_mel, late=HOP // 2),
-    "half a hop early": partial(log_mel, late=-HOP // 2),
-    "a whole hop late": partial(log_mel, late=HOP),
-    "window of 800 samples": partial(log_mel, window=800),
-    "recording 6 dB softer": lambda audio: log_mel(audio / 2),
+    "half a hop late (HiFi-GAN's frames)": partial(log_mel_with, late=HOP // 2),
+    "half a hop early": partial(log_mel_with, late=-HOP // 2),
+    "a whole hop late": partial(log_mel_with, late=HOP),
+    "window of 800 samples": partial(log_mel_with, window=800),
+    "recording 6 dB softer": lambda audio: log_mel_with(audio / 2),
     "recording pre-emphasised by 0.97": emphasised,
 }
 
@@ -136,7 +137,7 @@ def measure(voice: wg.Voice, audios: list[np.ndarray]) -> dict[str, list[Likelih
     """The likelihood of each recording, by convention."""
     found: dict[str, list[Likelihood]] = {name: [] for name in CONVENTIONS}
     for audio in audios:
-        off = np.abs(log_mel(audio) - voice.mel(audio)).max()
+        off = np.abs(log_mel_with(audio) - voice.mel(audio)).max()
         if off > 1e-2:
             raise SystemExit(f"the right mel is {off:.1e} off the voice's own")
         heard = noisy(audio, voice.config.train.noise_std, HOP)

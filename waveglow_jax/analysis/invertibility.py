@@ -236,15 +236,27 @@ def _total(log_dets: Sequence[jax.Array]) -> float:
     return float(sum(float(each[0]) for each in log_dets))
 
 
-def blame(
+def _there_and_back(
     params: Params, config: Config, signal: Signal, precision: Precision, exact: Sequence[Layer]
-) -> Blame:
-    """How much error every layer adds to a round trip. exact: the same layers in float64."""
+) -> tuple[list[Layer], list[jax.Array], list[jax.Array], list[jax.Array]]:
+    """The layers in a precision, and the states before, between and after them in three passes.
+
+    These are the forward pass, its inverse from where that ends, and the forward pass of `exact`,
+    the same layers in float64, from the same audio.
+    """
     layers = layers_at(params, config, signal, precision)
     x = representable(state_of(signal.audio, config, precision), precision)
     truth, _ = run_forward(exact, x.astype("float64"))
     there, _ = run_forward(layers, x)
     back, _ = run_inverse(layers, there[-1])
+    return layers, there, back, truth
+
+
+def blame(
+    params: Params, config: Config, signal: Signal, precision: Precision, exact: Sequence[Layer]
+) -> Blame:
+    """How much error every layer adds to a round trip. exact: the same layers in float64."""
+    layers, there, back, truth = _there_and_back(params, config, signal, precision, exact)
     found, total = [], jnp.zeros_like(truth[0])
     for depth, (layer, true_layer) in enumerate(zip(layers, exact, strict=True)):
         here, beyond, came_back, came_from = (
@@ -269,7 +281,7 @@ def blame(
             )
         )
     squares = sum(each.at_audio**2 for each in found)
-    error = np.asarray(back[0], np.float64) - np.asarray(x)
+    error = np.asarray(back[0], np.float64) - np.asarray(there[0])
     return Blame(
         precision.name,
         rms=rms(error),
@@ -287,11 +299,7 @@ def depth_of(
     shapes: Sequence["LayerShape"],
 ) -> Depth:
     """Errors of the states in the forward and the inverse pass, with their bounds."""
-    layers = layers_at(params, config, signal, precision)
-    x = representable(state_of(signal.audio, config, precision), precision)
-    truth, _ = run_forward(exact, x.astype("float64"))
-    there, _ = run_forward(layers, x)
-    back, _ = run_inverse(layers, there[-1])
+    layers, there, back, truth = _there_and_back(params, config, signal, precision, exact)
     sizes = [rms(state) for state in there]
     forward_bound, back_bound = [0.0], [0.0]
     for k, (layer, true_layer, shape) in enumerate(zip(layers, exact, shapes, strict=True)):

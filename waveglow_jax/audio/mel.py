@@ -5,7 +5,7 @@ default the natural logarithm of magnitudes.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -69,14 +69,7 @@ def _magnitudes(spectrum: jax.Array, mel: MelConfig) -> jax.Array:
 
 def written(bands: jax.Array, data: DataConfig) -> jax.Array:
     """Bands m `[..., M]` -> the mel's values."""
-    mel = data.mel
-    bands = jnp.maximum(bands, mel.floor)
-    if mel.ceiling:
-        bands = jnp.minimum(bands, mel.ceiling)
-    if mel.log == "none":
-        return bands if (mel.gain, mel.offset) == (1, 0) else mel.gain * bands + mel.offset
-    log = jnp.log(bands)
-    return log if (mel.slope, mel.offset) == (1, 0) else mel.slope * log + mel.offset
+    return cast(jax.Array, data.mel.written(bands, jnp))
 
 
 def bands_of(mel: jax.Array, data: DataConfig) -> jax.Array:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,54 +94,72 @@ def prepare(
     `output`, if `output` was made with other settings or from other files of the same names, or if
     it cannot be written.
     """
-    output = Path(output)
-    _check_settings(sampling_rate, level_dbfs)
-    settings = {
-        "sampling_rate": sampling_rate,
-        "level_dbfs": level_dbfs,
-        "min_seconds": min_seconds,
-    }
+    output, settings = Path(output), _Settings(sampling_rate, level_dbfs, min_seconds)
+    _check_settings(settings)
     items, unread = find_inputs(inputs, AUDIO_SUFFIXES), find_unread(inputs)
     done = _read_manifest(output, settings)
     _check_places(items, output, done)
+    results = _convert_all(items, output, settings, done, workers, progress)
+    # The report follows the order of the inputs, not the order in which threads finished them.
+    found = [(str(item.path), results[item.path]) for item in items]
+    left_out = [(path, result.reason) for path, result in found if result.note is None]
+    left_out += [(str(path), reason) for path, reason in unread]
+    write_text(output / LEFT_OUT, "".join(f"{path}\t{reason}\n" for path, reason in left_out))
+    notes = [result.note for _, result in found if result.note is not None]
+    kept = sum(result.kept for _, result in found)
+    seconds = sum(note["samples"] / sampling_rate for note in notes)
+    return PrepareReport(len(notes) - kept, kept, tuple(left_out), seconds)
 
-    def convert(item: Input) -> tuple[Input, dict | None, str]:
-        """Returns the item, its manifest entry (None: left out), and a reason, 'kept' or ''."""
-        place = item.relative.with_suffix(".wav")
-        try:
-            source = _identity(item.path)
-            if _is_done(output / place, source, done.get(place.as_posix())):
-                return item, done[place.as_posix()], "kept"
-            samples, rate = read_samples(item.path)
-        except UserError as error:
-            # Only the reason: the report names the file, and leaving it out is the remedy.
-            named = str(UserError(f"{item.path}: "))
-            return item, None, str(error).removeprefix(named).split("; ")[0]
-        reason = _unusable(samples, rate, min_seconds)
-        if reason:
-            return item, None, reason
-        samples = _resampled(samples.mean(axis=1), rate, sampling_rate)
-        if level_dbfs is not None:
-            samples = _levelled(samples, sampling_rate, level_dbfs)
-        write_wav(output / place, samples, sampling_rate)
-        return item, {**source, "samples": len(samples)}, ""
 
-    noted, left_out, kept, written = dict(done), {}, 0, 0
-    seconds = 0.0
+@dataclass(frozen=True)
+class _Settings:
+    """The settings of a run, which the manifest records; see `prepare`."""
+
+    sampling_rate: int
+    level_dbfs: float | None
+    min_seconds: float
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The result for one input.
+
+    note: its entry in the manifest; None if it was left out, for this reason. kept: whether an
+    earlier run had converted it.
+    """
+
+    note: dict | None = None
+    reason: str = ""
+    kept: bool = False
+
+
+def _convert_all(
+    items: Sequence[Input],
+    output: Path,
+    settings: _Settings,
+    done: dict[str, dict],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[Path, _Result]:
+    """Converts the inputs in threads and keeps the manifest; the result of each, by its path.
+
+    done: the manifest's entries before.
+    """
+    noted, results, written = dict(done), {}, 0
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        futures = [pool.submit(convert, item) for item in items]
+        futures = {
+            pool.submit(_convert, item, output, settings, done.get(_place(item))): item
+            for item in items
+        }
         try:
             for count, future in enumerate(as_completed(futures), 1):
-                item, note, reason = future.result()
-                place = item.relative.with_suffix(".wav").as_posix()
-                if note is None:
-                    left_out[str(item.path)] = reason
-                    if noted.pop(place, None):  # it was usable in an earlier run, and has changed
-                        (output / place).unlink(missing_ok=True)
-                else:
-                    noted[place] = note
-                    seconds += note["samples"] / sampling_rate
-                    kept, written = kept + (reason == "kept"), written + (reason != "kept")
+                item, result = futures[future], future.result()
+                results[item.path] = result
+                if result.note is not None:
+                    noted[_place(item)] = result.note
+                    written += not result.kept
+                elif noted.pop(_place(item), None):  # usable in an earlier run, and has changed
+                    (output / _place(item)).unlink(missing_ok=True)
                 if written and count % _WRITTEN_EVERY == 0:
                     _write_manifest(output, settings, noted)
                 if progress:
@@ -150,15 +168,37 @@ def prepare(
             # After an error or an interrupt, the next run need not repeat what is finished.
             pool.shutdown(wait=False, cancel_futures=True)
             _write_manifest(output, settings, noted)
-
-    # The report follows the order of the inputs, not the order in which threads finished them.
-    report = tuple((str(i.path), left_out[str(i.path)]) for i in items if str(i.path) in left_out)
-    report += tuple((str(path), reason) for path, reason in unread)
-    write_text(output / LEFT_OUT, "".join(f"{path}\t{reason}\n" for path, reason in report))
-    return PrepareReport(written, kept, report, seconds)
+    return results
 
 
-def _check_settings(sampling_rate: int, level_dbfs: float | None) -> None:
+def _place(item: Input) -> str:
+    """The output's path below the output folder, which is its key in the manifest."""
+    return item.relative.with_suffix(".wav").as_posix()
+
+
+def _convert(item: Input, output: Path, settings: _Settings, before: dict | None) -> _Result:
+    """Converts one input, unless an earlier run has. before: its entry in the manifest."""
+    target = output / _place(item)
+    try:
+        source = _identity(item.path)
+        if _is_done(target, source, before):
+            return _Result(before, kept=True)
+        samples, rate = read_samples(item.path)
+    except UserError as error:
+        # Only the reason: the report names the file, and leaving it out is the remedy.
+        named = str(UserError(f"{item.path}: "))
+        return _Result(reason=str(error).removeprefix(named).split("; ")[0])
+    if reason := _unusable(samples, rate, settings.min_seconds):
+        return _Result(reason=reason)
+    samples = _resampled(samples.mean(axis=1), rate, settings.sampling_rate)
+    if settings.level_dbfs is not None:
+        samples = _levelled(samples, settings.sampling_rate, settings.level_dbfs)
+    write_wav(target, samples, settings.sampling_rate)
+    return _Result({**source, "samples": len(samples)})
+
+
+def _check_settings(settings: _Settings) -> None:
+    sampling_rate, level_dbfs = settings.sampling_rate, settings.level_dbfs
     low, high = _RATES
     if not low <= sampling_rate <= high:
         raise UserError(f"the rate {sampling_rate} must be from {low} to {high} Hz")
@@ -179,7 +219,7 @@ def _check_places(items: list[Input], output: Path, done: dict[str, dict]) -> No
                 f"{item.path}: lies inside the output folder {output}; choose an output folder "
                 "outside of the inputs"
             )
-        before = done.get(item.relative.with_suffix(".wav").as_posix())
+        before = done.get(_place(item))
         # A source that has been moved does not count as another one.
         if before and before["source"] != real and os.path.exists(before["source"]):
             raise UserError(
@@ -250,7 +290,7 @@ def _levelled(samples: np.ndarray, sampling_rate: int, level_dbfs: float) -> np.
     return samples * np.float32(gain)
 
 
-def _read_manifest(output: Path, settings: dict) -> dict[str, dict]:
+def _read_manifest(output: Path, settings: _Settings) -> dict[str, dict]:
     """Reads earlier runs' entry of each output, by its relative path; refuses other settings."""
     path = output / PREPARED
     if not path.exists():
@@ -266,7 +306,7 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, dict]:
         raise UserError(f"{path}: not written by this program; choose another output folder")
     changed = [
         f"{name} {before.get(name)} then and {value} now"
-        for name, value in settings.items()
+        for name, value in asdict(settings).items()
         if before.get(name) != value
     ]
     if changed:
@@ -277,6 +317,6 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, dict]:
     return files
 
 
-def _write_manifest(output: Path, settings: dict, files: dict[str, dict]) -> None:
-    content = {"settings": settings, "files": dict(sorted(files.items()))}
+def _write_manifest(output: Path, settings: _Settings, files: dict[str, dict]) -> None:
+    content = {"settings": asdict(settings), "files": dict(sorted(files.items()))}
     write_text(output / PREPARED, json.dumps(content, indent=1) + "\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from waveglow_jax.cli.arguments import count, examples, given, seed, workers_argument
 from waveglow_jax.cli.outcome import fail
+from waveglow_jax.cli.progress import files_by_stage
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
 
@@ -82,21 +83,13 @@ def _baselines(text: str) -> tuple[str, ...]:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from waveglow_jax.evaluation.evaluate import evaluate
     from waveglow_jax.evaluation.report import markdown_summary, write_reports
     from waveglow_jax.evaluation.results import summary_dict
     from waveglow_jax.evaluation.systems import parse_system
 
     systems = [parse_system(text) for text in arguments.system]
-    with tqdm(unit="file", disable=None) as bar:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.set_description(stage, refresh=False)
-            bar.total, bar.n = total, done
-            bar.refresh()
-
+    with files_by_stage() as progress:
         found = evaluate(
             arguments.reference,
             systems,

@@ -31,6 +31,24 @@ def counted(total: int, unit: str) -> Iterator["tqdm[Any]"]:
 
 
 @contextmanager
+def files_by_stage() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar of files that stays; the yielded function takes the stage, and files done of how many.
+
+    The next stage begins at 0 again.
+    """
+    from tqdm import tqdm
+
+    with tqdm(unit="file", disable=None) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.set_description(stage, refresh=False)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        yield progress
+
+
+@contextmanager
 def audio_seconds(total: float) -> Iterator["tqdm[Any]"]:
     """A bar of the seconds of audio out of `total`; `tell_speed` advances it and adds the speed."""
     with _bar(total=total, desc="compiling", bar_format=_AUDIO) as bar:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from waveglow_jax.audio.correlation import overlap, pearson
 from waveglow_jax.conventions import (
     CONVENTIONS,
     DB,
@@ -21,7 +22,7 @@ from waveglow_jax.conventions import (
     Values,
     values_of,
 )
-from waveglow_jax.doctor.fit import Case, Fit, at_floor, explain, overlap
+from waveglow_jax.doctor.fit import Case, Fit, at_floor, explain
 from waveglow_jax.doctor.librosa_mel import filters
 from waveglow_jax.doctor.notes import (
     DIFFERENCES,
@@ -97,13 +98,11 @@ def _evidence(case: Case, fit: Fit, own: Spectrum) -> dict[str, Any]:
     """
     x = np.log(np.maximum(case.mel, 1e-30)) if fit.linear else case.mel
     log = np.log(np.maximum(case.true_mel(fit.spectrum), 1e-30))
-    x, log = overlap(x, log, fit.lag)
-    x, log = (each - each.mean(axis=0) for each in (x, log))
-    norms = np.sqrt((x * x).sum(axis=0) * (log * log).sum(axis=0))
-    correlation = (x * log).sum(axis=0) / np.maximum(norms, 1e-30)
+    correlation = pearson(*overlap(x, log, fit.lag))
     # The first bands of a fine filter bank may contain no FFT bin, and other bands may lie where
     # the recording has no energy.
-    correlation = correlation[norms > 1e-9] if (norms > 1e-9).any() else np.zeros(1)
+    varied = ~np.isnan(correlation)
+    correlation = correlation[varied] if varied.any() else np.zeros(1)
     of_own = case.fit(replace(own, n_mels=case.mel.shape[1]))
     half = 0.5 if fit.spectrum.frames == HALF_HOP else 0.0
     return {

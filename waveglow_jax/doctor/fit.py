@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from waveglow_jax.audio.correlation import cross_correlation, overlap
 from waveglow_jax.conventions import CONVENTIONS, HALF_HOP, Spectrum
 from waveglow_jax.doctor.librosa_mel import magnitudes, mel_of_magnitudes
 
@@ -145,21 +146,12 @@ def _fit(x: np.ndarray, log: np.ndarray, blank: Fit) -> Fit:
 def _lag(x: np.ndarray, log: np.ndarray) -> int:
     """The number of frames by which x is late against log: the lag of greatest correlation.
 
-    The correlation is summed over all bands.
+    The correlation is summed over all bands, each without its mean. It is not normalised per lag:
+    the search calls this function for hundreds of conventions, and one FFT gives all lags.
     """
     most = max(8, abs(len(x) - len(log)) + 4)
-    size = 1 << (len(x) + len(log)).bit_length()
-    spectra = [np.fft.rfft(each - each.mean(axis=0), size, axis=0) for each in (x, log)]
-    correlation = np.fft.irfft((spectra[0] * np.conj(spectra[1])).sum(axis=1), size)
-    lags = np.r_[0 : most + 1, -most:0]
-    return int(lags[np.argmax(correlation[lags])])
-
-
-def overlap(x: np.ndarray, log: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarray]:
-    """The frames that both have, where x is `lag` frames late."""
-    x, log = x[max(0, lag) :], log[max(0, -lag) :]
-    shared = min(len(x), len(log))
-    return x[:shared], log[:shared]
+    lags, correlation = cross_correlation(x - x.mean(axis=0), log - log.mean(axis=0), most)
+    return int(lags[np.argmax(correlation)])
 
 
 def uncut(x: np.ndarray) -> np.ndarray:

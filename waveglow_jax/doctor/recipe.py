@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from waveglow_jax.config_data import mel_config_of
 from waveglow_jax.conventions import LN, Convention, Values
 from waveglow_jax.doctor.fit import at_floor
 
@@ -48,10 +49,7 @@ def mended(mel: np.ndarray, recipe: Recipe, own: Convention) -> np.ndarray:
 
 def written(log: np.ndarray | float, own: Convention) -> np.ndarray:
     """ln m -> the values that the voice's mel has for m, between its floor and its ceiling."""
-    log = np.maximum(log, math.log(own.floor) if own.floor else -math.inf)
-    log = np.minimum(log, math.log(own.ceiling) if own.ceiling else math.inf)
-    linear = own.values.slope == 0
-    return np.asarray(np.exp(log) if linear else own.values.slope * log + own.values.offset)
+    return np.asarray(mel_config_of(own).written(np.exp(log), np))
 
 
 def logarithm(mel: np.ndarray, values: Values) -> np.ndarray:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.signal
 
+from waveglow_jax.audio.correlation import cross_correlation, overlap
+
 # A vocoder's delay does not exceed a quarter of a second; files that are further apart do not
 # belong together.
 MAX_OFFSET_SECONDS = 0.25
@@ -50,10 +52,8 @@ def align(reference: np.ndarray, output: np.ndarray, sampling_rate: int) -> Alig
     reference, output = np.asarray(reference, np.float64), np.asarray(output, np.float64)
     offset = find_offset(reference, output, sampling_rate)
     difference = len(output) - len(reference)
-    first, second = reference[max(0, -offset) :], output[max(0, offset) :]
-    shared = min(len(first), len(second))
-    first, second = first[:shared], second[:shared]
-    levels = [float(np.sqrt(np.mean(each**2))) if shared else 0.0 for each in (first, second)]
+    second, first = overlap(output, reference, offset)
+    levels = [float(np.sqrt(np.mean(each**2))) if len(each) else 0.0 for each in (first, second)]
     if min(levels) <= 0:
         raise ValueError("silent where the two files overlap")
     gain = levels[0] / levels[1]
@@ -83,12 +83,13 @@ def _envelope(audio: np.ndarray, size: int, hop: int) -> np.ndarray:
 
 
 def _correlation_peak(first: np.ndarray, second: np.ndarray, most: int) -> tuple[int, float]:
-    """The delay of second against first, within +-most, and the normalised correlation there."""
+    """The delay of second against first, within +-most, and the normalised correlation there.
+
+    It is divided by the energy of the whole signals, so that a few shared samples cannot agree.
+    """
     energy = np.sqrt(np.sum(first**2) * np.sum(second**2))
     if energy <= 0:
         return 0, 0.0
-    correlation = np.abs(scipy.signal.correlate(second, first, method="fft"))
-    lags = scipy.signal.correlation_lags(len(second), len(first))
-    near = np.abs(lags) <= most
-    best = int(np.argmax(correlation[near]))
-    return int(lags[near][best]), float(correlation[near][best] / energy)
+    lags, correlation = cross_correlation(second, first, most)
+    best = int(np.argmax(np.abs(correlation)))
+    return int(lags[best]), float(np.abs(correlation[best]) / energy)

@@ -25,7 +25,7 @@ from waveglow_jax.evaluation.made import (
     made_from,
     with_seconds,
 )
-from waveglow_jax.evaluation.metrics import MEL, MEL_HOP, log_mel
+from waveglow_jax.evaluation.metrics import MEL, MEL_HOP, log_mel_by_librosa
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.files.wav import write_wav
 from waveglow_jax.interrupts import deaf_children
@@ -146,7 +146,7 @@ def _baseline_file(job: tuple[Baseline, Path, Path, int, bool]) -> float | None:
     baseline, path, target, rate, timed = job
     audio = read_audio(path, rate)
     own = baseline.config
-    mel = log_mel(audio, rate) if own is None else mel_of_samples(audio, own)
+    mel = log_mel_by_librosa(audio, rate) if own is None else mel_of_samples(audio, own)
     samples, seconds = with_seconds(
         lambda: baseline.synthesize(mel, rate, baseline.iterations), again=timed
     )

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.config import DataConfig
 from waveglow_jax.errors import UserError
 from waveglow_jax.evaluation.alignment import align
-from waveglow_jax.evaluation.baselines import BASELINES, GRIFFIN_LIM, baselines_of, make_baseline
+from waveglow_jax.evaluation.baselines import BASELINES, make_baseline
+from waveglow_jax.evaluation.compared import Compared, baseline_among, compared_of, name_of, sources
 from waveglow_jax.evaluation.made import Made, add_record, file_state, read_records
 from waveglow_jax.evaluation.metrics import METRICS, OF_SIGNALS, measure, missing_packages
 from waveglow_jax.evaluation.results import Evaluation, Row, Summary
@@ -34,7 +34,6 @@ from waveglow_jax.evaluation.systems import (
     files_by_name,
     is_audio_folder,
     make_with_weights,
-    with_own_settings,
 )
 from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.inputs import check_outside
@@ -81,111 +80,44 @@ def evaluate(
     output = Path(output)
     for folder in [reference, *(s.source for s in systems if is_audio_folder(s.source))]:
         check_outside(output / AUDIO, folder)
-    voices = _load_voices(systems)
-    rate = _common_rate([voice.config.data for voice in voices.values()])
-    # Of several conventions that of the first weights counts, which the report names.
-    config = next((voice.config for voice in voices.values()), None)
-    from_mels = baselines_of(baselines, griffin_lim_iterations, noise_corrections, config)
-    names = [RECORDINGS, *(each.name for each in from_mels), *(each.name for each in systems)]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--system {name}: two systems of that name; rename one")
-    if baseline is None:
-        baseline = GRIFFIN_LIM if GRIFFIN_LIM in names else names[1]
-    if baseline not in names:
-        raise UserError(f"--baseline {baseline}: no such system; there are {', '.join(names)}")
-    references, left_out = _readable(files_by_name(reference), rate, files)
-    if not references:
-        raise UserError(f"{reference}: no usable recording; {left_out[0][0]}: {left_out[0][1]}")
+    compared = compared_of(systems, baselines, griffin_lim_iterations, noise_corrections)
+    baseline = baseline_among(compared.names, baseline)
+    references, unreadable = _references(reference, compared.rate, files)
     missing = missing_packages()
     keys = tuple(key for key in OF_SIGNALS if key not in missing)
 
     with _processes(workers) as executor:
-        made = {RECORDINGS: Made(references, {})}
-        for each in from_mels:
-            made[each.name] = make_baseline(
-                each,
-                references,
-                rate,
-                output / AUDIO,
-                executor,
-                partial(progress, each.name),
-            )
-        for system in systems:
-            if system.name in voices:
-                made[system.name] = make_with_weights(
-                    system,
-                    voices[system.name],
-                    references,
-                    output / AUDIO,
-                    partial(progress, system.name),
-                )
-            else:
-                found, unmatched = _matched(system, references)
-                left_out += unmatched
-                made[system.name] = Made(found, {})
-        rows, unmeasured = _measure_all(references, made, rate, keys, output, executor, progress)
-    left_out += unmeasured
-    rows = [_with_made(row, made[row.system], rate, references) for row in rows]
-    sources = {RECORDINGS: os.path.basename(os.path.realpath(reference))}
-    sources |= {each.name: each.about for each in from_mels}
-    sources |= {system.name: _described(system, voices.get(system.name)) for system in systems}
+        made, unmatched = _make_all(compared, references, output / AUDIO, executor, progress)
+        measured, unmeasured = _measure_all(
+            references, made, compared.rate, keys, output, executor, progress
+        )
+    rows = [_with_made(row, made[row.system], compared.rate, references) for row in measured]
     evaluation = Evaluation(
-        reference=os.path.basename(os.path.realpath(reference)),
-        sampling_rate=rate,
+        reference=name_of(reference),
+        sampling_rate=compared.rate,
         names=tuple(references),
         baseline=baseline,
         griffin_lim_iterations=griffin_lim_iterations if "griffin-lim" in baselines else None,
         noise_corrections=noise_corrections if "noise" in baselines else None,
         machine=_machine(),
-        summaries=tuple(_summaries(names, sources, rows, baseline)),
+        summaries=tuple(_summaries(sources(compared, reference), rows, baseline)),
         rows=tuple(rows),
-        left_out=tuple(left_out),
+        left_out=(*unreadable, *unmatched, *unmeasured),
         missing=missing,
-        audio={name: made[name].files for name in names},
+        audio={name: made[name].files for name in compared.names},
     )
     text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
     write_text(output / "files.jsonl", text)
     return evaluation
 
 
-def _load_voices(systems: Sequence[System]) -> dict[str, Any]:
-    """The voice of each system whose source is weights; the same weights are loaded only once."""
-    loaded: dict[str | None, Any] = {}
-    voices = {}
-    for system in systems:
-        if is_audio_folder(system.source):
-            if system != System(system.name, system.source):
-                raise UserError(
-                    f"--system {system.name}: {system.source} holds recordings, which sigma, "
-                    "denoise, consistency, dtype and seed do not change; take them out"
-                )
-            continue
-        if system.source not in loaded:
-            from waveglow_jax.synthesis.vocoder import load
-
-            loaded[system.source] = load(system.source)
-        voices[system.name] = loaded[system.source]
-    return voices
-
-
-def _common_rate(of_voices: Sequence[DataConfig]) -> int:
-    rates = {data.sampling_rate for data in of_voices} or {DataConfig().sampling_rate}
-    if len(rates) > 1:
-        raise UserError(
-            f"the weights are of different sampling rates, {sorted(rates)} Hz; evaluate those of "
-            "one rate at a time"
-        )
-    return rates.pop()
-
-
-def _readable(
-    found: dict[str, Path], rate: int, files: int | None
+def _references(
+    folder: str | Path, rate: int, files: int | None
 ) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     """The first `files` recordings that can be used, and the reasons why others cannot."""
     usable: dict[str, Path] = {}
     left_out = []
-    for name, path in found.items():
+    for name, path in files_by_name(folder).items():
         if files is not None and len(usable) >= files:
             break
         try:
@@ -194,11 +126,40 @@ def _readable(
             usable[name] = path
         except UserError as error:
             left_out.append(_reason(path, error))
+    if not usable:
+        raise UserError(f"{folder}: no usable recording; {left_out[0][0]}: {left_out[0][1]}")
     return usable, left_out
 
 
 def _reason(path: Path, error: Exception) -> tuple[str, str]:
     return str(path), str(error).removeprefix(f"{path}: ").split("; ")[0]
+
+
+def _make_all(
+    compared: Compared,
+    references: dict[str, Path],
+    output: Path,
+    executor: Executor | None,
+    progress: Progress,
+) -> tuple[dict[str, Made], list[tuple[str, str]]]:
+    """The audio of every row, made where it does not exist yet, and the files that are missing."""
+    made = {RECORDINGS: Made(references, {})}
+    left_out = []
+    for each in compared.baselines:
+        made[each.name] = make_baseline(
+            each, references, compared.rate, output, executor, partial(progress, each.name)
+        )
+    for system in compared.systems:
+        if system.name in compared.voices:
+            voice = compared.voices[system.name]
+            made[system.name] = make_with_weights(
+                system, voice, references, output, partial(progress, system.name)
+            )
+        else:
+            found, unmatched = _matched(system, references)
+            left_out += unmatched
+            made[system.name] = Made(found, {})
+    return made, left_out
 
 
 def _matched(
@@ -216,21 +177,6 @@ def _matched(
     return shared, [
         (f"{system.name}: {name}", f"no such file in {system.source}") for name in without
     ]
-
-
-def _described(system: System, voice: Any | None) -> str:
-    """A system's source and the settings of its audio, including the voice's own settings."""
-    if voice is not None:
-        system = with_own_settings(system, voice.config)
-    settings = [
-        f"{key}={value if isinstance(value, str) else format(value, 'g')}"
-        for key in ("sigma", "denoise", "consistency")
-        if (value := getattr(system, key)) is not None
-    ]
-    settings += [f"dtype={system.dtype}"] * (system.dtype != "float32")
-    settings += [f"seed={system.seed}"] * (system.seed != 0)
-    source = Path(system.source).name if system.source else "bundled voice"
-    return " ".join([source, *settings])
 
 
 def _machine() -> str:
@@ -370,11 +316,9 @@ def _with_made(row: Row, made: Made, rate: int, references: dict[str, Path]) -> 
     return Row(**{**row.__dict__, "values": ordered})
 
 
-def _summaries(
-    names: Sequence[str], sources: dict[str, str], rows: Sequence[Row], baseline: str
-) -> Iterator[Summary]:
-    by_system = {name: {r.name: r for r in rows if r.system == name} for name in names}
-    for system in names:
+def _summaries(sources: dict[str, str], rows: Sequence[Row], baseline: str) -> Iterator[Summary]:
+    by_system = {name: {r.name: r for r in rows if r.system == name} for name in sources}
+    for system, source in sources.items():
         own = by_system[system]
         means, differences = {}, {}
         for metric in METRICS:
@@ -392,7 +336,7 @@ def _summaries(
         gains = [row.gain_db for row in own.values()] or [0.0]
         yield Summary(
             system=system,
-            source=sources[system],
+            source=source,
             files=len(own),
             means=means,
             differences=differences,

@@ -278,7 +278,7 @@ def _at_speech_rate(
 # ------------------------------------------------------------------------------ spectrum
 
 
-def log_mel(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
+def log_mel_by_librosa(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
     """`[T] -> [F, 80]`: the vocoder's mel (FFT 1024, hop 256, 0-8000 Hz, ln magnitude).
 
     It uses librosa so that the measuring processes need no JAX.
@@ -312,7 +312,7 @@ def mel_distances(
     reference: np.ndarray, output: np.ndarray, sampling_rate: int
 ) -> dict[str, float]:
     """log_mel_l1 (nats), mcd and mcd_dtw (dB): lower is better, 0 for equal signals."""
-    mels = [log_mel(each, sampling_rate) for each in (reference, output)]
+    mels = [log_mel_by_librosa(each, sampling_rate) for each in (reference, output)]
     first, second = map(mel_cepstra, mels)
     return {
         "log_mel_l1": float(np.abs(mels[0] - mels[1]).mean()),

@@ -210,16 +210,24 @@ def levinson(lags: jax.Array, least: jax.Array) -> tuple[jax.Array, jax.Array]:
     return forward, variance[..., 0]
 
 
+def _before(
+    predictor: Predictor, signal: jax.Array, past: jax.Array | None
+) -> tuple[int, int, jax.Array]:
+    """The order, the samples per block, and the `order` samples before the signal `[B, T]`."""
+    batch, blocks, length = predictor.taps.shape
+    if past is None:
+        past = jnp.zeros((batch, length - 1), signal.dtype)
+    return length - 1, signal.shape[1] // blocks, past
+
+
 def prediction_forward(
     predictor: Predictor, audio: jax.Array, past: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """y_t = (sum_k taps_k x_(t-k)) / gain; log_det = -block ln gain. Parallel in time."""
-    batch, blocks, length = predictor.taps.shape
-    order, block = length - 1, audio.shape[1] // blocks
-    if past is None:
-        past = jnp.zeros((batch, order), audio.dtype)
+    order, block, past = _before(predictor, audio, past)
     extended = jnp.concatenate([past, audio], axis=1)
-    windows = extended[:, np.arange(blocks)[:, None] * block + np.arange(order + block)]
+    starts = block * np.arange(predictor.gain.shape[1])
+    windows = extended[:, starts[:, None] + np.arange(order + block)]
     # Of a circular convolution only the window's first `order` samples wrap around.
     size = 1 << (order + block - 1).bit_length()
     spectrum = rfft(windows, size) * rfft(predictor.taps, size)
@@ -232,10 +240,7 @@ def prediction_inverse(
     predictor: Predictor, y: jax.Array, past: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """x_t = gain y_t - sum_(k>0) taps_k x_(t-k); log_det = block ln gain. Sequential in blocks."""
-    batch, blocks, length = predictor.taps.shape
-    order, block = length - 1, y.shape[1] // blocks
-    if past is None:
-        past = jnp.zeros((batch, order), y.dtype)
+    order, block, past = _before(predictor, y, past)
     # Row i of a block's matrix weighs the samples before the block, then the block's own.
     lag = order + np.arange(block)[:, None] - np.arange(order + block)
     used = jnp.asarray((lag >= 0) & (lag <= order), y.dtype)[None]
@@ -255,7 +260,7 @@ def prediction_inverse(
         )[..., 0]
         return jnp.concatenate([history, x], axis=1)[:, -order:], x
 
-    in_time = (predictor.taps, predictor.gain, y.reshape(batch, blocks, block))
+    in_time = (predictor.taps, predictor.gain, y.reshape(*predictor.gain.shape, block))
     in_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), in_time)
     _, x = jax.lax.scan(next_block, past, in_time)
     return jnp.moveaxis(x, 0, 1).reshape(y.shape), block * jnp.log(predictor.gain)

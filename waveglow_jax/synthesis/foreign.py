@@ -6,6 +6,7 @@ Otherwise `converted` goes through a signal: noise corrected towards the one mel
 """
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -259,12 +260,13 @@ def why_not_of(mel: np.ndarray, config: Config) -> str:
     They cannot if most lie below the floor, or if one lies far above what full-scale audio gives.
     """
     form = config.data.mel
-    low, high = form.lowest, form.written(_loudest(config) * float(np.exp(OVER * form.power)))
+    loudest = _loudest(config)
+    low, high = form.lowest, form.value_of(loudest * float(np.exp(OVER * form.power)), math)
     low -= form.slope * form.power * UNDER
     if np.median(mel) < low:
         return f"most of its values are below {low:.4g}, but silence is {form.lowest:.4g} there"
     if mel.max() > high:
-        full = form.written(_loudest(config))
+        full = form.value_of(loudest, math)
         return f"it reaches {mel.max():.4g}, but audio of full scale reaches {full:.4g} there"
     return ""
 

@@ -30,6 +30,7 @@ from waveglow_jax.training.feed import Feed, Unreadable
 from waveglow_jax.training.fingerprint import check_unchanged, fingerprint
 from waveglow_jax.training.folder import claim_folder, no_trace_of_a_failure
 from waveglow_jax.training.lock import locked
+from waveglow_jax.training.mels import compiled_log_mel
 from waveglow_jax.training.parallel import (
     Layout,
     check_batch,
@@ -47,7 +48,6 @@ from waveglow_jax.training.processes import (
 )
 from waveglow_jax.training.programs import programs_kept
 from waveglow_jax.training.samples import (
-    mel_of,
     recordings_to_synthesise,
     sigmas_to_hear,
     synthesis_program,
@@ -377,7 +377,7 @@ class _Session:
             made = np.asarray(
                 synthesis_program(params, mel, np.asarray(sigmas, np.float32), self.config)
             )
-            mels = np.asarray(mel_of(made, self.config))
+            mels = np.asarray(compiled_log_mel(made, self.config))
             syntheses = dict(zip(sigmas, zip(made, mels, strict=True), strict=True))
             clips.append((name, (audio, mel), syntheses))
         return clips

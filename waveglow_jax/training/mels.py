@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from waveglow_jax.audio.correlation import overlap, pearson
 from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config
 from waveglow_jax.config_data import MelConfig
@@ -225,20 +226,20 @@ def _own_mel(recording: Path, n_samples: int, config: Config) -> np.ndarray:
     longest = int(_LOOKED_AT_SECONDS * config.data.sampling_rate)
     audio = read_clip(recording, 0, min(n_samples, longest))
     frames = max(1, len(audio) // config.data.hop_length)
-    own = _log_mel(np.pad(audio, (0, longest - len(audio))), config)
+    own = compiled_log_mel(np.pad(audio, (0, longest - len(audio))), config)
     return np.asarray(own)[:frames]
 
 
 @jax.jit(static_argnums=1)
-def _log_mel(audio: jax.Array, config: Config) -> jax.Array:
+def compiled_log_mel(audio: jax.Array, config: Config) -> jax.Array:
+    """As `log_mel`, compiled for each length of the audio."""
     return log_mel(audio, config)
 
 
 def _correlation(given: np.ndarray, own: np.ndarray, lag: int) -> float:
-    """The correlation of given[f + lag] with own[f] over f; 0 if fewer than 2 frames overlap."""
-    n = len(own) - abs(lag)
-    if n < 2:
-        return 0.0
-    a, b = given[max(lag, 0) :][:n], own[max(-lag, 0) :][:n]
-    a, b = a - a.mean(), b - b.mean()
-    return float(np.sum(a * b) / (np.sqrt(np.sum(a * a) * np.sum(b * b)) + 1e-9))
+    """The correlation of given[f + lag] with own[f] over f; 0 where there is none.
+
+    That is so if fewer than 2 frames overlap, or if either does not change.
+    """
+    given, own = overlap(given, own, lag)
+    return float(np.nan_to_num(pearson(given, own))) if len(own) >= 2 else 0.0

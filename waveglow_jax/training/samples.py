@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from waveglow_jax.audio.consistency import consistent
-from waveglow_jax.audio.mel import log_mel
 from waveglow_jax.config import Config
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.flow.waveglow import Params, inverse, latent_noise, of_frames
 from waveglow_jax.training.dataset import Corpus
-from waveglow_jax.training.mels import mel_frames
+from waveglow_jax.training.mels import compiled_log_mel, mel_frames
 
 SYNTHESIS_SECONDS = 5.0
 
@@ -28,7 +27,7 @@ def recordings_to_synthesise(
     for recording in corpus.validation[: train.synthesis_clips]:
         audio = read_audio(recording.path, data.sampling_rate)[:longest]
         audio = np.pad(audio, (0, longest - len(audio)))
-        mel = np.asarray(mel_of(audio, config))
+        mel = np.asarray(compiled_log_mel(audio, config))
         if recording.mel:
             mel = mel_frames(recording.mel, recording.n_samples, 0, len(mel), config)
         found.append((recording.path.stem, audio, mel))
@@ -38,11 +37,6 @@ def recordings_to_synthesise(
 def sigmas_to_hear(config: Config) -> tuple[float, ...]:
     """The voice's own sigma, then those of `synthesis_sigmas`, without repetitions."""
     return tuple(dict.fromkeys((config.synthesis.sigma, *config.train.synthesis_sigmas)))
-
-
-@jax.jit(static_argnums=1)
-def mel_of(audio: jax.Array, config: Config) -> jax.Array:
-    return log_mel(audio, config)
 
 
 @jax.jit(static_argnums=3)

@@ -7,7 +7,7 @@ The utterances are disjoint from training, normalised in volume, and drawn at ra
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -80,45 +80,12 @@ def make(
     output = Path(output)
     _check_arguments(systems, output, post_url)
     found = {name: files_by_name(folder) for name, folder in systems}
-    shared = [name for name in next(iter(found.values())) if all(name in f for f in found.values())]
-    if not shared:
-        raise UserError("the systems have no file of one name in common; rename them")
-    used, notes = _not_in_training(shared, found, training)
-    if not used:
-        raise UserError(f"--training {training}: every utterance is among them; take others")
     rng = np.random.default_rng(seed)
-    drawn = sorted(rng.permutation(len(used))[:utterances])
-    chosen = tuple(used[place] for place in drawn)
-    if len(chosen) < utterances:
-        notes.append(f"{len(chosen)} utterances, {utterances} were asked for")
-    rates = {_rate(found[name][utterance]) for name in found for utterance in chosen}
-    if len(rates) > 1:
-        raise UserError(
-            f"the files are of different rates, {sorted(rates)} Hz; bring them to one with: "
-            "python -m waveglow_jax prepare IN -o OUT"
-        )
-    rate = rates.pop()
-
+    chosen, notes = _chosen(found, training, utterances, rng)
+    rate = _common_rate(files[utterance] for files in found.values() for utterance in chosen)
     page = output / PAGE
-    clips: list[dict[str, Any]] = []
-    key: dict[str, dict[str, str]] = {}
-    for utterance in chosen:
-        versions = []
-        samples = [read_audio(found[name][utterance], rate) for name in found]
-        for name, levelled in zip(found, _one_level(samples), strict=True):
-            file = f"{secrets.token_hex(8)}.wav"
-            write_wav(page / "audio" / file, levelled, rate)
-            versions.append(file)
-            key[file] = {"system": name, "utterance": utterance}
-        clips.append({"versions": versions})
-    checks = []
-    for hertz in _PIPS_HZ:
-        file, count = f"{secrets.token_hex(8)}.wav", int(rng.choice(_PIP_COUNTS))
-        write_wav(page / "audio" / file, pips(hertz, count, rate, rng), rate)
-        checks.append({"file": file, "answer": count})
-    volume = f"{secrets.token_hex(8)}.wav"
-    write_wav(page / "audio" / volume, volume_sound(rate, rng), rate)
-
+    clips, key = _write_clips(found, chosen, rate, page / "audio")
+    checks, volume = _write_check(rate, rng, page / "audio")
     test = {
         "id": secrets.token_hex(8),
         "title": title,
@@ -140,7 +107,72 @@ def make(
     write_text(output / KEY, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     # The page is written last, so that it is complete if it exists.
     write_text(page / "index.html", _page(test))
-    return Test(page, output / KEY, tuple(found), chosen, tuple(notes))
+    return Test(page, output / KEY, tuple(found), tuple(chosen), tuple(notes))
+
+
+def _chosen(
+    found: dict[str, dict[str, Path]],
+    training: str | Path | None,
+    utterances: int,
+    rng: np.random.Generator,
+) -> tuple[list[str], list[str]]:
+    """The utterances that are drawn from those of all systems, and notes for the user."""
+    shared = [name for name in next(iter(found.values())) if all(name in f for f in found.values())]
+    if not shared:
+        raise UserError("the systems have no file of one name in common; rename them")
+    used, notes = _not_in_training(shared, found, training)
+    if not used:
+        raise UserError(f"--training {training}: every utterance is among them; take others")
+    chosen = [used[place] for place in sorted(rng.permutation(len(used))[:utterances])]
+    if len(chosen) < utterances:
+        notes.append(f"{len(chosen)} utterances, {utterances} were asked for")
+    return chosen, notes
+
+
+def _common_rate(paths: Iterable[Path]) -> int:
+    rates = {read_samples(path)[1] for path in paths}
+    if len(rates) > 1:
+        raise UserError(
+            f"the files are of different rates, {sorted(rates)} Hz; bring them to one with: "
+            "python -m waveglow_jax prepare IN -o OUT"
+        )
+    return rates.pop()
+
+
+def _write_clips(
+    found: dict[str, dict[str, Path]], chosen: Sequence[str], rate: int, folder: Path
+) -> tuple[list[dict[str, list[str]]], dict[str, dict[str, str]]]:
+    """Writes every system's clip of every utterance: the page's clips, and the key to them."""
+    clips: list[dict[str, list[str]]] = []
+    key: dict[str, dict[str, str]] = {}
+    for utterance in chosen:
+        versions = []
+        samples = [read_audio(files[utterance], rate) for files in found.values()]
+        for name, levelled in zip(found, _one_level(samples), strict=True):
+            file = _write_unnamed(folder, levelled, rate)
+            versions.append(file)
+            key[file] = {"system": name, "utterance": utterance}
+        clips.append({"versions": versions})
+    return clips, key
+
+
+def _write_check(
+    rate: int, rng: np.random.Generator, folder: Path
+) -> tuple[list[dict[str, Any]], str]:
+    """Writes the sounds of the hearing check and the sound to set the volume by, and names them."""
+    checks = []
+    for hertz in _PIPS_HZ:
+        count = int(rng.choice(_PIP_COUNTS))
+        file = _write_unnamed(folder, pips(hertz, count, rate, rng), rate)
+        checks.append({"file": file, "answer": count})
+    return checks, _write_unnamed(folder, volume_sound(rate, rng), rate)
+
+
+def _write_unnamed(folder: Path, samples: np.ndarray, rate: int) -> str:
+    """Writes the samples to a file whose name tells nothing, and returns the name."""
+    file = f"{secrets.token_hex(8)}.wav"
+    write_wav(folder / file, samples, rate)
+    return file
 
 
 def pips(hertz: float, count: int, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -217,10 +249,6 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _rate(path: Path) -> int:
-    return read_samples(path)[1]
 
 
 def _page(test: dict[str, Any]) -> str:
