@@ -197,3 +197,16 @@ def test_the_blocks_run(page, things, tmp_path):
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs_as_it_stands(things, tmp_path):
+    (block,) = [each for each in blocks_of(ROOT / "README.md") if each.language == "python"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", block.text],
+        cwd=things,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -54,6 +55,17 @@ def command_of(name: str, files, out) -> list[str]:
     line, _ = COMMANDS[name]
     command = {"latent": "synthesize", "stream": "synthesize"}.get(name, name)
     return [command, *(w.format(out=out, voice=files / "voice", **places) for w in line.split())]
+
+
+def test_rounding_does_not_lead_beyond_the_total(monkeypatch):
+    """tqdm would warn, on a terminal, of more audio than there is."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    parts = [0.1] * 3  # whose sum is above 0.3
+    with warnings.catch_warnings(), progress.audio_seconds(0.3) as bar:
+        warnings.simplefilter("error")
+        for part in parts:
+            progress.tell_speed(bar, part, computing=1.0)
+        assert bar.n == bar.total
 
 
 @pytest.mark.slow

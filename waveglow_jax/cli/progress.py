@@ -32,13 +32,14 @@ def counted(total: int, unit: str) -> Iterator["tqdm[Any]"]:
 
 @contextmanager
 def files_by_stage() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar of files that stays; the yielded function takes the stage, and files done of how many.
+    """A bar that stays; the yielded function takes the stage, and its files done of how many.
 
     The next stage begins at 0 again.
     """
     from tqdm import tqdm
 
-    with tqdm(unit="file", disable=None) as bar:
+    form = "{desc}: {n_fmt} of {total_fmt} done [{elapsed}]"
+    with tqdm(total=0, desc="reading", bar_format=form, disable=None) as bar:
 
         def progress(stage: str, done: int, total: int) -> None:
             bar.set_description(stage, refresh=False)
@@ -64,7 +65,7 @@ def tell_speed(bar: "tqdm[Any]", seconds: float, computing: float) -> None:
     bar.set_description_str("synthesising", refresh=False)
     factor = (bar.n + seconds) / max(computing, 1e-9)
     bar.set_postfix_str(f"{factor:.1f} x real time", refresh=False)
-    bar.update(seconds)
+    bar.update(min(seconds, bar.total - bar.n))  # rounding must not lead beyond the total
 
 
 def print_line(line: str, file: TextIO) -> None:
