@@ -59,6 +59,14 @@ def check(name: str, after: float, folder: Path, number: int = signal.SIGINT) ->
     assert not left, (told, left)
 
 
+@pytest.fixture(autouse=True)
+def as_from_a_terminal():
+    """The programs obey Ctrl-C, also if these tests run in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     for name in "abc":

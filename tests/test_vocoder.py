@@ -312,6 +312,17 @@ def test_mel_refuses_what_is_too_short_or_no_signal(voice, shape):
         voice.mel(np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("method", ["synthesize", "mel", "encode", "resynthesize"])
+def test_a_path_is_no_array(voice, method):
+    with pytest.raises(TypeError, match=r"a.npy: a path is no array; wg.read_audio or wg.read_mel"):
+        getattr(voice, method)("a.npy")
+
+
+def test_samples_are_no_mel(voice):
+    with pytest.raises(ValueError, match=r"shape \(512,\) is not .*; resynthesize takes samples"):
+        voice.synthesize(np.zeros(512, np.float32))
+
+
 # ------------------------------------------------------------------------------ encode
 
 

@@ -159,7 +159,7 @@ def _start_from(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
     found = read_weights(arguments.init_from, with_moments=not arguments.fresh_optimizer)
     lines = [
-        f"starts from {arguments.init_from}: {found.kind} (a run that is under way keeps its own)",
+        f"starts from {arguments.init_from}: {found.kind} (not where OUTPUT already holds steps)",
         *found.notes,
     ]
     if found.moments is not None:

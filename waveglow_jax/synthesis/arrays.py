@@ -1,5 +1,6 @@
 """Conversion of callers' arrays: from NumPy, JAX or PyTorch, and mels with either axis first."""
 
+from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +14,12 @@ class SupportsArray(Protocol):
 
 
 def on_host(array: Any) -> np.ndarray:
-    """Converts any library's array to NumPy; the dtype stays, but PyTorch's bfloat16 is float32."""
+    """Converts any library's array to NumPy; the dtype stays, but PyTorch's bfloat16 is float32.
+
+    Raises TypeError for a path, which only looks like an array to NumPy.
+    """
+    if isinstance(array, str | PathLike):
+        raise TypeError(f"{array}: a path is no array; wg.read_audio or wg.read_mel reads the file")
     if hasattr(array, "detach"):  # PyTorch hands NumPy no gradient, GPU memory or bfloat16
         array = array.detach().cpu()
         array = array.float() if str(array.dtype) == "torch.bfloat16" else array

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
+from os import PathLike
 from pathlib import Path
 from typing import overload
 
@@ -162,9 +163,9 @@ class Voice:
         or a mel too long for "latent".
         """
         bins = self.config.waveglow.n_mel_channels
-        if isinstance(mel, SupportsArray):
+        if isinstance(mel, SupportsArray | str | PathLike):
             mel = frames_first(mel, bins)
-            alone = mel.ndim == 2
+            alone = mel.ndim < 3
             each = self.synthesize(
                 [mel] if alone else list(mel),
                 *(sigma, seed, denoise, dtype, consistency),
@@ -522,7 +523,8 @@ class Voice:
         mel = np.asarray(mel, np.float32)
         bins = self.config.waveglow.n_mel_channels
         if mel.ndim != 2 or mel.shape[1] != bins or len(mel) < at_least:
-            raise ValueError(f"a mel of shape {mel.shape} is not [frames, {bins}]")
+            samples = "; resynthesize takes samples" if mel.ndim == 1 else ""
+            raise ValueError(f"a mel of shape {mel.shape} is not [frames, {bins}]{samples}")
         _check_finite(mel)
         return mel
 

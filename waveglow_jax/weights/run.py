@@ -158,6 +158,8 @@ def restoring(folder: Path) -> Iterator[None]:
     # reach the loop and prints a traceback, sometimes after the error has been raised here.
     sys.unraisablehook = partial(_without_late_reads, hook)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # A part of a checkpoint has no metadata of its own, of which orbax warns through absl.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         yield
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
