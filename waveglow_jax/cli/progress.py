@@ -65,6 +65,7 @@ def tell_speed(bar: "tqdm[Any]", seconds: float, computing: float) -> None:
     bar.set_description_str("synthesising", refresh=False)
     factor = (bar.n + seconds) / max(computing, 1e-9)
     bar.set_postfix_str(f"{factor:.1f} x real time", refresh=False)
+    assert bar.total is not None
     bar.update(min(seconds, bar.total - bar.n))  # rounding must not lead beyond the total
 
 
