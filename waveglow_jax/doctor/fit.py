@@ -112,6 +112,8 @@ class Case:
 
 
 def _fit(x: np.ndarray, log: np.ndarray, blank: Fit) -> Fit:
+    if not len(log):
+        return blank
     lag = _lag(x, log)
     x, log = overlap(x, log, lag)
     kept = uncut(x) & (log > blank.spectrum.power * (math.log(AUDIBLE) + 0.7))
@@ -145,13 +147,13 @@ def _fit(x: np.ndarray, log: np.ndarray, blank: Fit) -> Fit:
 def _lag(x: np.ndarray, log: np.ndarray) -> int:
     """The number of frames by which x is late against log: the lag of greatest correlation.
 
-    The correlation is summed over all bands.
+    The correlation is summed over all bands. The two always share a frame.
     """
     most = max(8, abs(len(x) - len(log)) + 4)
     size = 1 << (len(x) + len(log)).bit_length()
     spectra = [np.fft.rfft(each - each.mean(axis=0), size, axis=0) for each in (x, log)]
     correlation = np.fft.irfft((spectra[0] * np.conj(spectra[1])).sum(axis=1), size)
-    lags = np.r_[0 : most + 1, -most:0]
+    lags = np.r_[0 : min(most + 1, len(x)), -min(most, len(log) - 1) : 0]
     return int(lags[np.argmax(correlation[lags])])
 
 
