@@ -138,6 +138,32 @@ def test_hifigans_definition():
     assert_close(ours, theirs, config)
 
 
+def decibels(m: np.ndarray) -> np.ndarray:
+    return 20 * np.log10(np.maximum(m, 1e-5))
+
+
+# What the software's sources do to bands of magnitudes, silent ones and overloud ones included.
+WRITTEN = {
+    "tacotron2": lambda m: np.log(np.maximum(m, 1e-5)),
+    "hifigan": lambda m: np.log(np.maximum(m, 1e-5)),
+    "bigvgan-24khz": lambda m: np.log(np.maximum(m, 1e-5)),
+    "bigvgan-44khz": lambda m: np.log(np.maximum(m, 1e-5)),
+    "vocos-24khz": lambda m: np.log(np.maximum(m, 1e-7)),
+    "espnet": lambda m: np.log10(np.maximum(m, 1e-10)),
+    "espnet-24khz": lambda m: np.log10(np.maximum(m, 1e-10)),
+    "wavernn": lambda m: np.clip((decibels(m) + 100) / 100, 0, 1),
+    "rayhane": lambda m: np.clip(2 * 4 * (decibels(m) - 20 + 100) / 100 - 4, -4, 4),
+    "diffwave": lambda m: np.clip((decibels(m / np.sqrt(384)) - 20 + 100) / 100, 0, 1),
+}
+
+
+@pytest.mark.parametrize("key", WRITTEN)
+def test_all_levels_are_written_as_the_software_does(key):
+    bands = np.geomspace(1e-12, 1e4, 200)
+    ours = written(jnp.asarray(bands, jnp.float32), config_of(key).data)
+    np.testing.assert_allclose(ours, WRITTEN[key](bands), atol=2e-5)
+
+
 def triangles(rate: int, n_fft: int, bands: int, fmax: float) -> np.ndarray:
     """torchaudio's melscale_fbanks with the HTK scale and no norm: slopes between band centres."""
     hertz = np.linspace(0, rate // 2, n_fft // 2 + 1)
@@ -191,6 +217,9 @@ def test_filters_are_librosas_to_the_bit(key):
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match=r"data_config.mel: vocos is no known .* vocos-24khz"):
         config_from_dict({"data_config": {"mel": "vocos"}})
+    for name, message in (("HiFiGAN", "HiFiGAN is .* hifigan"), ("", "mel: an empty name is no ")):
+        with pytest.raises(UserError, match=message):
+            config_from_dict({"data_config": {"mel": name}})
 
 
 def test_fields_that_contradict_the_name():
@@ -209,10 +238,18 @@ def test_a_name_on_the_command_line_replaces_the_files_fields():
     assert config.data.mel.late and config.data.mel.floor == 1e-6
 
 
+def test_other_fields_on_the_command_line_change_the_names_row_in_any_order():
+    changes = {"data.hop_length": 512, "data.mel.floor": 1e-3, "data.mel": "vocos-24khz"}
+    for order in (changes, dict(reversed(changes.items()))):
+        data = config_from_dict({}, order).data
+        assert (data.hop_length, data.mel.floor, data.sampling_rate) == (512, 1e-3, 24000)
+
+
 @pytest.mark.parametrize(
     "mel, match",
     [
         ({"floor": 0}, "floor 0 has no logarithm"),
+        ({"floor": 1e-40}, "floor 1e-40 is 0 in float32"),
         ({"ceiling": 1e-6}, "must be above its floor"),
         ({"scale": "mels"}, "'slaney' or 'htk'"),
         ({"scal": "htk"}, "did you mean data_config.mel.scale"),

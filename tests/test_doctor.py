@@ -11,12 +11,14 @@ import pytest
 import soundfile
 
 import waveglow_jax as wg
+from waveglow_jax.audio.correlation import overlap
 from waveglow_jax.cli import main
 from waveglow_jax.config import Config
-from waveglow_jax.conventions import CONVENTIONS
+from waveglow_jax.conventions import CONVENTIONS, HALF_HOP
 from waveglow_jax.doctor.advice import next_step
 from waveglow_jax.doctor.alone import diagnose_alone
 from waveglow_jax.doctor.diagnose import diagnose
+from waveglow_jax.doctor.fit import Case, _lag
 from waveglow_jax.doctor.recipe import mended
 from waveglow_jax.files.mels import read_mel
 from waveglow_jax.weights.release import BUNDLED_VOICE
@@ -386,6 +388,28 @@ def test_values_become_those_of_the_voice(key):
     np.testing.assert_allclose(fixed, wanted, atol=1e-4 * np.ptp(wanted))
 
 
+@pytest.mark.parametrize(
+    "fields", [{"n_fft": 8192, "win": 8192}, {"hop": 4096, "frames": HALF_HOP}]
+)
+def test_a_spectrum_without_a_frame_explains_nothing(fields):
+    case = Case(np.random.default_rng(0).standard_normal((20, 80)), AUDIO[:6600], RATE)
+    assert case.fit(replace(OWN.spectrum, **fields)).unexplained == 1
+
+
+def test_mels_of_any_lengths_share_a_frame():
+    rng = np.random.default_rng(0)
+    for frames in rng.integers(1, 12, (100, 2)):
+        x, log = (rng.standard_normal((n, 1)) for n in frames)
+        assert len(overlap(x, log, _lag(x, log))[0]) > 0
+
+
+def test_a_square_mel_is_read_as_synthesize_reads_it():
+    for start in range(0, 160, 20):
+        array = ln(mel())[:, start : start + 80]
+        assert array.shape == (80, 80)
+        assert "[frames, bands]" not in " ".join(diagnose_alone(array, OWN).findings)
+
+
 @pytest.mark.slow
 def test_a_magnitude_mel_is_no_power_mel():
     found = diagnose(mel(**{**LIBROSA, "power": 1}), AUDIO, RATE, ROWS["librosa"])
@@ -402,7 +426,7 @@ def test_a_floor_above_the_voices_own_is_refused():
 # ------------------------------------------------------------------------------ what is next
 
 NEXT = [
-    (lambda: ln(mel()), OWN, "synthesize m.npy"),
+    (lambda: ln(mel()), OWN, "synthesize m.npy -o DIR"),
     (
         lambda: log10(mel(), 1e-5),
         OWN,
@@ -411,14 +435,15 @@ NEXT = [
     (
         NAMED["Vocos, 24 kHz"],
         OWN,
-        "synthesize m.npy --mel-convention vocos-24khz, or convert-mel m.npy --from vocos-24khz "
-        "--to tacotron2 -o OUT; or train a voice for it: train vocos24k",
+        "synthesize m.npy --mel-convention vocos-24khz -o DIR, or convert-mel m.npy --from "
+        "vocos-24khz --to tacotron2 -o DIR; or train a voice for it: train vocos24k --data "
+        "RECORDINGS -o RUN",
     ),
     (
         NAMED["DiffWave / WaveGrad"],
         replace(OWN, key="own"),
-        "synthesize m.npy --mel-convention diffwave; or train a voice for it: train nvidia256 "
-        "--data.mel diffwave",
+        "synthesize m.npy --mel-convention diffwave -o DIR; or train a voice for it: train "
+        "nvidia256 --data.mel diffwave --data RECORDINGS -o RUN",
     ),
     (FINDINGS["high floor"][0], OWN, "mel a.wav -o DIR, which computes the voice's own mel"),
     (MISTAKES["HTK"][0], OWN, "mel a.wav -o DIR, which computes the voice's own mel"),
@@ -434,7 +459,26 @@ def test_what_to_do_next(make, own, says):
 def test_what_to_do_next_without_the_recording_or_after_the_fix():
     found = diagnose_alone(log10(mel(), 1e-5), OWN)
     assert next_step(found, OWN, "m.npy", None, None).startswith("doctor RECORDING m.npy")
-    assert next_step(found, OWN, "m.npy", "a.wav", "b.npy") == "synthesize b.npy"
+    assert next_step(found, OWN, "m.npy", "a.wav", "b.npy") == "synthesize b.npy -o DIR"
+
+
+def test_what_to_do_next_for_another_voice_and_names_with_spaces():
+    other, names = replace(OWN, key="own"), ("my mel.npy", "my talk.wav")
+
+    def following(make, own=OWN, fixed=None, rate=RATE) -> str:
+        found = diagnose(make(), AUDIO, RATE, own)
+        return next_step(found, own, *names, fixed, weights="a voice", rate=rate)
+
+    assert following(lambda: ln(mel())) == "synthesize 'my mel.npy' -o DIR -w 'a voice'"
+    assert following(lambda: log10(mel(), 1e-5)).startswith(
+        "doctor 'my talk.wav' 'my mel.npy' -w 'a voice' --fix OUT.npy, "
+    )
+    assert "convert-mel 'my mel.npy' --from diffwave -w 'a voice' -o DIR; or" in following(
+        NAMED["DiffWave / WaveGrad"], other
+    )
+    assert following(MISTAKES["HTK"][0], rate=48000).startswith(
+        "prepare 'my talk.wav' -o PREPARED --rate 22050, then mel PREPARED -o DIR -w 'a voice', "
+    )
 
 
 # ------------------------------------------------------------------------------ the command
@@ -464,7 +508,7 @@ def test_the_command_tells_and_fixes(run, tmp_path):
     code, out, err = run("doctor", tmp_path / "speech.wav", path, "--fix", fixed)
     assert (code, err) == (0, "")
     assert "convertible" in out and "multiply by 2.302585" in out and "unexplained" in out
-    assert out.endswith(f"written: {fixed}\nnext: synthesize {fixed}\n")
+    assert out.endswith(f"written: {fixed}\nnext: synthesize {fixed} -o DIR\n")
     np.testing.assert_allclose(read_mel(fixed, 80), ln(mel()).T, atol=1e-4)
     code, out, _ = run("doctor", path, "--json")
     told = json.loads(out)
@@ -492,11 +536,13 @@ def test_bad_input_is_one_line(run, tmp_path):
     (tmp_path / "broken.npy").write_bytes(b"nothing")
     np.save(tmp_path / "nan.npy", np.full((80, 100), np.nan))
     np.save(tmp_path / "flat.npy", np.zeros(100))
+    np.save(tmp_path / "wide.npy", np.full((80, 100), 1e300))
     for arguments, words in (
         ((tmp_path / "none.npy",), "no such file"),
         ((tmp_path / "broken.npy",), "not a readable NumPy array"),
         ((tmp_path / "flat.npy",), "shape is 100"),
         ((tmp_path / "nan.npy",), "none of its values is a finite number"),
+        ((tmp_path / "wide.npy",), "none of its values is a finite number"),
         ((tmp_path / "none.wav", good), "no such file"),
         ((tmp_path / "stereo.wav", good), "2 channels"),
         ((tmp_path / "short.wav", good), "too short to be compared"),

@@ -170,6 +170,14 @@ def test_a_mel_can_be_of_its_own_convention(key):
     for gain in (1e-4, 1.0, 0.999 / np.abs(AUDIO).max()):
         assert why_not_of(mel_in(key, gain * AUDIO), config_of(key)) == ""
     assert why_not_of(mel_in(key, np.sign(AUDIO)), config_of(key)) == ""
+    noise = np.sign(np.random.default_rng(0).standard_normal(len(AUDIO)))
+    assert why_not_of(by_librosa(noise, ROWS[key]), config_of(key)) == ""
+
+
+def test_a_linear_mel_is_no_logarithmic_one():
+    assert "most of its values are above" in why_not_of(
+        np.exp(mel_in("tacotron2")), config_of("tacotron2")
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,6 +188,8 @@ def test_a_mel_can_be_of_its_own_convention(key):
         ("librosa", "tacotron2", "most of its values are below"),
         ("wavernn", "rayhane", "most of its values are below"),
         ("diffwave", "tacotron2", "most of its values are below"),
+        ("tacotron2", "wavernn", "most of its values are above"),
+        ("hifigan", "diffwave", "most of its values are above"),
     ],
 )
 def test_a_mel_of_another_convention_is_told_by_its_values(read_as, is_of, why):
@@ -201,23 +211,33 @@ def test_convert_mel_does_the_good_ones(run, tmp_path):  # noqa: F811
     written(folder / "bands.npy", mel_in("tacotron2"))
     written(folder / "db.npy", 20 / np.log(10) * mel_in("vocos-24khz"))
     written(folder / "short.npy", mel_in("vocos-24khz")[:1])
+    np.save(folder / "wide.npy", np.full((100, 20), 1e300))
     out = tmp_path / "out"
     code, lines, err = run("convert-mel", folder, "--from", "vocos-24khz", "--to", "hifigan",
                            "-o", out, "--consistency", FEW, "--json")  # fmt: skip
-    told, bands, db, short, count = err
-    assert code == 1 and count == "3 of 4 files could not be done"
-    error = expected_error("vocos-24khz", "hifigan")
-    assert told.endswith(f"expected error {error:.2f} (mean absolute, in units of ln)")
+    told, bands, db, short, wide, count = err
+    assert code == 1 and count == "4 of 5 files could not be done"
+    assert told.endswith("converted through a signal: the error was measured for 32 corrections")
     assert "bands.npy" in bands and "100 bands" in bands
     assert "db.npy" in db and "most of its values" in db and "doctor" in db
     assert "short.npy" in short and "too short" in short
+    assert "wide.npy" in wide and "not finite" in wide
     (line,) = lines
     said = json.loads(line)
     mel = np.load(out / "good.npy")
     assert mel.shape == (80, said["frames"]) and not said["exact"]
-    assert said["expected_error"] == error
+    assert said["expected_error"] is None
     want = converted(mel_in("vocos-24khz"), config_of("vocos-24khz"), config_of("hifigan"), FEW)
     np.testing.assert_allclose(mel, want.T, atol=1e-5)
+
+
+def test_convert_mel_tells_the_error_of_the_default(run, tmp_path):  # noqa: F811
+    file = written(tmp_path / "mel.npy", mel_in("vocos-24khz"))
+    _, (line,), (told,) = run("convert-mel", file, "--from", "vocos-24khz", "--to", "hifigan",
+                              "-o", tmp_path / "out", "--json")  # fmt: skip
+    error = expected_error("vocos-24khz", "hifigan")
+    assert told.endswith(f"expected error {error:.2f} (mean absolute, in units of ln)")
+    assert json.loads(line)["expected_error"] == error
 
 
 def test_convert_mel_exactly(run, tmp_path):  # noqa: F811
@@ -283,8 +303,8 @@ def test_no_network(run, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize(
     "option",
-    [["-w", "voice"], ["-s", "0.5"], ["-d", "0.1"], ["--dtype", "bfloat16"], ["--window", "9"],
-     ["--stream"], ["--consistency", "latent"], ["--verbose"]],
+    [["-w", "voice"], ["-s", "0.5"], ["-s", "0"], ["-d", "0.1"], ["--dtype", "bfloat16"],
+     ["--window", "9"], ["--stream"], ["--consistency", "latent"], ["--verbose"]],
     ids=" ".join,
 )  # fmt: skip
 def test_no_network_refuses_what_needs_a_voice(run, tmp_path, option):  # noqa: F811

@@ -445,3 +445,12 @@ def test_damage_to_one_file_leaves_the_others(tmp_path):
 @pytest.mark.stress
 def test_much_damage_to_one_file_leaves_the_others(tmp_path):
     try_mutants(tmp_path, range(2000))
+
+
+def test_the_remedy_names_the_rate_that_is_expected(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(4000, 0.1), 22050)
+    with pytest.raises(UserError, match=r"24000 expected; .* prepare IN -o OUT --rate 24000$"):
+        read_audio(tmp_path / "a.wav", 24000)
+    soundfile.write(tmp_path / "a.wav", np.full(4000, 0.1), 24000)
+    with pytest.raises(UserError, match=r"22050 expected; .* prepare IN -o OUT$"):
+        read_audio(tmp_path / "a.wav", 22050)

@@ -15,7 +15,13 @@ import soundfile
 from compiling import quick_jit
 
 from waveglow_jax.audio.mel import log_mel, log_mel_of_padded
-from waveglow_jax.config import Config, SynthesisConfig, config_from_dict, config_to_dict
+from waveglow_jax.config import (
+    Config,
+    SynthesisConfig,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+)
 from waveglow_jax.config_data import MelConfig
 from waveglow_jax.conventions import HALF_HOP
 from waveglow_jax.errors import UserError
@@ -29,6 +35,7 @@ from waveglow_jax.training.dataset import (
     training_batches,
     validation_batches,
 )
+from waveglow_jax.training.folder import claim_folder
 from waveglow_jax.training.parallel import (
     check_batch,
     parallel_train_step,
@@ -408,6 +415,27 @@ def test_a_run_that_was_stopped_in_its_last_validation_is_not_complete():
     assert not loop._is_complete(4, 4, not_yet, held_out, config)
     assert loop._is_complete(4, 4, not_yet, none, config)
     assert not loop._is_complete(3, 4, validated, none, config)
+
+
+def test_a_folder_of_recordings_is_no_folder_for_a_run(tmp_path):
+    (tmp_path / "a.WAV").touch()
+    with pytest.raises(UserError, match="holds recordings and no run"):
+        claim_folder(tmp_path, Config())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.WAV"]
+    (tmp_path / "a.WAV").rename(tmp_path / "log.txt")
+    claim_folder(tmp_path, Config())
+
+
+@pytest.mark.parametrize(("before", "now"), [({}, {"mel": "hifigan"}), ({"mel": "hifigan"}, {})])
+def test_a_run_of_another_mel_is_refused(tmp_path, before, now):
+    """A config's JSON leaves the mel out where it is the default."""
+    held, wanted = (config_from_dict({"data_config": each}) for each in (before, now))
+    claim_folder(tmp_path, held)
+    claim_folder(tmp_path, held)
+    frames = f"data_config.mel.frames {held.data.mel.frames}, not {wanted.data.mel.frames}"
+    with pytest.raises(UserError, match=frames):
+        claim_folder(tmp_path, wanted)
+    assert load_config(tmp_path / "config.json") == held
 
 
 @pytest.mark.slow

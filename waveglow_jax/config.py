@@ -340,11 +340,16 @@ def field_facts() -> list[FieldFacts]:
     ]
 
 
+_NAMES_OF_MEL = ("data.mel", "data_config.mel")
+
+
 def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """The Config that JSON sections describe. Raises UserError as `load_config` does."""
     raw = in_our_names(json.loads(json.dumps(raw)))
     spell_out_mel(raw)
-    for name, value in (overrides or {}).items():
+    # A convention's name comes first, whatever the order given: other fields change the row's.
+    changes = sorted((overrides or {}).items(), key=lambda change: change[0] not in _NAMES_OF_MEL)
+    for name, value in changes:
         override(raw, name, value)
         spell_out_mel(raw, replacing=True)
     unknown = set(raw) - set(_SECTIONS) - {"description"}

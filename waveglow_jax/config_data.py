@@ -22,6 +22,8 @@ from waveglow_jax.errors import UserError
 
 # Units of each logarithm per unit of the natural logarithm of a magnitude.
 _UNITS = {"ln": 1.0, "log10": 1 / math.log(10), "log2": 1 / math.log(2), "dB": DB, "none": 0.0}
+_LEAST_FLOOR = 1.2e-38
+"""Smaller numbers are subnormal in float32, and programs take those for 0."""
 
 
 def _unit(log: str, power: int) -> float:
@@ -97,6 +99,11 @@ class MelConfig:
             raise UserError(
                 f"data_config.mel.floor 0 has no logarithm ({self.log}): give a small number, such "
                 "as 1e-5"
+            )
+        if self.floor < _LEAST_FLOOR and self.log != "none":
+            raise UserError(
+                f"data_config.mel.floor {self.floor} is 0 in float32, which has no logarithm "
+                f"({self.log}): give at least {_LEAST_FLOOR}"
             )
         if self.ceiling and self.ceiling <= self.floor:
             raise UserError(

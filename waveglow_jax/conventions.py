@@ -120,7 +120,7 @@ def _values(name: str, floor: float | None = None, power: int = 1) -> Values:
 _TACOTRON = Spectrum()
 # torchaudio's normalized=True divides by the window's root of summed squares.
 _NORMALIZED = 0.5 * math.log(384.0)
-_DIFFWAVE = _values("[0, 1]: (dB + 80) / 100", 1e-5)
+_DIFFWAVE = _values("[0, 1]: (dB + 80) / 100")
 
 CONVENTIONS = (
     Convention("tacotron2", "Tacotron 2 / WaveGlow", _TACOTRON, replace(LN, floor=1e-5)),
@@ -198,7 +198,8 @@ CONVENTIONS = (
         "rayhane",
         "Tacotron-2 (Rayhane-mamah)",
         Spectrum(22050, 275, 2048, 1100, fmin=55.0, fmax=7600.0, emphasis=0.97),
-        _values("[-4, 4]: 8 (dB + 80) / 100 - 4", 1e-5),
+        # Bands are raised to 1e-5 and their values then to -4, which is 1e-4.
+        _values("[-4, 4]: 8 (dB + 80) / 100 - 4", 1e-4),
         ceiling=10.0,
     ),
     Convention(
@@ -208,7 +209,8 @@ CONVENTIONS = (
         replace(
             _DIFFWAVE,
             offset=_DIFFWAVE.offset - _DIFFWAVE.slope * _NORMALIZED,
-            floor=1e-5 * math.exp(_NORMALIZED),
+            # Bands are raised to 1e-5 and their values then to 0, which is 1e-4.
+            floor=1e-4 * math.exp(_NORMALIZED),
         ),
         ceiling=10 * math.exp(_NORMALIZED),
     ),
@@ -221,7 +223,7 @@ def convention_named(key: str) -> Convention:
     """The row of the table with this key. Raises UserError, with the nearest keys, without one."""
     rows = {row.key: row for row in CONVENTIONS}
     if key not in rows:
-        close = difflib.get_close_matches(key, rows, n=3, cutoff=0.4)
+        close = difflib.get_close_matches(key.lower(), rows, n=3, cutoff=0.4)
         known = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(rows)}"
-        raise UserError(f"{key} is no known mel convention; {known}")
+        raise UserError(f"{key or 'an empty name'} is no known mel convention; {known}")
     return rows[key]

@@ -13,7 +13,7 @@ from waveglow_jax.config import Config, load_config
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES
 from waveglow_jax.files.mels import read_any_mel, write_mel
-from waveglow_jax.files.sound import read_samples
+from waveglow_jax.files.sound import prepare_command, read_samples
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,11 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         if found.recipe is None:
             raise UserError(f"{mel}: not converted: {'; '.join(found.refused)}")
         write_mel(arguments.fix, mended(array, found.recipe, own))
-    after = next_step(found, own, str(mel), arguments.recording, arguments.fix)
+    after = next_step(
+        *(found, own, str(mel), arguments.recording, arguments.fix),
+        weights=arguments.weights,
+        rate=heard[1] if heard else 0,
+    )
     told = {"mel": str(mel), **asdict(found), "next": after}
     del told["recipe"]
     print(json.dumps(told) if arguments.json else _text(mel, told, arguments.fix))
@@ -106,7 +110,7 @@ def _samples(path: Path) -> tuple[Any, int]:
     if samples.shape[1] != 1:
         raise UserError(
             f"{path}: {samples.shape[1]} channels, one expected; mix down with: "
-            "python -m waveglow_jax prepare IN -o OUT"
+            f"{prepare_command(rate)}"
         )
     return samples[:, 0], rate
 

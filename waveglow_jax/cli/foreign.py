@@ -93,8 +93,9 @@ def foreign_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_no_network(arguments: argparse.Namespace) -> None:
     """Refuses the options of synthesize that need a voice, for --no-network."""
-    unfit = ("weights", "sigma", "denoise", "stream", "window", "batch", "chunk", "verbose")
-    given_ones = [f"--{name}" for name in unfit if getattr(arguments, name) not in (None, 0, False)]
+    unfit = ("weights", "denoise", "stream", "window", "batch", "chunk", "verbose")
+    given_ones = [f"--{name}" for name in unfit if getattr(arguments, name)]
+    given_ones += ["--sigma"] * (arguments.sigma is not None)  # 0 is a sigma
     given_ones += ["--dtype"] * (arguments.dtype != "float32")
     given_ones += [f"--consistency {LATENT}"] * (arguments.consistency == LATENT)
     if given_ones:
@@ -148,10 +149,10 @@ def reader_of(config: Config, named: Convention | None, seed: int) -> Reader:
     """The reader for inputs of this convention; prints to stderr what their conversion loses."""
     if named is None:
         return Reader(config)
-    from waveglow_jax.synthesis.foreign import config_of
+    from waveglow_jax.synthesis.foreign import CORRECTIONS, config_of
 
     source = config_of(named)
-    print(f"{named.key}: {_told(source, config)}", file=sys.stderr)
+    print(f"{named.key}: {_told(source, config, CORRECTIONS)}", file=sys.stderr)
     return Reader(config, source, seed)
 
 
@@ -170,7 +171,8 @@ def read_foreign(path: Path, config: Config) -> np.ndarray:
             f"{path}: its shape is {shape}, but a mel of {key} has {bands} bands; name its own "
             "convention"
         )
-    mel = np.asarray(array.T if array.shape[0] == bands else array, np.float32)
+    with np.errstate(over="ignore"):
+        mel = np.asarray(array.T if array.shape[0] == bands else array, np.float32)
     if not np.isfinite(mel).all():
         raise UserError(f"{path}: holds values that are not finite numbers; compute the mel again")
     if reason := why_not_of(mel, config):
@@ -194,17 +196,30 @@ def converted_file(
     return converted(mel, source, target, n, seed)
 
 
-def _told(source: Config, target: Config) -> str:
-    """A phrase for the user: whether a conversion is exact, and its expected error if not."""
-    from waveglow_jax.synthesis.foreign import expected_error, lost, same_spectrum
+def _told(source: Config, target: Config, n: int) -> str:
+    """A phrase for the user: whether a conversion is exact, and its expected error if not.
+
+    n: the number of corrections.
+    """
+    from waveglow_jax.synthesis.foreign import CORRECTIONS, lost, same_spectrum
 
     if same_spectrum(source, target):
         unknown = lost(source, target)
         return f"converted exactly, except for values {unknown}" if unknown else "converted exactly"
-    error = expected_error(source.convention.key, target.convention.key)
+    error = _error_after(n, source, target)
+    if error is None and n != CORRECTIONS:
+        return f"converted through a signal: the error was measured for {CORRECTIONS} corrections"
     if error is None:
         return "converted through a signal: the error was not measured for this voice's own mel"
     return f"converted through a signal: expected error {error:.2f} (mean absolute, in units of ln)"
+
+
+def _error_after(n: int, source: Config, target: Config) -> float | None:
+    """The measured error of a conversion by n corrections; None if it was not measured."""
+    from waveglow_jax.synthesis.foreign import CORRECTIONS, expected_error
+
+    same = n == CORRECTIONS
+    return expected_error(source.convention.key, target.convention.key) if same else None
 
 
 def run_convert_mel(arguments: argparse.Namespace) -> int:
@@ -214,18 +229,18 @@ def run_convert_mel(arguments: argparse.Namespace) -> int:
         arguments.refuse("--to names the convention that -w would give; leave one out")
     items = inputs_of(arguments.inputs, MEL_SUFFIXES)
     check_file(arguments, items, ".npy")
-    from waveglow_jax.synthesis.foreign import config_of, expected_error, same_spectrum
+    from waveglow_jax.synthesis.foreign import config_of, same_spectrum
 
-    source = config_of(arguments.source)
+    source, n = config_of(arguments.source), arguments.consistency
     named = arguments.target
     target = config_of(named) if named else config_of_weights(arguments.weights)
-    print(f"{arguments.source.key}: {_told(source, target)}", file=sys.stderr)
+    print(f"{arguments.source.key}: {_told(source, target, n)}", file=sys.stderr)
     exact = same_spectrum(source, target)
-    error = 0.0 if exact else expected_error(source.convention.key, target.convention.key)
+    error = 0.0 if exact else _error_after(n, source, target)
 
     def convert(item: Input, path: Path) -> dict[str, Any]:
         mel = read_foreign(item.path, source)
-        made = converted_file(item.path, mel, source, target, arguments.consistency, arguments.seed)
+        made = converted_file(item.path, mel, source, target, n, arguments.seed)
         write_mel(path, made)
         return {"output": str(path), "frames": len(made), "exact": exact, "expected_error": error}
 
@@ -287,7 +302,7 @@ def plot_mels(path: Path, mel: np.ndarray, samples: np.ndarray, config: Config) 
     from waveglow_jax.files.atomic import replacing
     from waveglow_jax.synthesis.mels import mel_of_samples
 
-    of_output = mel_of_samples(samples, config)
+    of_output = mel_of_samples(samples, config)[: len(mel)]
     figure = mel_figure([("input", mel), ("output", of_output)], config.data)
     with replacing(path) as temporary:
         figure.savefig(temporary)

@@ -75,6 +75,8 @@ def diagnose_alone(array: np.ndarray, own: Convention) -> Diagnosis:
     array, notes = finite(array, own)
     guesses = []
     for axes in orientations(array, own.spectrum.n_mels):
+        if axes.transposed and array.shape[0] == array.shape[1]:
+            continue  # it is read as `read_mel` reads it: the statistics do not tell the axes
         mel = turned_by(array, axes)
         at_bands = np.linspace(0, len(profile) - 1, mel.shape[1])
         expected = np.interp(at_bands, np.arange(len(profile)), profile)

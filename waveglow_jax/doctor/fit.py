@@ -113,6 +113,8 @@ class Case:
 
 
 def _fit(x: np.ndarray, log: np.ndarray, blank: Fit) -> Fit:
+    if not len(log):
+        return blank
     lag = _lag(x, log)
     x, log = overlap(x, log, lag)
     kept = uncut(x) & (log > blank.spectrum.power * (math.log(AUDIBLE) + 0.7))
@@ -147,11 +149,13 @@ def _lag(x: np.ndarray, log: np.ndarray) -> int:
     """The number of frames by which x is late against log: the lag of greatest correlation.
 
     The correlation is summed over all bands, each without its mean. It is not normalised per lag:
-    the search calls this function for hundreds of conventions, and one FFT gives all lags.
+    the search calls this function for hundreds of conventions, and one FFT gives all lags. The two
+    always share a frame at the lag.
     """
     most = max(8, abs(len(x) - len(log)) + 4)
     lags, correlation = cross_correlation(x - x.mean(axis=0), log - log.mean(axis=0), most)
-    return int(lags[np.argmax(correlation)])
+    sharing = (-len(log) < lags) & (lags < len(x))
+    return int(lags[sharing][np.argmax(correlation[sharing])])
 
 
 def uncut(x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,10 @@ from waveglow_jax.conventions import HALF_HOP, Spectrum
 
 
 def magnitudes(audio: np.ndarray, spectrum: Spectrum) -> np.ndarray:
-    """Audio `[T]` at the spectrum's rate -> `[F, n_fft / 2 + 1]`; F is 0 if it is too short."""
+    """Audio `[T]` at the spectrum's rate -> `[F, n_fft / 2 + 1]`.
+
+    F is 0 if it is too short, or if frames half a hop late would not touch each other.
+    """
     import librosa
 
     if spectrum.emphasis:
@@ -20,7 +23,7 @@ def magnitudes(audio: np.ndarray, spectrum: Spectrum) -> np.ndarray:
     pad = spectrum.n_fft // 2
     if spectrum.frames == HALF_HOP:
         pad = (spectrum.n_fft - spectrum.hop) // 2
-    if len(audio) <= max(pad, spectrum.n_fft):
+    if pad < 0 or len(audio) <= max(pad, spectrum.n_fft):
         return np.zeros((0, spectrum.n_fft // 2 + 1), np.float32)
     padded = np.pad(audio, (pad, pad), mode="reflect")
     stft = librosa.stft(

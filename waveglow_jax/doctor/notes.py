@@ -84,9 +84,9 @@ class Diagnosis:
 def finite(array: np.ndarray, own: Convention) -> tuple[np.ndarray, list[Note]]:
     """The array with its lowest finite value wherever it is not finite, and notes about that.
 
-    Raises UserError if no value is finite.
+    Values beyond float32 count as not finite. Raises UserError if no value is finite.
     """
-    bad = ~np.isfinite(array)
+    bad = ~(np.abs(array) <= np.finfo(np.float32).max)
     if not bad.any():
         return array, []
     if bad.all():

@@ -46,7 +46,10 @@ _BLOCK = 1 << 18
 # Samples that a decoder of MP3 may leave out at the start or the end of a file: two frames.
 _MP3_EDGE = 2 * 1152
 
-_PREPARE = "python -m waveglow_jax prepare IN -o OUT"
+
+def prepare_command(rate: int) -> str:
+    """The command that makes mono recordings of this rate in Hz; 22050 is its default."""
+    return f"python -m waveglow_jax prepare IN -o OUT{'' if rate == 22050 else f' --rate {rate}'}"
 
 
 def read_samples(path: str | Path) -> tuple[np.ndarray, int]:
@@ -346,14 +349,16 @@ def _length(sound: _Sound, path: str | Path) -> int:
 def _check_mono(sound: _Sound) -> None:
     if sound.channels != 1:
         raise UserError(
-            f"{sound.path}: {sound.channels} channels, one expected; mix down with: {_PREPARE}"
+            f"{sound.path}: {sound.channels} channels, one expected; mix down with: "
+            f"{prepare_command(sound.rate)}"
         )
 
 
 def _check_form(sound: _Sound, sampling_rate: int) -> None:
     if sound.rate != sampling_rate:
         raise UserError(
-            f"{sound.path}: {sound.rate} Hz, {sampling_rate} expected; resample with: {_PREPARE}"
+            f"{sound.path}: {sound.rate} Hz, {sampling_rate} expected; resample with: "
+            f"{prepare_command(sampling_rate)}"
         )
     _check_mono(sound)
 

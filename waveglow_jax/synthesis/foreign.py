@@ -257,7 +257,8 @@ def expected_error(source: str, target: str) -> float | None:
 def why_not_of(mel: np.ndarray, config: Config) -> str:
     """Returns why these values cannot be of the config's convention, or "" if they can.
 
-    They cannot if most lie below the floor, or if one lies far above what full-scale audio gives.
+    They cannot if most lie below the floor, if one lies far above what full-scale audio gives, or
+    if most lie above what white noise of full scale gives.
     """
     form = config.data.mel
     loudest = _loudest(config)
@@ -268,6 +269,9 @@ def why_not_of(mel: np.ndarray, config: Config) -> str:
     if mel.max() > high:
         full = form.value_of(loudest, math)
         return f"it reaches {mel.max():.4g}, but audio of full scale reaches {full:.4g} there"
+    noise = form.written(_of_noise(config), np)
+    if np.median(mel) > noise:
+        return f"most of its values are above {noise:.4g}, that of white noise of full scale"
     return ""
 
 
@@ -278,3 +282,13 @@ def _loudest(config: Config) -> float:
     filters = mel_filters(data, config.waveglow.n_mel_channels)
     loudest = filters.sum(1).max() * ((1 + form.emphasis) * stft_window(data).sum()) ** form.power
     return float(min(loudest, form.ceiling or np.inf))
+
+
+@cache
+def _of_noise(config: Config) -> float:
+    """The median of the bands' root mean squares for white noise of RMS 1; for power mels, the
+    median of their means."""
+    data, form = config.data, config.data.mel
+    filters = mel_filters(data, config.waveglow.n_mel_channels).sum(1)
+    variance = (1 + form.emphasis**2) * (stft_window(data) ** 2).sum()
+    return float(np.median(filters[filters > 0]) * variance ** (form.power / 2))

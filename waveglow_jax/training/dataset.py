@@ -20,7 +20,13 @@ from absl import flags
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, find_inputs, find_unread
-from waveglow_jax.files.sound import audio_frames, decoded_from_start, read_audio, read_clip
+from waveglow_jax.files.sound import (
+    audio_frames,
+    decoded_from_start,
+    prepare_command,
+    read_audio,
+    read_clip,
+)
 from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.mels import MelFolder, MisalignedError, mel_frames, resemblance
 
@@ -92,7 +98,7 @@ def _slow(recordings: Sequence[Recording], config: Config) -> list[str]:
     return [
         f"{len(slow)} recordings of over {SLOW_SECONDS} s (the first: {slow[0]}) are in a format "
         "that has to be decoded from its start for every clip, which is slow; make WAV files of "
-        "them with: python -m waveglow_jax prepare IN -o OUT"
+        f"them with: {prepare_command(config.data.sampling_rate)}"
     ]
 
 
