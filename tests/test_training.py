@@ -509,6 +509,7 @@ def test_last_checkpoints_and_the_best_are_kept(tmp_path):
     assert kept == [2, 4, 5]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's loop
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path):
     """A limit on the size of files stands in for a full disk: the writes really fail."""
     config = tiny_config()
