@@ -27,7 +27,7 @@ from test_cli import (
 from test_vocoder import some_audio
 
 import waveglow_jax as wg
-from waveglow_jax.cli import COMMANDS, _split_overrides
+from waveglow_jax.cli import COMMANDS, _split_overrides, run_single
 from waveglow_jax.config import Config, config_from_dict, field_facts
 from waveglow_jax.errors import FileWarning, UserError
 from waveglow_jax.files.sound import audio_frames, read_audio
@@ -320,3 +320,44 @@ def test_conversion_keeps_the_tone_and_the_length(tmp_path, rate):
     assert 0 <= audio_frames(tmp_path / "a.wav", RATE, convert=True) - len(audio) <= 1
     with pytest.raises(UserError, match="prepare"):
         read_audio(tmp_path / "a.wav", RATE)
+
+
+# ------------------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "meant"),
+    [
+        ("synthesize a.wav --sigam 0.5", "synthesize", "--sigma"),  # and -o is missing
+        ("synthesize a.wav -o out --sigam=0.5", "synthesize", "--sigma"),
+        ("synthesize a.wav --outptu out", "synthesize", "--output"),
+        ("train voice --dtaa in -o run", "train", "--data"),
+        ("train voice --batch_size 8 -o run", "train", "--train.batch_size"),
+        ("mel a.wav -o out --train.steps 5", "mel", "mel -h lists"),
+        ("listening-test make --sytsem a=b -o out", "listening-test make", "--system"),
+        ("demo -o out -q", "demo", "-q"),
+    ],
+)
+def test_an_option_that_is_not_there(run, words, usage, meant):  # noqa: F811
+    code, out, err = run(*words.split())
+    assert (code, out) == (2, []) and err[0].startswith(f"usage: waveglow-jax {usage} ")
+    assert "unrecognized arguments" in err[-1] and meant in err[-1]
+
+
+def test_names_in_values_and_beginnings_of_names_are_no_typos(run):  # noqa: F811
+    code, _, err = run("synthesize", "--stream", "--sig", "0.5", "--", "--sigam.wav")
+    assert code == 1 and "--sigam.wav: no such file" in err[-1]
+
+
+def test_programs_of_one_command_suggest_options_too(capsys):
+    for command, word, meant in (("train", "--ouptut", "--output"), ("synthesize", "-x", "-x")):
+        with pytest.raises(SystemExit, match="2"):
+            run_single(command, ["a", "-o", "out", word])
+        _, err = capsys.readouterr()
+        assert "CONFIG" in err or "--play" in err
+        assert meant in err.splitlines()[-1]
+
+
+def test_the_nearest_preset_is_suggested(run, tmp_path):  # noqa: F811
+    _, _, err = run("train", "voise", "-o", tmp_path)
+    assert "did you mean voice?" in one_error(err, "voise", "nvidia256")
