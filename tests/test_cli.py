@@ -763,10 +763,7 @@ def test_every_path_is_read_as_one():
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         names |= untyped(parser)
-    # NAME=SOURCE and NAME=DIR read their own paths.
-    assert names == {
-        *("HOST:PORT", "NAME", "NAME=DIR", "NAME=SOURCE", "URL", "title", "topology"),
-    }
+    assert names == {"HOST:PORT", "NAME", "URL", "title"}
 
 
 def test_interrupt_is_one_line(run, tmp_path, weights, monkeypatch):

@@ -27,8 +27,12 @@ from test_cli import (
 from test_vocoder import some_audio
 
 import waveglow_jax as wg
+from waveglow_jax.analysis.precisions import BY_NAME
 from waveglow_jax.cli import COMMANDS, _split_overrides, run_single
+from waveglow_jax.cli.arguments import convention
+from waveglow_jax.cli.laboratory import PRECISIONS
 from waveglow_jax.config import Config, config_from_dict, field_facts
+from waveglow_jax.conventions import CONVENTIONS
 from waveglow_jax.errors import FileWarning, UserError
 from waveglow_jax.files.sound import audio_frames, read_audio
 
@@ -85,6 +89,28 @@ def test_the_examples_in_the_help_are_command_lines(command):
         parser.parse_args(plain)
 
 
+@pytest.mark.parametrize("command", PARSERS)
+def test_each_help_speaks_of_its_own_command(command):
+    told = " ".join(PARSERS[command].format_help().split())
+    assert " as for " not in told
+    for other in {"sweep", "resynthesize", "interpolate"} - {command}:
+        assert other not in told
+    for action in options(PARSERS[command]):
+        if action.type is convention and action.dest != "target":
+            assert all(row.key in action.help for row in CONVENTIONS)
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_types_have_names_that_people_may_see(command):
+    """argparse writes "invalid seconds value: 'abc'"."""
+    types = [action.type for action in options(PARSERS[command]) if action.type]
+    assert [t.__name__ for t in types if t.__name__.startswith(("_", "not_", "<"))] == []
+
+
+def test_the_precisions_in_the_help_are_those_of_the_analysis():
+    assert tuple(BY_NAME) == PRECISIONS
+
+
 def test_an_option_of_one_name_is_one_thing():
     """An option has the same letter, or none, in every command."""
     letters: dict[str, set[str]] = {}
@@ -137,7 +163,8 @@ def test_weights_by_themselves_or_after_w(run, tmp_path, weights):  # noqa: F811
     for words in ((), (weights, "-w", weights)):
         code, _, err = run("inspect", *words)
         assert code == 2 and "WEIGHTS once" in err[-1]
-    one_error(run("benchmark", weights, "-w", weights)[2], "WEIGHTS once")
+    code, _, err = run("benchmark", weights, "-w", weights)
+    assert code == 2 and "WEIGHTS once" in err[-1]
     assert run("invertibility", "-w", weights, "--random", "tiny")[0] == 2
 
 
@@ -361,3 +388,32 @@ def test_programs_of_one_command_suggest_options_too(capsys):
 def test_the_nearest_preset_is_suggested(run, tmp_path):  # noqa: F811
     _, _, err = run("train", "voise", "-o", tmp_path)
     assert "did you mean voice?" in one_error(err, "voise", "nvidia256")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("synthesize a.npy -o out --mel-convention hifi", "--mel-convention: hifi is .* hifigan"),
+        ("evaluate --reference in -o out --system ours", "--system: 'ours': write NAME=DIR"),
+        ("evaluate --reference in -o out --system a=b:sigma=x", "--system: .* 'sigma=x' is no"),
+        ("listening-test make -o out --system ours", "--system: 'ours': write NAME=DIR"),
+        ("preflight --topology v5x:2", "--topology: v5x:2: give v5e"),
+        ("preflight --topology h100:12", "--topology: h100:12: more than 8"),
+        ("preflight --batch 0", "--batch: 0 must be at least 1"),
+        ("preflight --seconds 0", "--seconds: 0 must be above 0, at most 3600"),
+        ("invertibility --precision float8", "--precision: invalid choice: 'float8' .*bfloat16"),
+        ("invertibility --seconds 61", "--seconds: 61 must be above 0, at most 60"),
+        ("benchmark --seconds abc", "--seconds: invalid seconds value: 'abc'"),
+        ("benchmark --task loader", "give --data"),
+        ("benchmark x --config tiny", "or else --config"),
+        ("benchmark --task train --dtype float16", "--dtype float16: training is"),
+        ("benchmark --train.steps 5", "--train.steps sets a field of a config: give --config"),
+        ("resynthesize a.wav -o out --scale x", "--scale: invalid number value: 'x'"),
+        ("prepare in -o out --rate 0", "--rate: 0 must be at least 1"),
+        ("mel in -o out -w", "-w/--weights: expected one argument"),
+        ("evaluate --reference in -o out --workers x", "--workers: invalid workers value: 'x'"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have(run, words, said):  # noqa: F811
+    code, out, err = run(*words.split())
+    assert (code, out) == (2, []) and re.search(said, err[-1]), err[-1]

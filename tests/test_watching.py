@@ -229,7 +229,8 @@ def inspect(capsys, *arguments) -> tuple[int, str, str]:
 def test_report_of_a_run_that_is_done(run, capsys, tmp_path):
     code, out, _ = inspect(capsys, run, "--plot", tmp_path / "curves.png")
     assert code == 0
-    assert len(out.splitlines()) <= 24
+    assert len(out.splitlines()) <= 25
+    assert out.splitlines()[-1] == f"written: {tmp_path / 'curves.png'}"
     for words in (
         *("training run", "2 flows in groups of 8", "step 12 of 12 (100.0%)", "samples/s"),
         *("nats per sample", "gradient", "condition numbers up to", "12 (0.1 MiB, the best)"),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.cli.arguments import (
+    FILES,
     check_file,
     consistency,
     count,
@@ -60,8 +61,7 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=given,
         metavar="INPUT",
-        help="recordings or mels (.npy, .npz, .pt, .safetensors): files, folders, globs, a list "
-        "file (.txt), or - for a list on stdin",
+        help=f"recordings or mels (.npy, .npz, .pt, .safetensors): {FILES}",
     )
     where = output_arguments(parser, ".wav")
     where.add_argument(
