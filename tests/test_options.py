@@ -1,10 +1,12 @@
 """All commands have one grammar, and their help names everything."""
 
 import argparse
+import errno
 import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from test_cli import (
     one_error,
     recording,
     run,  # noqa: F401 - a fixture
+    run_binary,  # noqa: F401 - a fixture
     voice,  # noqa: F401 - a fixture
     weights,  # noqa: F401 - a fixture
 )
@@ -34,7 +37,9 @@ from waveglow_jax.cli.laboratory import PRECISIONS
 from waveglow_jax.config import Config, config_from_dict, field_facts
 from waveglow_jax.conventions import CONVENTIONS
 from waveglow_jax.errors import FileWarning, UserError
+from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.sound import audio_frames, read_audio
+from waveglow_jax.weights.release import read_weights
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
 
@@ -417,3 +422,104 @@ def test_the_nearest_preset_is_suggested(run, tmp_path):  # noqa: F811
 def test_a_value_that_an_option_cannot_have(run, words, said):  # noqa: F811
     code, out, err = run(*words.split())
     assert (code, out) == (2, []) and re.search(said, err[-1]), err[-1]
+
+
+# ------------------------------------------------------------------------------ two of one output
+
+
+def two_of_one_name(folder: Path) -> list[Path]:
+    """Two recordings of one stem, and another one."""
+    return [recording(folder / name, RATE) for name in ("a.flac", "a.wav", "b.wav")]
+
+
+@pytest.mark.parametrize("command", ["mel", "synthesize"])
+def test_two_of_one_output_fail_and_the_others_are_done(run, tmp_path, weights, command):  # noqa: F811
+    flac, wav, _ = two_of_one_name(tmp_path / "in")
+    out = tmp_path / "out"
+    code, _, err = run(command, tmp_path / "in", "-o", out, "-w", weights)
+    first, second, last = err
+    assert code == 1 and last == "2 of 3 files could not be done"
+    assert first.startswith(f"error: {flac}: would have the same output as {wav}; rename one")
+    assert second.startswith(f"error: {wav}: would have the same output as {flac}; rename one")
+    assert [path.stem for path in out.iterdir()] == ["b"]
+
+
+def test_prepare_does_the_others_and_keeps_what_it_made(run, tmp_path):  # noqa: F811
+    flac, wav, _ = two_of_one_name(tmp_path / "in")
+    wav.rename(tmp_path / "other.wav")
+    out = tmp_path / "out"
+    assert run("prepare", tmp_path / "in", "-o", out)[0] == 0
+    (tmp_path / "other.wav").rename(wav)
+    code, lines, err = run("prepare", tmp_path / "in", "-o", out)
+    assert code == 1
+    one_error(err, "2 of the recordings have the output of another")
+    assert lines[:2] == [
+        f"left out: {flac}: would have the same output as {wav}",
+        f"left out: {wav}: would have the same output as {flac}",
+    ]
+    assert lines[2].startswith("0 written, 1 kept, 2 left out")
+    assert {path.name for path in out.glob("*.wav")} == {"a.wav", "b.wav"}
+
+
+def test_a_stream_has_no_outputs_to_share(run_binary, tmp_path, weights):  # noqa: F811
+    two = two_of_one_name(tmp_path / "in")[:2]
+    code, samples, _ = run_binary("synthesize", *two, "--stream", "-w", weights)
+    assert code == 0 and len(samples) == 2 * 2 * (1 + RATE // HOP) * HOP
+
+
+# ------------------------------------------------------------------------------ places
+
+
+@pytest.mark.parametrize("command", ["mel", "synthesize", "resynthesize"])
+def test_o_is_no_file(run, tmp_path, command):  # noqa: F811
+    a = recording(tmp_path / "a.wav")
+    code, out, err = run(command, a, "-o", a)
+    assert (code, out, len(err)) == (1, [], 1)
+    one_error(err, f"{a}: is a file; -o names a folder (-f names a file)")
+
+
+def test_the_remedy_fits_the_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="file is a file and no folder; choose another folder"):
+        write_text(tmp_path / "file/below/a.txt", "text")
+
+    for number, remedy in (
+        (errno.EACCES, "Permission denied; choose another place"),
+        (errno.EROFS, "Read-only file system; choose another place"),
+        (errno.ENOSPC, "No space left on device; free some space or choose another place"),
+    ):
+
+        def refuse(*_, number=number, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "write_text", refuse)
+        with pytest.raises(UserError, match=f"a.txt: cannot be written: {remedy}$"):
+            write_text(tmp_path / "a.txt", "text")
+
+
+# ------------------------------------------------------------------------------ no weights
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64"])
+def test_a_recording_is_no_weights(tmp_path, suffix):
+    path = recording(tmp_path / f"a.{suffix}", RATE)
+    with pytest.raises(UserError, match=f"a.{suffix}: is a recording and holds no weights"):
+        read_weights(path)
+
+
+def test_a_mel_is_no_weights(tmp_path):
+    with pytest.raises(UserError, match="is a NumPy array, such as a mel, and holds no weights"):
+        read_weights(mel_file(tmp_path / "m.npy"))
+
+
+def test_a_folder_above_weights_names_them(run, tmp_path, weights):  # noqa: F811
+    runs = tmp_path / "runs"
+    shutil.copytree(weights, runs / "small")
+    (runs / "logs").mkdir()
+    (runs / "large").mkdir()
+    for name in ("config.json", "metrics.jsonl"):  # a run without a checkpoint so far
+        (runs / "large" / name).write_text("{}")
+    code, _, err = run("inspect", runs)
+    assert code == 1
+    one_error(err, f"but holds {runs / 'large'}, {runs / 'small'}; name one")
+    one_error(run("inspect", runs / "logs")[2], "holds no published checkpoint; check the path")

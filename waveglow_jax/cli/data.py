@@ -80,9 +80,16 @@ def run_prepare(arguments: argparse.Namespace) -> int:
             f"{report.written} written, {report.kept} kept, {len(report.left_out)} left out; "
             f"{report.seconds / 3600:.2f} h in {where}"
         )
-    if report.written + report.kept:
-        return 0
-    return fail(f"{arguments.output}: none of the recordings could be used, for the reasons above")
+    if not report.written + report.kept:
+        return fail(
+            f"{arguments.output}: none of the recordings could be used, for the reasons above"
+        )
+    if report.rivals:
+        return fail(
+            f"{arguments.output}: {report.rivals} of the recordings have the output of another; "
+            "rename them, or give the folder above both so that their folders are kept"
+        )
+    return 0
 
 
 def mel_arguments(parser: argparse.ArgumentParser) -> None:
