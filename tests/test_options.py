@@ -39,6 +39,7 @@ from waveglow_jax.conventions import CONVENTIONS
 from waveglow_jax.errors import FileWarning, UserError
 from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.sound import audio_frames, read_audio
+from waveglow_jax.text import number_of
 from waveglow_jax.weights.release import read_weights
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
@@ -523,3 +524,14 @@ def test_a_folder_above_weights_names_them(run, tmp_path, weights):  # noqa: F81
     assert code == 1
     one_error(err, f"but holds {runs / 'large'}, {runs / 'small'}; name one")
     one_error(run("inspect", runs / "logs")[2], "holds no published checkpoint; check the path")
+
+
+def test_one_is_no_plural():
+    assert [number_of(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2000 steps"]
+    assert number_of(2000, "step", ",") == "2,000 steps"
+
+
+def test_one_correction_in_a_files_line(run, tmp_path, weights):  # noqa: F811
+    options = "-w", weights, "-o", tmp_path / "out", "--consistency", 1
+    _, lines, _ = run("synthesize", mel_file(tmp_path / "m.npy"), *options)
+    assert re.search(r", 1 correction( \(|$)", lines[0])

@@ -165,7 +165,7 @@ def output_arguments(parser: argparse.ArgumentParser, suffix: str) -> Any:
 
 
 def check_file(arguments: argparse.Namespace, items: Sized, suffix: str) -> None:
-    """Refuses `-f` for several inputs or with the suffix of another file type, and a file as `-o`."""
+    """Refuses `-f` for several inputs or with a wrong suffix, and a file as `-o`."""
     if arguments.output and os.path.isfile(arguments.output):
         raise UserError(f"{arguments.output}: is a file; -o names a folder (-f names a file)")
     if arguments.file is None:

@@ -10,6 +10,7 @@ from waveglow_jax.cli.arguments import count, examples, given, seed, workers_arg
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.cli.progress import files_by_stage
 from waveglow_jax.errors import UserError
+from waveglow_jax.text import number_of
 
 if TYPE_CHECKING:
     from waveglow_jax.evaluation.systems import System
@@ -214,8 +215,8 @@ def _listening_test_make(arguments: argparse.Namespace) -> int:
     for note in made.notes:
         print(f"note: {note}")
     print(
-        f"{len(made.utterances)} utterances of {len(made.systems)} systems: serve {made.page} "
-        f"(index.html), keep {made.key} to yourself"
+        f"{number_of(len(made.utterances), 'utterance')} of {len(made.systems)} systems: "
+        f"serve {made.page} (index.html), keep {made.key} to yourself"
     )
     return 0
 

@@ -32,6 +32,7 @@ from waveglow_jax.files.inputs import MEL_SUFFIXES, Input
 from waveglow_jax.files.mels import read_any_mel, read_mel, write_mel
 from waveglow_jax.files.sound import audio_frames
 from waveglow_jax.files.wav import write_wav_blocks
+from waveglow_jax.text import number_of
 
 NO_VOICE = "tacotron2"
 """The convention that --no-network takes by default."""
@@ -268,7 +269,7 @@ def synthesize_without_network(items: list[Input], arguments: argparse.Namespace
         speed = seconds / run_seconds
         return {
             "said": f"{seconds:.2f} s of audio at {rate} Hz, {speed:.1f} x real time, no network, "
-            f"{n} corrections",
+            f"{number_of(n, 'correction')}",
             "output": str(target) if arguments.keep else None,
             "seconds": round(seconds, 3),
             "sampling_rate": rate,

@@ -17,6 +17,7 @@ from waveglow_jax.cli.progress import counted, print_line
 from waveglow_jax.config import LATENT
 from waveglow_jax.errors import FileWarning, LevelWarning, UserError, escaped, why
 from waveglow_jax.files.inputs import Input, check_rival, find_inputs, find_unread, with_rivals
+from waveglow_jax.text import number_of
 
 INTERRUPTED = 130
 # tqdm moves the cursor to the line of one of several bars by this sequence.
@@ -207,9 +208,9 @@ def exit_code(failed: int, items: Sequence[Input]) -> int:
 
 def _figures(result: dict[str, Any]) -> str:
     if "frames" in result:
-        return f"{result['frames']} frames"
+        return number_of(result["frames"], "frame")
     compiled, corrections = result["compile_seconds"], result["consistency"]
-    corrected = "latent search" if corrections == LATENT else f"{corrections} corrections"
+    corrected = "latent search" if corrections == LATENT else number_of(corrections, "correction")
     return (
         f"{result['seconds']:.2f} s of audio, "
         f"{result['times_real_time']:.1f} x real time, sigma {result['sigma']:g}, {corrected}"

@@ -13,6 +13,7 @@ from waveglow_jax.config import DTYPES
 from waveglow_jax.errors import UserError, escaped
 from waveglow_jax.files.atomic import replacing
 from waveglow_jax.files.sound import read_audio
+from waveglow_jax.text import number_of
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -209,7 +210,10 @@ def run_export(arguments: argparse.Namespace) -> int:
         with stages("converting to ONNX"):
             write_onnx(Path(arguments.output), weights.config, weights.params)
         if consistency:
-            notes.append(f"without the voice's {consistency} corrections, which ONNX cannot hold")
+            notes.append(
+                f"without the voice's {number_of(consistency, 'correction')}, which ONNX "
+                "cannot hold"
+            )
     else:
         with stages("exporting"):
             write_export(
