@@ -115,10 +115,6 @@ def test_flops_are_two_a_weight_and_step():
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["--task", "loader"], "--data"),
-        (["x", *TINY], "or else --config"),
-        (["--task", "train", "--dtype", "float16"], "float16"),
-        (["--data.hop_length", "8"], "--config"),
         (["--task", "train", "--against", "torch", *TINY], "mel_whitening"),
         (["--against", "torch", *TINY, "--waveglow.n_flows", "1"], "mel_whitening"),
     ],

@@ -480,7 +480,7 @@ def test_sigma_is_overridden_under_either_name(said, name):
     [
         ("batch_size", 3, "--batch_size.*--train.batch_size"),
         ("train.batchsize", 3, "train_config.batchsize is no.*batch_size"),
-        ("trian.batch_size", 3, "trian_config is no known field.*train_config"),
+        ("trian.batch_size", 3, "trian_config.batch_size is no.*train_config.batch_size"),
         ("train.batch_size.x", 3, "--train.batch_size.x: batch_size has no fields"),
         ("waveglow.n_group", 7, "n_group 7 is odd"),
         ("synthesis.consistency", "many", 'synthesis_config.consistency is "many".*type int'),

@@ -251,8 +251,8 @@ def test_convert_mel_exactly(run, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     "words, code, said",
     [
-        (["--from", "vocos", "-o", "out"], 1, "did you mean vocos-24khz"),
-        (["--from", "hifigan", "--to", "espnt", "-o", "out"], 1, "did you mean espnet"),
+        (["--from", "vocos", "-o", "out"], 2, "did you mean vocos-24khz"),
+        (["--from", "hifigan", "--to", "espnt", "-o", "out"], 2, "did you mean espnet"),
         (["--from", "hifigan", "--to", "espnet", "-w", "voice", "-o", "out"], 2, "leave one out"),
         (["--from", "hifigan"], 2, "give -o"),
     ],

@@ -399,8 +399,6 @@ def test_the_command(run, tmp_path):
     [
         (("nowhere",), ["nowhere"]),
         (("--random", "nowhere.json"), ["nowhere.json"]),
-        (("--precision", "float8"), ["float8", "float32"]),
-        (("--seconds", "0"), ["--seconds"]),
         (("--seconds", "59"), ["ru_0773", "--seconds"]),
         (("--close-samples", "5"), ["--close-samples"]),
     ],

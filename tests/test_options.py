@@ -1,10 +1,12 @@
 """All commands have one grammar, and their help names everything."""
 
 import argparse
+import errno
 import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +23,24 @@ from test_cli import (
     one_error,
     recording,
     run,  # noqa: F401 - a fixture
+    run_binary,  # noqa: F401 - a fixture
     voice,  # noqa: F401 - a fixture
     weights,  # noqa: F401 - a fixture
 )
 from test_vocoder import some_audio
 
 import waveglow_jax as wg
-from waveglow_jax.cli import COMMANDS, _split_overrides
+from waveglow_jax.analysis.precisions import BY_NAME
+from waveglow_jax.cli import COMMANDS, _split_overrides, run_single
+from waveglow_jax.cli.arguments import convention
+from waveglow_jax.cli.laboratory import PRECISIONS
 from waveglow_jax.config import Config, config_from_dict, field_facts
+from waveglow_jax.conventions import CONVENTIONS
 from waveglow_jax.errors import FileWarning, UserError
+from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.sound import audio_frames, read_audio
+from waveglow_jax.text import number_of
+from waveglow_jax.weights.release import read_weights
 
 pytestmark = pytest.mark.usefixtures("no_full_scale")
 
@@ -85,6 +95,28 @@ def test_the_examples_in_the_help_are_command_lines(command):
         parser.parse_args(plain)
 
 
+@pytest.mark.parametrize("command", PARSERS)
+def test_each_help_speaks_of_its_own_command(command):
+    told = " ".join(PARSERS[command].format_help().split())
+    assert " as for " not in told
+    for other in {"sweep", "resynthesize", "interpolate"} - {command}:
+        assert other not in told
+    for action in options(PARSERS[command]):
+        if action.type is convention and action.dest != "target":
+            assert all(row.key in action.help for row in CONVENTIONS)
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_types_have_names_that_people_may_see(command):
+    """argparse writes "invalid seconds value: 'abc'"."""
+    types = [action.type for action in options(PARSERS[command]) if action.type]
+    assert [t.__name__ for t in types if t.__name__.startswith(("_", "not_", "<"))] == []
+
+
+def test_the_precisions_in_the_help_are_those_of_the_analysis():
+    assert tuple(BY_NAME) == PRECISIONS
+
+
 def test_an_option_of_one_name_is_one_thing():
     """An option has the same letter, or none, in every command."""
     letters: dict[str, set[str]] = {}
@@ -137,7 +169,8 @@ def test_weights_by_themselves_or_after_w(run, tmp_path, weights):  # noqa: F811
     for words in ((), (weights, "-w", weights)):
         code, _, err = run("inspect", *words)
         assert code == 2 and "WEIGHTS once" in err[-1]
-    one_error(run("benchmark", weights, "-w", weights)[2], "WEIGHTS once")
+    code, _, err = run("benchmark", weights, "-w", weights)
+    assert code == 2 and "WEIGHTS once" in err[-1]
     assert run("invertibility", "-w", weights, "--random", "tiny")[0] == 2
 
 
@@ -320,3 +353,185 @@ def test_conversion_keeps_the_tone_and_the_length(tmp_path, rate):
     assert 0 <= audio_frames(tmp_path / "a.wav", RATE, convert=True) - len(audio) <= 1
     with pytest.raises(UserError, match="prepare"):
         read_audio(tmp_path / "a.wav", RATE)
+
+
+# ------------------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "meant"),
+    [
+        ("synthesize a.wav --sigam 0.5", "synthesize", "--sigma"),  # and -o is missing
+        ("synthesize a.wav -o out --sigam=0.5", "synthesize", "--sigma"),
+        ("synthesize a.wav --outptu out", "synthesize", "--output"),
+        ("train voice --dtaa in -o run", "train", "--data"),
+        ("train voice --batch_size 8 -o run", "train", "--train.batch_size"),
+        ("mel a.wav -o out --train.steps 5", "mel", "mel -h lists"),
+        ("listening-test make --sytsem a=b -o out", "listening-test make", "--system"),
+        ("demo -o out -q", "demo", "-q"),
+    ],
+)
+def test_an_option_that_is_not_there(run, words, usage, meant):  # noqa: F811
+    code, out, err = run(*words.split())
+    assert (code, out) == (2, []) and err[0].startswith(f"usage: waveglow-jax {usage} ")
+    assert "unrecognized arguments" in err[-1] and meant in err[-1]
+
+
+def test_names_in_values_and_beginnings_of_names_are_no_typos(run):  # noqa: F811
+    code, _, err = run("synthesize", "--stream", "--sig", "0.5", "--", "--sigam.wav")
+    assert code == 1 and "--sigam.wav: no such file" in err[-1]
+
+
+def test_programs_of_one_command_suggest_options_too(capsys):
+    for command, word, meant in (("train", "--ouptut", "--output"), ("synthesize", "-x", "-x")):
+        with pytest.raises(SystemExit, match="2"):
+            run_single(command, ["a", "-o", "out", word])
+        _, err = capsys.readouterr()
+        assert "CONFIG" in err or "--play" in err
+        assert meant in err.splitlines()[-1]
+
+
+def test_the_nearest_preset_is_suggested(run, tmp_path):  # noqa: F811
+    _, _, err = run("train", "voise", "-o", tmp_path)
+    assert "did you mean voice?" in one_error(err, "voise", "nvidia256")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("synthesize a.npy -o out --mel-convention hifi", "--mel-convention: hifi is .* hifigan"),
+        ("evaluate --reference in -o out --system ours", "--system: 'ours': write NAME=DIR"),
+        ("evaluate --reference in -o out --system a=b:sigma=x", "--system: .* 'sigma=x' is no"),
+        ("listening-test make -o out --system ours", "--system: 'ours': write NAME=DIR"),
+        ("preflight --topology v5x:2", "--topology: v5x:2: give v5e"),
+        ("preflight --topology h100:12", "--topology: h100:12: more than 8"),
+        ("preflight --batch 0", "--batch: 0 must be at least 1"),
+        ("preflight --seconds 0", "--seconds: 0 must be above 0, at most 3600"),
+        ("invertibility --precision float8", "--precision: invalid choice: 'float8' .*bfloat16"),
+        ("invertibility --seconds 61", "--seconds: 61 must be above 0, at most 60"),
+        ("benchmark --seconds abc", "--seconds: invalid seconds value: 'abc'"),
+        ("benchmark --task loader", "give --data"),
+        ("benchmark x --config tiny", "or else --config"),
+        ("benchmark --task train --dtype float16", "--dtype float16: training is"),
+        ("benchmark --train.steps 5", "--train.steps sets a field of a config: give --config"),
+        ("resynthesize a.wav -o out --scale x", "--scale: invalid number value: 'x'"),
+        ("prepare in -o out --rate 0", "--rate: 0 must be at least 1"),
+        ("mel in -o out -w", "-w/--weights: expected one argument"),
+        ("evaluate --reference in -o out --workers x", "--workers: invalid workers value: 'x'"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have(run, words, said):  # noqa: F811
+    code, out, err = run(*words.split())
+    assert (code, out) == (2, []) and re.search(said, err[-1]), err[-1]
+
+
+# ------------------------------------------------------------------------------ two of one output
+
+
+def two_of_one_name(folder: Path) -> list[Path]:
+    """Two recordings of one stem, and another one."""
+    return [recording(folder / name, RATE) for name in ("a.flac", "a.wav", "b.wav")]
+
+
+@pytest.mark.parametrize("command", ["mel", "synthesize"])
+def test_two_of_one_output_fail_and_the_others_are_done(run, tmp_path, weights, command):  # noqa: F811
+    flac, wav, _ = two_of_one_name(tmp_path / "in")
+    out = tmp_path / "out"
+    code, _, err = run(command, tmp_path / "in", "-o", out, "-w", weights)
+    first, second, last = err
+    assert code == 1 and last == "2 of 3 files could not be done"
+    assert first.startswith(f"error: {flac}: would have the same output as {wav}; rename one")
+    assert second.startswith(f"error: {wav}: would have the same output as {flac}; rename one")
+    assert [path.stem for path in out.iterdir()] == ["b"]
+
+
+def test_prepare_does_the_others_and_keeps_what_it_made(run, tmp_path):  # noqa: F811
+    flac, wav, _ = two_of_one_name(tmp_path / "in")
+    wav.rename(tmp_path / "other.wav")
+    out = tmp_path / "out"
+    assert run("prepare", tmp_path / "in", "-o", out)[0] == 0
+    (tmp_path / "other.wav").rename(wav)
+    code, lines, err = run("prepare", tmp_path / "in", "-o", out)
+    assert code == 1
+    one_error(err, "2 of the recordings have the output of another")
+    assert lines[:2] == [
+        f"left out: {flac}: would have the same output as {wav}",
+        f"left out: {wav}: would have the same output as {flac}",
+    ]
+    assert lines[2].startswith("0 written, 1 kept, 2 left out")
+    assert {path.name for path in out.glob("*.wav")} == {"a.wav", "b.wav"}
+
+
+def test_a_stream_has_no_outputs_to_share(run_binary, tmp_path, weights):  # noqa: F811
+    two = two_of_one_name(tmp_path / "in")[:2]
+    code, samples, _ = run_binary("synthesize", *two, "--stream", "-w", weights)
+    assert code == 0 and len(samples) == 2 * 2 * (1 + RATE // HOP) * HOP
+
+
+# ------------------------------------------------------------------------------ places
+
+
+@pytest.mark.parametrize("command", ["mel", "synthesize", "resynthesize"])
+def test_o_is_no_file(run, tmp_path, command):  # noqa: F811
+    a = recording(tmp_path / "a.wav")
+    code, out, err = run(command, a, "-o", a)
+    assert (code, out, len(err)) == (1, [], 1)
+    one_error(err, f"{a}: is a file; -o names a folder (-f names a file)")
+
+
+def test_the_remedy_fits_the_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="file is a file and no folder; choose another folder"):
+        write_text(tmp_path / "file/below/a.txt", "text")
+
+    for number, remedy in (
+        (errno.EACCES, "Permission denied; choose another place"),
+        (errno.EROFS, "Read-only file system; choose another place"),
+        (errno.ENOSPC, "No space left on device; free some space or choose another place"),
+    ):
+
+        def refuse(*_, number=number, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "write_text", refuse)
+        with pytest.raises(UserError, match=f"a.txt: cannot be written: {remedy}$"):
+            write_text(tmp_path / "a.txt", "text")
+
+
+# ------------------------------------------------------------------------------ no weights
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64"])
+def test_a_recording_is_no_weights(tmp_path, suffix):
+    path = recording(tmp_path / f"a.{suffix}", RATE)
+    with pytest.raises(UserError, match=f"a.{suffix}: is a recording and holds no weights"):
+        read_weights(path)
+
+
+def test_a_mel_is_no_weights(tmp_path):
+    with pytest.raises(UserError, match="is a NumPy array, such as a mel, and holds no weights"):
+        read_weights(mel_file(tmp_path / "m.npy"))
+
+
+def test_a_folder_above_weights_names_them(run, tmp_path, weights):  # noqa: F811
+    runs = tmp_path / "runs"
+    shutil.copytree(weights, runs / "small")
+    (runs / "logs").mkdir()
+    (runs / "large").mkdir()
+    for name in ("config.json", "metrics.jsonl"):  # a run without a checkpoint so far
+        (runs / "large" / name).write_text("{}")
+    code, _, err = run("inspect", runs)
+    assert code == 1
+    one_error(err, f"but holds {runs / 'large'}, {runs / 'small'}; name one")
+    one_error(run("inspect", runs / "logs")[2], "holds no published checkpoint; check the path")
+
+
+def test_one_is_no_plural():
+    assert [number_of(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2000 steps"]
+    assert number_of(2000, "step", ",") == "2,000 steps"
+
+
+def test_one_correction_in_a_files_line(run, tmp_path, weights):  # noqa: F811
+    options = "-w", weights, "-o", tmp_path / "out", "--consistency", 1
+    _, lines, _ = run("synthesize", mel_file(tmp_path / "m.npy"), *options)
+    assert re.search(r", 1 correction( \(|$)", lines[0])

@@ -656,7 +656,7 @@ def test_a_flipped_bit_in_a_tensor_is_seen(tmp_path):
 def test_other_files(tmp_path):
     cases = {
         b"": "empty",
-        b"RIFF....WAVEfmt ": "no file of PyTorch's",
+        b"RIFF....WAVEfmt ": "is a recording",
         pickle.dumps([1]): "pickle",
         b"PK\x03\x04 no zip": "damaged",
         b"".join(LEGACY): "ends too early",

@@ -229,7 +229,8 @@ def inspect(capsys, *arguments) -> tuple[int, str, str]:
 def test_report_of_a_run_that_is_done(run, capsys, tmp_path):
     code, out, _ = inspect(capsys, run, "--plot", tmp_path / "curves.png")
     assert code == 0
-    assert len(out.splitlines()) <= 24
+    assert len(out.splitlines()) <= 25
+    assert out.splitlines()[-1] == f"written: {tmp_path / 'curves.png'}"
     for words in (
         *("training run", "2 flows in groups of 8", "step 12 of 12 (100.0%)", "samples/s"),
         *("nats per sample", "gradient", "condition numbers up to", "12 (0.1 MiB, the best)"),
@@ -434,8 +435,8 @@ def late(i: int, good, bad):
     ("steps", "validation", "words"),
     [
         ({"loss": lambda i: late(i, -4.5, -4.1)}, {}, "the loss rises: -4.1"),
-        ({"loss": lambda i: None if i == 1300 else -4}, {}, "1 steps with a loss.*step 1,300"),
-        ({"gradient_norm": lambda i: None if i == 7 else 1}, {}, "1 steps with a loss or gradient"),
+        ({"loss": lambda i: None if i == 1300 else -4}, {}, "1 step with a loss.*step 1,300"),
+        ({"gradient_norm": lambda i: None if i == 7 else 1}, {}, "1 step with a loss or gradient"),
         # A batch has 8 x 2048 samples: at 32,768 samples/s a step takes half a second.
         (
             {"samples_per_second": lambda _: 32768, "data_wait": lambda _: 0.25},

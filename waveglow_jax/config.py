@@ -27,7 +27,7 @@ from waveglow_jax.config_fields import (
     unknown_field,
 )
 from waveglow_jax.config_grid import check_grid, period_of, unit_of, units_of
-from waveglow_jax.config_names import in_our_names, override
+from waveglow_jax.config_names import as_typed, in_our_names, override
 from waveglow_jax.config_train import TrainConfig
 from waveglow_jax.conventions import Convention
 from waveglow_jax.errors import UserError
@@ -319,7 +319,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Reads a config file, or a preset by its name, such as "nvidia256".
 
     `overrides` maps dotted names, such as `train.batch_size`, to values. Raises UserError if the
-    file is missing, is not JSON, or holds an unknown or impossible field.
+    file is missing, is not JSON, or holds an unknown or impossible field. An error that the
+    overrides cause names the override as it is typed on the command line.
     """
     path = config_path(path)
     raw = read_json(path)
@@ -328,7 +329,18 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     try:
         return config_from_dict(raw, overrides)
     except UserError as error:
+        if overrides and str(error) != _fault_of(raw):
+            raise UserError(as_typed(str(error), overrides, path)) from None
         raise UserError(f"{path}: {error}") from None
+
+
+def _fault_of(raw: Mapping[str, Any]) -> str:
+    """What is wrong with a file's JSON by itself; "" if nothing is."""
+    try:
+        config_from_dict(raw)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def field_facts() -> list[FieldFacts]:
@@ -350,7 +362,7 @@ def config_from_dict(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None
     # A convention's name comes first, whatever the order given: other fields change the row's.
     changes = sorted((overrides or {}).items(), key=lambda change: change[0] not in _NAMES_OF_MEL)
     for name, value in changes:
-        override(raw, name, value)
+        override(raw, name, value, _SECTIONS)
         spell_out_mel(raw, replacing=True)
     unknown = set(raw) - set(_SECTIONS) - {"description"}
     if unknown:

@@ -1,9 +1,11 @@
 """Renames the fields of the original's and of older configs to today's names."""
 
 import json
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from waveglow_jax.config_fields import typed
+from waveglow_jax.config_fields import typed, unknown_field
 from waveglow_jax.errors import UserError
 
 
@@ -54,12 +56,17 @@ def _with_sigma_moved(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def override(raw: dict[str, Any], name: str, value: Any) -> None:
-    """Sets one field of a config's JSON in place; `name` is its name on the command line."""
+def override(raw: dict[str, Any], name: str, value: Any, sections: Mapping[str, Any]) -> None:
+    """Sets one field of a config's JSON in place; `name` is its name on the command line.
+
+    `sections` maps the names of the file's sections to their types.
+    """
     section, *rest = name.split(".")
     section = section if section.endswith("_config") else f"{section}_config"
     if not rest:
         raise UserError(f"--{name}: name the section too, such as --train.{name}")
+    if section not in sections:
+        raise UserError(unknown_field(".".join([section, *rest]), [], sections))
     if (section, rest) == ("train_config", ["synthesis_sigma"]):
         section, rest = "synthesis_config", ["sigma"]  # its name in older commands
     node = raw
@@ -70,3 +77,20 @@ def override(raw: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--{name}: {key} has no fields")
     node[rest[-1]] = value
+
+
+def as_typed(message: str, overrides: Iterable[str], path: str) -> str:
+    """An error's message with the fields' names of the command line, such as --train.steps.
+
+    overrides: their names as they were typed. path: the config file, which the message names too
+    if it names none of the overrides.
+    """
+    shown = message
+    for name in overrides:
+        section, _, field = name.partition(".")
+        in_file = f"{section.removesuffix('_config')}_config.{field}"
+        option = f"--{name}".replace("\\", r"\\")
+        shown = re.sub(rf"(?<![-\w.]){re.escape(in_file)}(?!\w)", option, shown)
+    if shown == message and not message.startswith("--"):
+        return f"{path} with {', '.join(f'--{name}' for name in overrides)}: {message}"
+    return re.sub(r"(?<![-\w.])(waveglow|data|train|synthesis)_config\.", r"--\1.", shown)

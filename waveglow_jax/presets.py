@@ -1,5 +1,6 @@
 """Finds the configs that come with the package, by their names."""
 
+import difflib
 import os
 from pathlib import Path
 
@@ -30,6 +31,10 @@ def config_path(named: str | Path) -> str:
     if not os.path.exists(path) and Path(path).stem in known:
         raise UserError(f"{path}: no such file; give the preset by its name, {Path(path).stem}")
     if path == Path(path).stem and (not os.path.exists(path) or os.path.isdir(path)):
+        near = difflib.get_close_matches(path, known, n=1)
+        meant = f"did you mean {near[0]}? Or " if near else ""
         names = ", ".join(known)
-        raise UserError(f"{path}: no config file, and no preset; name a file, or one of {names}")
+        raise UserError(
+            f"{path}: no config file, and no preset; {meant}name a file, or one of {names}"
+        )
     return path

@@ -1,5 +1,5 @@
 """Reads text files from any editor: UTF-8 with or without a byte order mark, or UTF-16 or UTF-32
-with one; and makes values fit for JSON."""
+with one; makes values fit for JSON; writes numbers of things."""
 
 import codecs
 import json
@@ -24,6 +24,11 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
     (b"", "utf-8"),
 )
+
+
+def number_of(count: int, noun: str, form: str = "") -> str:
+    """The count with its noun, in the plural unless it is 1: "1 step"; form ",": "1,024 steps"."""
+    return f"{count:{form}} {noun}{'s' * (count != 1)}"
 
 
 def decode(content: bytes, name: str | os.PathLike[str], what: str = "file") -> str:

@@ -17,7 +17,7 @@ import soxr
 
 from waveglow_jax.errors import UserError
 from waveglow_jax.files.atomic import write_text
-from waveglow_jax.files.inputs import AUDIO_SUFFIXES, Input, find_inputs, find_unread
+from waveglow_jax.files.inputs import AUDIO_SUFFIXES, Input, find_inputs, find_unread, with_rivals
 from waveglow_jax.files.sound import read_samples
 from waveglow_jax.files.wav import write_wav
 from waveglow_jax.text import read_json
@@ -54,12 +54,14 @@ class PrepareReport:
     left_out: (input path, reason) of each file not used, including files of formats that are not
         read.
     seconds: duration of the audio in the files written and kept.
+    rivals: number of files left out because another input would have the same output.
     """
 
     written: int
     kept: int
     left_out: tuple[tuple[str, str], ...]
     seconds: float
+    rivals: int = 0
 
 
 def prepare(
@@ -84,8 +86,9 @@ def prepare(
 
     A recording is left out, with the reason in the report and in `output/left_out.txt`, if it is of
     a format that is not read (.m4a and such, in the folders and globs given), unreadable, cut
-    short, not finite, too short, silent (never above -60 dB of full scale), or clipped (more than
-    0.1% of a channel's samples at full scale in runs of three or more).
+    short, not finite, too short, silent (never above -60 dB of full scale), clipped (more than 0.1%
+    of a channel's samples at full scale in runs of three or more), or if another input would have
+    the same output.
 
     A second run converts only what is new or changed: `output/prepare.json` records the settings
     and each source's size and time. Outputs of sources that are not among `inputs` this time stay.
@@ -96,10 +99,15 @@ def prepare(
     """
     output, settings = Path(output), _Settings(sampling_rate, level_dbfs, min_seconds)
     _check_settings(settings)
-    items, unread = find_inputs(inputs, AUDIO_SUFFIXES), find_unread(inputs)
+    items = with_rivals(find_inputs(inputs, AUDIO_SUFFIXES, with_outputs=False))
+    unread = find_unread(inputs)
     done = _read_manifest(output, settings)
-    _check_places(items, output, done)
-    results = _convert_all(items, output, settings, done, workers, progress)
+    alone = [item for item in items if item.rival is None]
+    _check_places(alone, output, done)
+    results = _convert_all(alone, output, settings, done, workers, progress)
+    for item in items:
+        if item.rival is not None:
+            results[item.path] = _Result(reason=f"would have the same output as {item.rival}")
     # The report follows the order of the inputs, not the order in which threads finished them.
     found = [(str(item.path), results[item.path]) for item in items]
     left_out = [(path, result.reason) for path, result in found if result.note is None]
@@ -108,7 +116,8 @@ def prepare(
     notes = [result.note for _, result in found if result.note is not None]
     kept = sum(result.kept for _, result in found)
     seconds = sum(note["samples"] / sampling_rate for note in notes)
-    return PrepareReport(len(notes) - kept, kept, tuple(left_out), seconds)
+    rivals = len(items) - len(alone)
+    return PrepareReport(len(notes) - kept, kept, tuple(left_out), seconds, rivals)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from waveglow_jax.cli.weights import (
     run_export,
     run_inspect,
 )
+from waveglow_jax.config import field_facts
 from waveglow_jax.errors import UserError, why
 from waveglow_jax.interrupts import obeyed
 
@@ -74,6 +75,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
 }
 """Per command name: the function that adds its arguments (its docstring is the help text), and the
 function that runs it."""
+WITH_FIELDS = ("train", "preflight", "benchmark")
+"""The commands that take fields of the config as options, such as `--train.batch_size`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,13 +141,48 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv, parser)
-    arguments = parser.parse_args(plain)
-    if overrides and arguments.command not in ("train", "preflight", "benchmark"):
-        parser.error(f"unrecognized arguments: --{min(overrides)}")
+    words = sys.argv[1:] if argv is None else argv
+    own = _own_parser(parser, words)
+    plain, overrides = _split_overrides(words, own)
+    takes_fields = (parser.get_default("command") or words[0]) in WITH_FIELDS
+    _check_names(own, plain, takes_fields)
+    if not takes_fields:
+        _check_names(own, [f"--{name}" for name in overrides], takes_fields)
+    arguments, unknown = parser.parse_known_args(plain)
+    if unknown:
+        own.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments.overrides = overrides
     _, run = COMMANDS[arguments.command]
     return run(arguments)
+
+
+def _own_parser(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the command, or of its part, that these words begin with."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and words and words[0] in action.choices:
+            return _own_parser(action.choices[words[0]], words[1:])
+    return parser
+
+
+def _check_names(parser: argparse.ArgumentParser, words: Sequence[str], takes_fields: bool) -> None:
+    """Ends with exit code 2 at an option that the command lacks; suggests the nearest one.
+
+    This precedes argparse, which would complain first that the option that was meant is missing.
+    """
+    known = parser._option_string_actions
+    for word in words:
+        if word == "--":
+            return
+        name = word.partition("=")[0]
+        # argparse accepts the beginning of a name, and takes a word with a space for a value.
+        if not name.startswith("--") or " " in word or any(k.startswith(name) for k in known):
+            continue
+        end = f".{name.removeprefix('--')}"
+        fields = [facts.name for facts in field_facts()] if takes_fields else []
+        near = [f"--{field}" for field in fields if field.endswith(end)]
+        near = near or difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"{parser.prog} -h lists the options"
+        parser.error(f"unrecognized arguments: {word}; {meant}")
 
 
 def _split_overrides(
@@ -159,6 +197,8 @@ def _split_overrides(
     overrides: dict[str, Any] = {}
     rest = iter(argv)
     for argument in rest:
+        if argument == "--":  # names of files follow
+            return [*plain, argument, *rest], overrides
         name, has_value, value = argument.partition("=")
         if not name.startswith("--") or "." not in name:
             plain.append(argument)

@@ -1,15 +1,16 @@
 """Types and groups of arguments that several commands share."""
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.config import LATENT, MAX_CONSISTENCY
-from waveglow_jax.conventions import Convention, convention_named
+from waveglow_jax.conventions import CONVENTIONS, Convention, convention_named
 from waveglow_jax.errors import UserError
 from waveglow_jax.paths import local_path
 
@@ -31,11 +32,11 @@ def given(text: str) -> str:
 
 
 def convention(text: str) -> Convention:
-    """The mel convention of this name; refuses an unknown one in one line, with the nearest."""
+    """The mel convention of this name; refuses an unknown one, with the nearest."""
     try:
         return convention_named(text)
     except UserError as error:
-        sys.exit(fail(str(error)))  # as in `given`
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def sigma(text: str) -> float:
@@ -78,7 +79,26 @@ def count(text: str) -> int:
     return value
 
 
-def _workers(text: str) -> int:
+def number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return value
+
+
+def seconds_up_to(most: float) -> Callable[[str], float]:
+    """The type of an option that takes seconds above 0 and at most `most`."""
+
+    def seconds(text: str) -> float:
+        value = float(text)
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"{text} must be above 0, at most {most:g}")
+        return value
+
+    return seconds
+
+
+def workers(text: str) -> int:
     value = int(text)
     if not 1 <= value <= _MOST_WORKERS:
         raise argparse.ArgumentTypeError(f"{text} must be from 1 to {_MOST_WORKERS}")
@@ -92,10 +112,12 @@ def seed(text: str) -> int:
     return value
 
 
-_WEIGHTS = (
+WEIGHTS = (
     "release folder, training run, published checkpoint (.pt, .nemo, .safetensors ...), or "
     "OWNER/NAME on the Hugging Face hub"
 )
+FILES = "files, folders, globs, a list file (.txt), or - for a list on stdin"
+CONVENTION_NAMES = ", ".join(row.key for row in CONVENTIONS)
 
 
 def examples(parser: argparse.ArgumentParser, *lines: str, before: str = "") -> None:
@@ -110,14 +132,14 @@ def weights_argument(parser: argparse.ArgumentParser) -> None:
         *("-w", "--weights"),
         type=given,
         metavar="WEIGHTS",
-        help=f"{_WEIGHTS} (default: the bundled voice)",
+        help=f"{WEIGHTS} (default: the bundled voice)",
     )
 
 
 def workers_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
-        type=_workers,
+        type=workers,
         default=os.cpu_count() or 1,
         metavar="N",
         help="files at a time (default: as many as there are cores, %(default)s)",
@@ -143,7 +165,9 @@ def output_arguments(parser: argparse.ArgumentParser, suffix: str) -> Any:
 
 
 def check_file(arguments: argparse.Namespace, items: Sized, suffix: str) -> None:
-    """Refuses `-f` for several inputs, and a name with the suffix of another file type."""
+    """Refuses `-f` for several inputs or with a wrong suffix, and a file as `-o`."""
+    if arguments.output and os.path.isfile(arguments.output):
+        raise UserError(f"{arguments.output}: is a file; -o names a folder (-f names a file)")
     if arguments.file is None:
         return
     if Path(arguments.file).suffix.lower() != suffix:
@@ -157,10 +181,10 @@ def check_file(arguments: argparse.Namespace, items: Sized, suffix: str) -> None
 def source_arguments(parser: argparse.ArgumentParser) -> None:
     """WEIGHTS by itself or after -w, as `weights_of` reads it."""
     parser.add_argument(
-        "source", type=given, nargs="?", metavar="WEIGHTS", help=f"{_WEIGHTS}, here or after -w"
+        "source", type=given, nargs="?", metavar="WEIGHTS", help=f"{WEIGHTS}, here or after -w"
     )
     parser.add_argument(
-        "-w", "--weights", type=given, metavar="WEIGHTS", help="the same, as other commands have it"
+        "-w", "--weights", type=given, metavar="WEIGHTS", help="the same WEIGHTS, as an option"
     )
     parser.set_defaults(refuse=parser.error)
     parser.add_argument(

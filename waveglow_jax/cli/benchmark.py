@@ -7,10 +7,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from waveglow_jax.cli.arguments import count, examples, given, weights_argument
+from waveglow_jax.cli.arguments import (
+    WEIGHTS,
+    count,
+    examples,
+    given,
+    seconds_up_to,
+    weights_argument,
+)
 from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES, Config, load_config
-from waveglow_jax.errors import UserError
 
 if TYPE_CHECKING:
     from waveglow_jax.synthesis.vocoder import Voice
@@ -19,15 +25,15 @@ if TYPE_CHECKING:
 def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     """Measures how fast this machine runs a model: compile and run time, memory, precision."""
     parser.add_argument(
-        "source", type=given, nargs="?", metavar="WEIGHTS", help="as for -w/--weights"
+        "source", type=given, nargs="?", metavar="WEIGHTS", help=f"{WEIGHTS}, here or after -w"
     )
     weights_argument(parser)
     parser.add_argument(
         "--config",
         type=given,
         metavar="CONFIG",
-        help="random weights of the shape of this config file or preset instead; its fields are "
-        "set as for train",
+        help="random weights of the shape of this config file or preset instead; "
+        "--section.field VALUE sets any of its fields",
     )
     parser.add_argument(
         "--task",
@@ -36,7 +42,11 @@ def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is timed: synthesis, training steps, or reading clips (default: reverse)",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, nargs="+", default=[5.0, 60.0], help="of audio (default: 5 60)"
+        "--seconds",
+        type=seconds_up_to(3600),
+        nargs="+",
+        default=[5.0, 60.0],
+        help="of audio (default: 5 60)",
     )
     parser.add_argument(
         "--dtype",
@@ -57,6 +67,7 @@ def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="beside a plain eager PyTorch model of the same weights (default: alone)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.set_defaults(refuse=parser.error)
     examples(
         parser,
         "",
@@ -67,13 +78,13 @@ def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_benchmark(arguments: argparse.Namespace) -> int:
     if sum(map(bool, (arguments.source, arguments.weights, arguments.config))) > 1:
-        raise UserError("give WEIGHTS once, by itself or by -w, or else --config")
+        arguments.refuse("give WEIGHTS once, by itself or by -w, or else --config")
     if arguments.task == "loader" and not arguments.data:
-        raise UserError("--task loader reads recordings: give --data DIR_OR_LIST")
+        arguments.refuse("--task loader reads recordings: give --data DIR_OR_LIST")
     if arguments.task == "train" and "float16" in (arguments.dtype or ()):
-        raise UserError("--dtype float16: training is in float32 or bfloat16")
+        arguments.refuse("--dtype float16: training is in float32 or bfloat16")
     if arguments.overrides and not arguments.config:
-        raise UserError(f"--{min(arguments.overrides)} sets a field of a config: give --config")
+        arguments.refuse(f"--{min(arguments.overrides)} sets a field of a config: give --config")
     from waveglow_jax.performance import benchmark, timing
 
     torch = arguments.against == "torch"
@@ -117,10 +128,3 @@ def _config(arguments: argparse.Namespace) -> Config:
     from waveglow_jax.weights.release import read_weights
 
     return read_weights(arguments.source or arguments.weights).config
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0, at most 3600")
-    return value

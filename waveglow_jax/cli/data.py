@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from waveglow_jax.cli.arguments import (
+    FILES,
     check_file,
+    count,
     examples,
     given,
     output_arguments,
@@ -24,7 +26,7 @@ from waveglow_jax.files.sound import read_audio
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """Converts any folder of audio to mono recordings of one rate, to train on."""
-    parser.add_argument("inputs", type=given, nargs="+", metavar="IN", help="as for synthesize")
+    parser.add_argument("inputs", type=given, nargs="+", metavar="IN", help=f"recordings: {FILES}")
     parser.add_argument(
         *("-o", "--output"),
         type=given,
@@ -33,7 +35,7 @@ def prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="one .wav each into this folder, sub-folders kept; what is there already is kept",
     )
     parser.add_argument(
-        "--rate", type=int, default=22050, metavar="HZ", help="sampling rate (default: 22050)"
+        "--rate", type=count, default=22050, metavar="HZ", help="sampling rate (default: 22050)"
     )
     parser.add_argument(
         "--level",
@@ -78,15 +80,22 @@ def run_prepare(arguments: argparse.Namespace) -> int:
             f"{report.written} written, {report.kept} kept, {len(report.left_out)} left out; "
             f"{report.seconds / 3600:.2f} h in {where}"
         )
-    if report.written + report.kept:
-        return 0
-    return fail(f"{arguments.output}: none of the recordings could be used, for the reasons above")
+    if not report.written + report.kept:
+        return fail(
+            f"{arguments.output}: none of the recordings could be used, for the reasons above"
+        )
+    if report.rivals:
+        return fail(
+            f"{arguments.output}: {report.rivals} of the recordings have the output of another; "
+            "rename them, or give the folder above both so that their folders are kept"
+        )
+    return 0
 
 
 def mel_arguments(parser: argparse.ArgumentParser) -> None:
     """Writes the log-mel of each recording as the voice takes it, [80, frames] .npy."""
     parser.add_argument(
-        "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
+        "inputs", type=given, nargs="+", metavar="RECORDING", help=f"recordings: {FILES}"
     )
     output_arguments(parser, ".npy")
     weights_argument(parser)

@@ -20,7 +20,7 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: demo)",
     )
     parser.add_argument(
-        "--play", action="store_true", help="play each when it is done, as for synthesize"
+        "--play", action="store_true", help="play each when it is done (by ffplay, aplay or afplay)"
     )
     examples(
         parser,

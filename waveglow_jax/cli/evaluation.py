@@ -4,12 +4,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from waveglow_jax.cli.arguments import count, examples, given, seed, workers_argument
 from waveglow_jax.cli.outcome import fail
 from waveglow_jax.cli.progress import files_by_stage
 from waveglow_jax.errors import UserError
-from waveglow_jax.paths import local_path
+from waveglow_jax.text import number_of
+
+if TYPE_CHECKING:
+    from waveglow_jax.evaluation.systems import System
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +23,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--system",
+        type=system,
         action="append",
         default=[],
         metavar="NAME=SOURCE",
@@ -32,7 +37,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--baselines",
-        type=_baselines,
+        type=baselines,
         default="griffin-lim,noise",
         metavar="LIST",
         help="rows made from the mels without a network, separated by commas (default: "
@@ -71,7 +76,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _baselines(text: str) -> tuple[str, ...]:
+def baselines(text: str) -> tuple[str, ...]:
     # This import is not at the top, because it imports JAX, which other commands do not need.
     from waveglow_jax.evaluation.baselines import check_baselines
 
@@ -82,17 +87,27 @@ def _baselines(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(reason) from None
 
 
+def system(text: str) -> "System":
+    from waveglow_jax.evaluation.systems import parse_system  # imports JAX too
+
+    try:
+        return parse_system(text)
+    except UserError as error:
+        reason = str(error).removeprefix("--system ")
+        if reason == str(error):  # its path is none, which `given` tells in one line too
+            sys.exit(fail(reason))
+        raise argparse.ArgumentTypeError(reason) from None
+
+
 def run_evaluate(arguments: argparse.Namespace) -> int:
     from waveglow_jax.evaluation.evaluate import evaluate
     from waveglow_jax.evaluation.report import markdown_summary, write_reports
     from waveglow_jax.evaluation.results import summary_dict
-    from waveglow_jax.evaluation.systems import parse_system
 
-    systems = [parse_system(text) for text in arguments.system]
     with files_by_stage() as progress:
         found = evaluate(
             arguments.reference,
-            systems,
+            arguments.system,
             arguments.output,
             baselines=arguments.baselines,
             baseline=arguments.baseline,
@@ -122,6 +137,7 @@ def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
     make = parts.add_parser("make", help="a folder that any web host serves, and its key")
     make.add_argument(
         "--system",
+        type=named_folder,
         action="append",
         required=True,
         metavar="NAME=DIR",
@@ -157,13 +173,20 @@ def listening_test_arguments(parser: argparse.ArgumentParser) -> None:
         "--system recordings=heldout --system mine=out -o test --utterances 20",
     )
     score = parts.add_parser("score", help="the card's table, with 95%% confidence intervals")
-    score.add_argument("key", type=given, metavar="TEST/key.json", help="as `make` wrote it")
+    score.add_argument("key", type=given, metavar="TEST/key.json", help="the key that make wrote")
     score.add_argument(
         "results", type=given, nargs="+", metavar="RESULT", help="files, or folders of .json"
     )
     score.add_argument("--json", action="store_true", help="one JSON object on stdout")
     examples(score, "test/key.json results")
     examples(parser, "make --system recordings=heldout --system mine=out -o test")
+
+
+def named_folder(text: str) -> tuple[str, str]:
+    name, _, folder = (part.strip() for part in text.partition("="))
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DIR, a folder of recordings")
+    return name, given(folder)
 
 
 def run_listening_test(arguments: argparse.Namespace) -> int:
@@ -173,15 +196,11 @@ def run_listening_test(arguments: argparse.Namespace) -> int:
 def _listening_test_make(arguments: argparse.Namespace) -> int:
     from waveglow_jax.evaluation.listening_test.make import make
 
-    systems = []
-    for text in arguments.system:
-        name, _, folder = (part.strip() for part in text.partition("="))
-        folder = local_path(folder)
-        if not name or not folder or not Path(folder).is_dir():
-            raise UserError(f"--system {text!r}: write NAME=DIR, a folder of recordings")
-        systems.append((name, folder))
+    for name, folder in arguments.system:
+        if not Path(folder).is_dir():
+            raise UserError(f"--system {name}={folder}: no folder; write NAME=DIR")
     made = make(
-        systems,
+        arguments.system,
         arguments.output,
         utterances=arguments.utterances,
         training=arguments.training,
@@ -196,8 +215,8 @@ def _listening_test_make(arguments: argparse.Namespace) -> int:
     for note in made.notes:
         print(f"note: {note}")
     print(
-        f"{len(made.utterances)} utterances of {len(made.systems)} systems: serve {made.page} "
-        f"(index.html), keep {made.key} to yourself"
+        f"{number_of(len(made.utterances), 'utterance')} of {len(made.systems)} systems: "
+        f"serve {made.page} (index.html), keep {made.key} to yourself"
     )
     return 0
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.cli.arguments import (
+    CONVENTION_NAMES,
+    FILES,
     check_file,
     convention,
     corrections,
@@ -30,6 +32,7 @@ from waveglow_jax.files.inputs import MEL_SUFFIXES, Input
 from waveglow_jax.files.mels import read_any_mel, read_mel, write_mel
 from waveglow_jax.files.sound import audio_frames
 from waveglow_jax.files.wav import write_wav_blocks
+from waveglow_jax.text import number_of
 
 NO_VOICE = "tacotron2"
 """The convention that --no-network takes by default."""
@@ -37,23 +40,21 @@ NO_VOICE = "tacotron2"
 
 def convert_mel_arguments(parser: argparse.ArgumentParser) -> None:
     """Converts mels of one convention to another: exactly, or else through a signal."""
-    parser.add_argument(
-        "inputs", type=given, nargs="+", metavar="IN", help="mels, as for synthesize"
-    )
+    parser.add_argument("inputs", type=given, nargs="+", metavar="IN", help=f"mels: {FILES}")
     parser.add_argument(
         "--from",
         dest="source",
         type=convention,
         required=True,
         metavar="NAME",
-        help="the convention of the mels, such as vocos-24khz",
+        help=f"the convention of the mels: one of {CONVENTION_NAMES}",
     )
     parser.add_argument(
         "--to",
         dest="target",
         type=convention,
         metavar="NAME",
-        help="the convention that is wanted (default: the voice's own)",
+        help="the convention that is wanted, one of the same names (default: the voice's own)",
     )
     weights_argument(parser)
     output_arguments(parser, ".npy")
@@ -80,8 +81,8 @@ def foreign_arguments(parser: argparse.ArgumentParser) -> None:
         "--mel-convention",
         type=convention,
         metavar="NAME",
-        help="the convention of the mels, such as vocos-24khz; they are converted, exactly or "
-        f"through a signal (default: the voice's own, with --no-network {NO_VOICE})",
+        help=f"the convention of the mels: one of {CONVENTION_NAMES}; they are converted, exactly "
+        f"or through a signal (default: the voice's own, with --no-network {NO_VOICE})",
     )
     parser.add_argument(
         "--no-network",
@@ -283,7 +284,7 @@ def synthesize_without_network(items: list[Input], arguments: argparse.Namespace
         speed = seconds / run_seconds
         return {
             "said": f"{seconds:.2f} s of audio at {rate} Hz, {speed:.1f} x real time, no network, "
-            f"{n} corrections",
+            f"{number_of(n, 'correction')}",
             "output": str(target) if arguments.keep else None,
             "seconds": round(seconds, 3),
             "sampling_rate": rate,

@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from waveglow_jax.cli.arguments import count, examples, given, noise, seed, weights_argument
+from waveglow_jax.cli.arguments import (
+    FILES,
+    WEIGHTS,
+    count,
+    examples,
+    given,
+    noise,
+    seconds_up_to,
+    seed,
+    weights_argument,
+)
 from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import exit_code, fail, inputs_of, target_of
 from waveglow_jax.cli.progress import counted, print_line, stages
@@ -20,6 +30,11 @@ from waveglow_jax.files.mels import read_mel
 from waveglow_jax.files.sound import read_audio
 from waveglow_jax.text import finite_json
 
+PRECISIONS = (
+    *("float64", "float32", "bfloat16_3x products", "TF32 products", "bfloat16 products"),
+    *("float16 in WN", "bfloat16 in WN", "float16", "bfloat16"),
+)
+"""The names of `analysis.precisions`, whose import takes as long as JAX's."""
 _NOISE = 0.1
 # An uncentred mel has this many frames fewer than a centred one.
 _EDGE_FRAMES = 4
@@ -32,7 +47,7 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
         type=given,
         nargs="?",
         metavar="WEIGHTS",
-        help="as for -w/--weights; with -w or --random a first recording",
+        help=f"{WEIGHTS}, here or after -w; with -w or --random a first recording",
     )
     weights_argument(parser)
     parser.add_argument(
@@ -40,7 +55,7 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
         type=given,
         nargs="*",
         metavar="RECORDING",
-        help="as for synthesize (default: the bundled ones)",
+        help=f"recordings: {FILES} (default: the bundled ones)",
     )
     parser.add_argument(
         "--random",
@@ -52,7 +67,7 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="of the random weights (default: 0)")
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=seconds_up_to(60),
         default=1.0,
         help="of each recording, at its loudest (default: 1)",
     )
@@ -66,8 +81,9 @@ def invertibility_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         action="append",
+        choices=PRECISIONS,
         metavar="NAME",
-        help="only this one, by its name in the report; may be given again (default: all)",
+        help=f"only this one: {', '.join(PRECISIONS)}; may be given again (default: all)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(
@@ -92,10 +108,6 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
     from waveglow_jax.analysis.invertibility_report import as_json, markdown, write_reports
     from waveglow_jax.analysis.precisions import BY_NAME
 
-    names = arguments.precision or list(BY_NAME)
-    for name in names:
-        if name not in BY_NAME:
-            raise UserError(f"--precision {name!r} is none of {', '.join(BY_NAME)}")
     voice, model, recordings = _subject(arguments)
     signals = _signals(arguments, voice, recordings)
     with stages("round trips") as progress:
@@ -105,7 +117,7 @@ def run_invertibility(arguments: argparse.Namespace) -> int:
             signals,
             model,
             close_samples=arguments.close_samples,
-            precisions=[BY_NAME[name] for name in names],
+            precisions=[BY_NAME[name] for name in arguments.precision or PRECISIONS],
             progress=progress,
         )
     print(json.dumps(as_json(report)) if arguments.json else markdown(report))
@@ -144,8 +156,6 @@ def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -
 
     config = voice.config
     rate, hop = config.data.sampling_rate, config.data.hop_length
-    if not 0 < arguments.seconds <= 60:
-        raise UserError(f"--seconds {arguments.seconds} must be above 0, at most 60")
     least = config.period * hop
     if arguments.close_samples < least:
         what = "a frame" if config.period == 1 else f"{config.period} frames (whole groups)"
@@ -175,7 +185,7 @@ def _signals(arguments: argparse.Namespace, voice: Any, recordings: list[str]) -
 def likelihood_arguments(parser: argparse.ArgumentParser) -> None:
     """Computes exact log-likelihoods of recordings under their mels, or of one under any mel."""
     parser.add_argument(
-        "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
+        "inputs", type=given, nargs="+", metavar="RECORDING", help=f"recordings: {FILES}"
     )
     weights_argument(parser)
     parser.add_argument(

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from waveglow_jax.cli.arguments import (
+    FILES,
     check_file,
     corrections,
     count,
     examples,
     given,
+    number,
     output_arguments,
     seed,
     sigma,
@@ -33,7 +35,7 @@ from waveglow_jax.files.wav import write_wav
 def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
     """Takes a recording to its latent and back: exactly, or with a part of the latent changed."""
     parser.add_argument(
-        "inputs", type=given, nargs="+", metavar="RECORDING", help="as for synthesize"
+        "inputs", type=given, nargs="+", metavar="RECORDING", help=f"recordings: {FILES}"
     )
     output_arguments(parser, ".wav")
     _shared(parser)
@@ -45,7 +47,7 @@ def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scale",
-        type=_not_negative,
+        type=number,
         metavar="FACTOR",
         help="multiply the chosen part of z by this",
     )
@@ -58,7 +60,7 @@ def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="start",
-        type=_not_negative,
+        type=number,
         default=0.0,
         metavar="SECONDS",
         help="choose from here on (default: from the start)",
@@ -66,7 +68,7 @@ def resynthesize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         dest="stop",
-        type=_not_negative,
+        type=number,
         default=math.inf,
         metavar="SECONDS",
         help="choose up to here (default: to the end)",
@@ -104,9 +106,15 @@ def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Makes sound from one mel and one noise at several temperatures (sigmas)."""
-    parser.add_argument("inputs", type=given, nargs="+", metavar="INPUT", help="as for synthesize")
+    parser.add_argument(
+        "inputs",
+        type=given,
+        nargs="+",
+        metavar="INPUT",
+        help=f"recordings or mels (.npy, .npz, .pt, .safetensors): {FILES}",
+    )
     _output(parser)
-    _shared(parser)
+    _shared(parser, "the voice's own")
     parser.add_argument(
         "-s",
         "--sigma",
@@ -127,24 +135,19 @@ def _output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _shared(parser: argparse.ArgumentParser) -> None:
+def _shared(
+    parser: argparse.ArgumentParser, corrected: str = "0, what the flow itself says"
+) -> None:
+    """Adds the options of all three. corrected: the corrections that are made by default."""
     weights_argument(parser)
     parser.add_argument("--seed", type=seed, default=0, help="of the noise (default: 0)")
     parser.add_argument(
         "--consistency",
         type=corrections,
         metavar="N",
-        help="corrections that bring what comes out to its mel (default: 0, what the flow itself "
-        "says; for sweep the voice's own)",
+        help=f"corrections that bring what comes out to its mel (default: {corrected})",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a file on stdout")
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
-    return value
 
 
 def _numbers(of_type: Any) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 from waveglow_jax.cli.progress import counted, print_line
 from waveglow_jax.config import LATENT
 from waveglow_jax.errors import FileWarning, LevelWarning, UserError, escaped, why
-from waveglow_jax.files.inputs import Input, find_inputs, find_unread
+from waveglow_jax.files.inputs import Input, check_rival, find_inputs, find_unread, with_rivals
+from waveglow_jax.text import number_of
 
 INTERRUPTED = 130
 # tqdm moves the cursor to the line of one of several bars by this sequence.
@@ -106,13 +107,15 @@ def inputs_of(
     with_outputs: bool = True,
     output: str | None = None,
 ) -> list[Input]:
-    """The result of `find_inputs`; also reports unread sound files.
+    """The result of `find_inputs`, with rivals where there are outputs; reports unread sound files.
 
-    A line on stderr names each file in a folder that looks like sound but has an unsupported type.
+    Two files of one result fail later, in `target_of`, so that the others are still done. A line
+    on stderr names each file in a folder that looks like sound but has an unsupported type.
     """
     for path, reason in find_unread(inputs):
         print(escaped(f"left out: {path}: {reason}"), file=sys.stderr)
-    return find_inputs(inputs, suffixes, with_outputs, output)
+    found = find_inputs(inputs, suffixes, with_outputs=False, output=output)
+    return with_rivals(found) if with_outputs else found
 
 
 def stdout_refusal() -> str | None:
@@ -168,8 +171,9 @@ def target_of(
 ) -> Path:
     """The path of a file's result: -f/--file, or its place below -o.
 
-    Raises UserError if an input has that path.
+    Raises UserError if an input has that path, or if another input would have the same result.
     """
+    check_rival(item)
     file = getattr(arguments, "file", None)  # some commands have only -o
     target = Path(file or Path(arguments.output) / item.relative.with_suffix(suffix))
     if os.path.realpath(target) in inputs:
@@ -204,9 +208,9 @@ def exit_code(failed: int, items: Sequence[Input]) -> int:
 
 def _figures(result: dict[str, Any]) -> str:
     if "frames" in result:
-        return f"{result['frames']} frames"
+        return number_of(result["frames"], "frame")
     compiled, corrections = result["compile_seconds"], result["consistency"]
-    corrected = "latent search" if corrections == LATENT else f"{corrections} corrections"
+    corrected = "latent search" if corrections == LATENT else number_of(corrections, "correction")
     return (
         f"{result['seconds']:.2f} s of audio, "
         f"{result['times_real_time']:.1f} x real time, sigma {result['sigma']:g}, {corrected}"

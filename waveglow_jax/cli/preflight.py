@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 
-from waveglow_jax.cli.arguments import examples, given
+from waveglow_jax.cli.arguments import count, examples, given, seconds_up_to
 from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES, load_config
 from waveglow_jax.errors import UserError
@@ -14,6 +14,7 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
     """Estimates what training or synthesis takes on accelerators that are not there."""
     parser.add_argument(
         "--topology",
+        type=topology,
         default="v5e:2x4",
         help="TPUs as v5e:2x4 or v5p:2x2x1; GPUs as h100:8, whose compiler estimates no time "
         "(default: v5e:2x4)",
@@ -23,8 +24,8 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
         type=given,
         default="nvidia256",
         metavar="CONFIG",
-        help="a config file, or a preset by its name (default: nvidia256); its fields are set as "
-        "for train",
+        help="a config file, or a preset by its name (default: nvidia256); "
+        "--section.field VALUE sets any of its fields",
     )
     parser.add_argument(
         "--task",
@@ -33,9 +34,16 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
         help="a training step, or an utterance's synthesis (default: train)",
     )
     parser.add_argument(
-        "--batch", type=int, help="clips over all chips (default: the config's), or utterances (1)"
+        "--batch",
+        type=count,
+        help="clips over all chips (default: the config's), or utterances (1)",
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="of an utterance (default: 10)")
+    parser.add_argument(
+        "--seconds",
+        type=seconds_up_to(3600),
+        default=10.0,
+        help="of an utterance (default: 10)",
+    )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="bfloat16", help="inside WN (default: bfloat16)"
     )
@@ -47,13 +55,21 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def topology(text: str) -> str:
+    from waveglow_jax.performance.chips import check_topology
+
+    try:
+        check_topology(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def run_preflight(arguments: argparse.Namespace) -> int:
     from waveglow_jax.performance import preflight
 
     preflight.prepare_environment()
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.batch is not None and arguments.batch < 1:
-        raise UserError(f"--batch {arguments.batch} must be at least 1")
     if arguments.task == "train":
         train = dataclasses.replace(
             config.train,
@@ -64,8 +80,6 @@ def run_preflight(arguments: argparse.Namespace) -> int:
         with stages("compiling"):
             result = preflight.preflight_training(config, arguments.topology)
     else:
-        if not 0 < arguments.seconds <= 3600:
-            raise UserError(f"--seconds {arguments.seconds} must be above 0, at most 3600")
         with stages("compiling"):
             result = preflight.preflight_synthesis(
                 config, arguments.topology, arguments.batch or 1, arguments.seconds, arguments.dtype

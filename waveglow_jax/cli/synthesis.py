@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.cli.arguments import (
+    FILES,
     check_file,
     consistency,
     count,
@@ -60,8 +61,7 @@ def synthesize_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=given,
         metavar="INPUT",
-        help="recordings or mels (.npy, .npz, .pt, .safetensors): files, folders, globs, a list "
-        "file (.txt), or - for a list on stdin",
+        help=f"recordings or mels (.npy, .npz, .pt, .safetensors): {FILES}",
     )
     where = output_arguments(parser, ".wav")
     where.add_argument(
@@ -169,7 +169,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def run_synthesize(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
-    items = inputs_of(arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, output=arguments.output)
+    items = inputs_of(
+        arguments.inputs, AUDIO_SUFFIXES + MEL_SUFFIXES, arguments.keep, arguments.output
+    )
     check_file(arguments, items, ".wav")
     if arguments.play:
         player()  # a missing player is refused before any computation
@@ -218,7 +220,8 @@ def _memory_told() -> Iterator[None]:
 def _synthesize_files(items: Sequence[Input], arguments: argparse.Namespace, voice: Any) -> int:
     """Synthesises files in order, by windows that may hold several; returns the exit code."""
     data, dtype = voice.config.data, arguments.dtype
-    lengths = [n for item in items if (n := arguments.reader.frames(item.path))]
+    to_do = [item.path for item in items if item.rival is None]
+    lengths = [n for path in to_do if (n := arguments.reader.frames(path))]
     try:
         plan = voice.plan(lengths, dtype, window=arguments.window, batch=arguments.batch)
     except ValueError as error:

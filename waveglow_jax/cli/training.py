@@ -82,6 +82,7 @@ def _fields_help() -> str:
     for field in field_facts():
         values = f" ({field.values})" if field.values else ""
         lines.append(f"  --{field.name} {field.kind.upper()}  {field.default}{values}")
+    lines += ["", "docs/how-to/training.md and the manual's page Config fields explain them."]
     return "\n".join([*lines, "", ""])
 
 

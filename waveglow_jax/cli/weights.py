@@ -10,9 +10,10 @@ from waveglow_jax.cli.data import mel_of_recording
 from waveglow_jax.cli.outcome import check_other_file
 from waveglow_jax.cli.progress import stages
 from waveglow_jax.config import DTYPES
-from waveglow_jax.errors import UserError
+from waveglow_jax.errors import UserError, escaped
 from waveglow_jax.files.atomic import replacing
 from waveglow_jax.files.sound import read_audio
+from waveglow_jax.text import number_of
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -146,7 +147,12 @@ def _inspect_run(run: Path, arguments: argparse.Namespace) -> int:
         figure = run_figure(read_history(run / "metrics.jsonl"), str(run))
         with replacing(arguments.plot) as temporary:
             figure.savefig(temporary, dpi=110)
-    print(json.dumps(found) if arguments.json else run_as_text(found))
+    if arguments.json:
+        print(json.dumps({**found, "plot": arguments.plot} if arguments.plot else found))
+        return 0
+    print(run_as_text(found))
+    if arguments.plot:
+        print(escaped(f"written: {arguments.plot}"))
     return 0
 
 
@@ -204,7 +210,10 @@ def run_export(arguments: argparse.Namespace) -> int:
         with stages("converting to ONNX"):
             write_onnx(Path(arguments.output), weights.config, weights.params)
         if consistency:
-            notes.append(f"without the voice's {consistency} corrections, which ONNX cannot hold")
+            notes.append(
+                f"without the voice's {number_of(consistency, 'correction')}, which ONNX "
+                "cannot hold"
+            )
     else:
         with stages("exporting"):
             write_export(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from waveglow_jax.errors import UserError, why
 from waveglow_jax.interrupts import unfinished
 from waveglow_jax.paths import check_no_device
+
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -35,14 +38,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {why(error)}; free some space or choose another place"
-        ) from error
+        raise UserError(f"{path}: cannot be written: {_fault(error, path)}") from error
     finally:
         # If the folder could not be created, there is nothing to remove.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         unfinished.discard(temporary)
+
+
+def _fault(error: OSError, path: Path) -> str:
+    """The reason for an error of writing, and what helps against it."""
+    file = next((folder for folder in path.parents if os.path.isfile(folder)), None)
+    if file is not None:
+        return f"{file} is a file and no folder; choose another folder"
+    if error.errno in _NO_PERMISSION:
+        return f"{why(error)}; choose another place"
+    return f"{why(error)}; free some space or choose another place"
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from waveglow_jax.errors import UserError
@@ -35,10 +35,12 @@ class Input:
     path: the file itself.
     relative: its place under the output folder, with the input's own suffix. A mel that is named
         after its recording, such as `u00.wav.pt`, has the place `u00.pt`.
+    rival: another input whose result would have the same place; None if there is none.
     """
 
     path: Path
     relative: Path
+    rival: Path | None = None
 
 
 def find_inputs(
@@ -91,7 +93,8 @@ def find_inputs(
         raise UserError("no inputs given; name files, folders, globs, a .txt list or -")
     found = [Input(item.path, _place_of(item.relative)) for item in _each_once(found)]
     if with_outputs:
-        _check_places(found)
+        for item in reversed(with_rivals(found)):
+            check_rival(item)
     return found
 
 
@@ -247,14 +250,22 @@ def _place_of(relative: Path) -> Path:
     return relative
 
 
-def _check_places(found: list[Input]) -> None:
-    """Refuses two files that would be written to the same place."""
-    places: dict[Path, Path] = {}
+def with_rivals(found: Sequence[Input]) -> list[Input]:
+    """The same inputs, each with its rival."""
+    places: dict[Path, list[Path]] = {}
     for item in found:
-        place = item.relative.with_suffix("")
-        if place in places:
-            raise UserError(
-                f"{item.path}: would have the same output as {places[place]}; rename one, or give "
-                "the folder above both so that their folders are kept"
-            )
-        places[place] = item.path
+        places.setdefault(item.relative.with_suffix(""), []).append(item.path)
+    return [
+        replace(item, rival=next((path for path in of_one if path != item.path), None))
+        for item in found
+        for of_one in [places[item.relative.with_suffix("")]]
+    ]
+
+
+def check_rival(item: Input) -> None:
+    """Raises UserError if another input would have the same result."""
+    if item.rival is not None:
+        raise UserError(
+            f"{item.path}: would have the same output as {item.rival}; rename one, or give the "
+            "folder above both so that their folders are kept"
+        )

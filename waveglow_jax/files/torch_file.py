@@ -151,11 +151,22 @@ def tensors_in(tree: Any) -> list[tuple[str, Tensor | Array]]:
     return [(name.removeprefix("."), value) for name, value in found]
 
 
+# How sound files begin: WAV, W64, FLAC, Ogg, AIFF, AU, CAF, and MP3 with and without tags.
+_SOUND = (
+    *(b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b".snd", b"caff", b"ID3"),
+    *(b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2"),
+)
+
+
 def _what_it_is(start: bytes) -> str:
     if not start:
         return "the file is empty; copy it again"
     if start[:1] == b"\x80":
         return "is a pickle, but none that torch.save wrote; nothing else is unpickled"
+    if start.startswith(_SOUND):
+        return "is a recording and holds no weights; give weights"
+    if start.startswith(b"\x93NUMPY"):
+        return "is a NumPy array, such as a mel, and holds no weights; give weights"
     return "is no file of PyTorch's, or its beginning is damaged; copy it again"
 
 

@@ -1,8 +1,10 @@
 """The accelerators that `preflight` knows: their peaks, their memory and their links."""
 
 import math
+import re
 from dataclasses import dataclass
 
+from waveglow_jax.errors import UserError
 from waveglow_jax.performance.hlo import Collective
 
 
@@ -64,6 +66,19 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 def gpu_hosts(gpus: int) -> tuple[int, int]:
     """The number of hosts and of the GPUs in each."""
     return (1, gpus) if gpus <= GPUS_PER_HOST else (gpus // GPUS_PER_HOST, GPUS_PER_HOST)
+
+
+def check_topology(topology: str) -> None:
+    """Raises UserError for a name that is none of the form v5e:2x4, v5p:2x2x1 or h100:8."""
+    kind, _, shape = topology.partition(":")
+    pattern = r"[1-8]|[1-9]\d{0,3}" if kind == "h100" else r"\d+x\d+(x\d+)?"
+    if kind not in CHIPS or not re.fullmatch(pattern, shape):
+        raise UserError(
+            f"{topology}: give v5e or v5p, a colon and the chips' arrangement, such as v5e:2x4, or "
+            "h100:8"
+        )
+    if kind == "h100" and math.prod(gpu_hosts(int(shape))) != int(shape):
+        raise UserError(f"{topology}: more than 8 GPUs come in eights")
 
 
 def link_seconds(found: Collective, topology: str) -> float:

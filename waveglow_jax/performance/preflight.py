@@ -16,7 +16,14 @@ from typing import Any
 
 from waveglow_jax.config import Config
 from waveglow_jax.errors import UserError
-from waveglow_jax.performance.chips import CHIPS, H100, Chip, gpu_hosts, link_seconds
+from waveglow_jax.performance.chips import (
+    CHIPS,
+    H100,
+    Chip,
+    check_topology,
+    gpu_hosts,
+    link_seconds,
+)
 from waveglow_jax.performance.hlo import Collective, collectives, instructions
 
 EXTRAS = {"tpu": "tpu", "cuda": "cuda12"}
@@ -164,18 +171,11 @@ def _devices(topology: str) -> tuple[Chip, list[Any]]:
     import jax
     from jax.experimental import topologies
 
+    check_topology(topology)
     kind, _, shape = topology.partition(":")
-    pattern = r"[1-8]|[1-9]\d{0,3}" if kind == "h100" else r"\d+x\d+(x\d+)?"
-    if kind not in CHIPS or not re.fullmatch(pattern, shape):
-        raise UserError(
-            f"--topology {topology}: give v5e or v5p, a colon and the chips' arrangement, such as "
-            "v5e:2x4, or h100:8"
-        )
     chip, arguments = CHIPS[kind], {}
     if kind == "h100":
         hosts, local = gpu_hosts(int(shape))
-        if hosts * local != int(shape):
-            raise UserError(f"--topology {topology}: more than 8 GPUs come in eights")
         arguments = {"target_config": H100, "topology": f"1x{hosts}x{local}"}
     try:
         found = topologies.get_topology_desc(topology, chip.platform, **arguments)

@@ -16,6 +16,7 @@ import numpy as np
 from waveglow_jax.config import Config, config_to_json
 from waveglow_jax.errors import UserError
 from waveglow_jax.flow.waveglow import Params
+from waveglow_jax.text import number_of
 from waveglow_jax.training.batch import Batch
 from waveglow_jax.training.checkpoints import Checkpoints, NotSavedError, Plateau, Progress
 from waveglow_jax.training.dataset import (
@@ -148,7 +149,7 @@ def _run(
                 )
                 outcome = Outcome(step, stop.signal)
             else:
-                monitor.say(f"done: {total_steps} steps, in {run}")
+                monitor.say(f"done: {number_of(total_steps, 'step')}, in {run}")
                 outcome = Outcome(step)
         wait_for_all("end of the run")  # none shuts down while another still saves
     return outcome
@@ -415,7 +416,7 @@ def _introduce(
     )
     millions = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
     monitor.say(
-        f"{len(corpus.training)} recordings ({hours:.2f} h) to train on, "
+        f"{number_of(len(corpus.training), 'recording')} ({hours:.2f} h) to train on, "
         f"{len(corpus.validation)} ({held_out:.2f} h) held out, {len(corpus.left_out)} left out"
     )
     for line in corpus.left_out:

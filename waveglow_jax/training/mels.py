@@ -27,6 +27,7 @@ from waveglow_jax.errors import UserError
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, MEL_SUFFIXES, find_inputs
 from waveglow_jax.files.mels import read_mel
 from waveglow_jax.files.sound import read_clip
+from waveglow_jax.text import number_of
 
 LOOKED_AT = 5
 """Number of recordings whose given mel is compared with the one computed from them."""
@@ -161,7 +162,7 @@ def resemblance(pairs: Sequence[tuple[Path, int, Path]], config: Config) -> list
             unexplained = 1 - _best_lag(given, shifted)[1]
             on_other.append(unexplained < _OTHER_GRID * (1 - likeness))
     lag, alike, level = (float(np.median(each)) for each in (lags, likenesses, levels))
-    told = f"over {len(lags)} recordings"
+    told = f"over {number_of(len(lags), 'recording')}"
     if alike < _ALIKE:
         return [
             f"the mels hardly follow the recordings' loudness (correlation {alike:.2f}, {told})"

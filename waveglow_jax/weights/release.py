@@ -30,6 +30,9 @@ BUNDLED_VOICE = Path(__file__).parent.parent / "assets" / "voice"
 WEIGHTS = "model.safetensors"
 PUBLISHED_SUFFIXES = (".pt", ".pth", ".ckpt", ".nemo", ".safetensors")
 
+_NAMED = 5
+"""The most names that an error lists."""
+
 ReadMoments = Callable[[], Moments | str | None]
 """Reads Adam's moments, or gives the reason why there are none; None needs no reason."""
 
@@ -127,10 +130,27 @@ def _found(path: Path) -> tuple[Weights, ReadMoments]:
     published = [p for p in sorted(path.iterdir()) if p.suffix.lower() in PUBLISHED_SUFFIXES]
     if len(published) == 1:
         return _found(published[0])
+    if there := [*published, *_voices_in(path)]:
+        more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
+        raise UserError(
+            f"{path}: is no release folder and no training run, but holds "
+            f"{', '.join(map(str, there[:_NAMED]))}{more}; name one"
+        )
     raise UserError(
         f"{path}: is no release folder ({WEIGHTS} + config.json), no training run (checkpoints/ + "
-        f"config.json), and holds {len(published)} published checkpoints; name one"
+        "config.json), and holds no published checkpoint; check the path"
     )
+
+
+def _voices_in(path: Path) -> list[Path]:
+    """The sub-folders that are release folders or training runs."""
+    contents = (WEIGHTS, "checkpoints", "metrics.jsonl")
+    return [
+        each
+        for each in sorted(path.iterdir())
+        if os.path.isfile(each / "config.json")
+        and any(os.path.exists(each / name) for name in contents)
+    ]
 
 
 def _check_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:

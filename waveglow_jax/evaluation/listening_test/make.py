@@ -22,6 +22,7 @@ from waveglow_jax.files.atomic import write_text
 from waveglow_jax.files.inputs import AUDIO_SUFFIXES, check_outside, find_inputs
 from waveglow_jax.files.sound import read_audio, read_samples
 from waveglow_jax.files.wav import write_wav
+from waveglow_jax.text import number_of
 
 KEY = "key.json"
 PAGE = "page"
@@ -125,7 +126,7 @@ def _chosen(
         raise UserError(f"--training {training}: every utterance is among them; take others")
     chosen = [used[place] for place in sorted(rng.permutation(len(used))[:utterances])]
     if len(chosen) < utterances:
-        notes.append(f"{len(chosen)} utterances, {utterances} were asked for")
+        notes.append(f"{number_of(len(chosen), 'utterance')}, {utterances} were asked for")
     return chosen, notes
 
 
@@ -241,7 +242,9 @@ def _not_in_training(
         and not any(_digest(files[name]) in contents for files in found.values())
     ]
     left = len(names) - len(used)
-    return used, [f"{left} utterances left out: they are among {training}"] if left else []
+    return used, [
+        f"{number_of(left, 'utterance')} left out, which are among {training}"
+    ] if left else []
 
 
 def _digest(path: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from waveglow_jax.errors import UserError, escaped
 from waveglow_jax.evaluation.statistics import Estimate, crossed_mean
-from waveglow_jax.text import read_json
+from waveglow_jax.text import number_of, read_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def table(scores: Scores) -> str:
     agreement = "not to be told" if scores.agreement is None else f"{scores.agreement:.3f}"
     lines += [
         "",
-        f"95% intervals for new raters and new utterances; {len(scores.raters)} raters counted, "
+        f"95% intervals for new raters and new utterances; "
+        f"{number_of(len(scores.raters), 'rater')} counted, "
         f"{len(scores.rejected)} results rejected; agreement (Krippendorff's alpha): {agreement}",
     ]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from waveglow_jax.config import Config, config_to_dict, load_config
+from waveglow_jax.text import number_of
 from waveglow_jax.training.watching.history import History, read_history, window_means
 from waveglow_jax.weights.facts import suspicious_matrices
 
@@ -156,7 +157,7 @@ def _warnings(found: dict[str, Any], config: Config, history: History) -> list[s
             )
     every = config.train.iters_per_checkpoint
     if not found["checkpoints"] and found["step"] > every:
-        warnings.append(f"no checkpoint, though one was due every {every:,} steps")
+        warnings.append(f"no checkpoint, though one was due every {number_of(every, 'step', ',')}")
     if found["unfinished_checkpoints"]:
         warnings.append(
             f"a save is under way or was cut short: {found['unfinished_checkpoints'][0]}; the next "
@@ -171,8 +172,8 @@ def _of_steps(found: dict[str, Any], history: History) -> list[str]:
         bad_steps = history.steps["step"][~np.isfinite(history.steps["loss"])]
         last = f", the last at step {int(bad_steps[-1]):,}" if len(bad_steps) else ""
         warnings.append(
-            f"{bad:,} steps with a loss or gradient that was not finite{last}; they were skipped: "
-            "lower train.learning_rate or set train.gradient_clip if they go on"
+            f"{number_of(bad, 'step', ',')} with a loss or gradient that was not finite{last}, "
+            "skipped: lower train.learning_rate or set train.gradient_clip if they go on"
         )
     share = found["data_wait_share"] or 0.0
     if share > _MUCH_WAITING and found["step"] >= RECENT:
@@ -181,7 +182,9 @@ def _of_steps(found: dict[str, Any], history: History) -> list[str]:
             "it if there are more workers than cores"
         )
     if found["unreadable_lines"]:
-        warnings.append(f"{found['unreadable_lines']:,} lines of metrics.jsonl are damaged")
+        warnings.append(
+            f"damaged in metrics.jsonl: {number_of(found['unreadable_lines'], 'line', ',')}"
+        )
     windows = window_means(history.steps["loss"])
     if len(windows) >= 5:
         *_, mean, error = windows[-1]
