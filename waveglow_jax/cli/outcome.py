@@ -214,5 +214,5 @@ def _figures(result: dict[str, Any]) -> str:
     return (
         f"{result['seconds']:.2f} s of audio, "
         f"{result['times_real_time']:.1f} x real time, sigma {result['sigma']:g}, {corrected}"
-        + (f" (after {compiled:.1f} s of compiling)" if compiled else "")
+        + (f" (after {compiled:.1f} s of compiling or loading)" if compiled else "")
     )

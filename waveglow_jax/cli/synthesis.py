@@ -418,7 +418,7 @@ def _synthesize_stream(items: Sequence[Input], arguments: argparse.Namespace, vo
                     print(
                         f"latency: {frames} frames ({heard:.2f} s) of mel; first samples after "
                         f"{time.monotonic() - began:.2f} s of computing "
-                        f"({compile_seconds:.1f} s of compiling before)",
+                        f"({compile_seconds:.1f} s of compiling or loading before)",
                         file=sys.stderr,
                     )
                 first = False
