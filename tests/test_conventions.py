@@ -11,7 +11,7 @@ from test_doctor import AUDIO as SPEECH
 
 from waveglow_jax.audio.consistency import consistent
 from waveglow_jax.audio.mel import bands_of, log_mel, mel_filters, written
-from waveglow_jax.config import Config, config_from_dict, config_to_dict
+from waveglow_jax.config import Config, WaveGlowConfig, config_from_dict, config_to_dict
 from waveglow_jax.config_data import DataConfig, MelConfig
 from waveglow_jax.conventions import CONVENTIONS, HALF_HOP, Convention, Spectrum
 from waveglow_jax.doctor import recipe
@@ -220,6 +220,11 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     for name, message in (("HiFiGAN", "HiFiGAN is .* hifigan"), ("", "mel: an empty name is no ")):
         with pytest.raises(UserError, match=message):
             config_from_dict({"data_config": {"mel": name}})
+
+
+def test_a_name_in_place_of_the_fields_is_answered_with_where_they_are():
+    with pytest.raises(UserError, match=r"mel 'vocos-24khz' is no MelConfig; .*config_of"):
+        Config(WaveGlowConfig(), DataConfig(mel="vocos-24khz"))
 
 
 def test_fields_that_contradict_the_name():

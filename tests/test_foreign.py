@@ -116,6 +116,18 @@ def test_frames_are_interpolated_where_few_windows_overlap():
     np.testing.assert_allclose(made, whole, atol=1e-5 * np.abs(whole).max())
 
 
+@pytest.mark.parametrize("make", [sound_of, lambda *a: converted(*a, config_of("hifigan"))])
+def test_no_sound_of_what_is_no_mel(make):
+    config, mel = config_of("tacotron2"), mel_in("tacotron2")
+    for bad, words in (
+        (mel.T, r"is not \[frames, 80\]"),
+        (mel[:0], r"is not \[frames, 80\]"),
+        (np.full_like(mel, np.nan), "not finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(bad, config)
+
+
 def test_how_many_frames_are_interpolated():
     assert {key: n for key in KEYS if (n := frames_for_one(config_of(key))) > 1} == {
         "torchaudio": 2,

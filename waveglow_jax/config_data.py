@@ -143,6 +143,11 @@ class DataConfig:
         return n_samples // self.hop_length + (0 if self.mel.late else 1)
 
     def check(self) -> None:
+        if not isinstance(self.mel, MelConfig):
+            raise UserError(
+                f"data_config.mel {self.mel!r} is no MelConfig; synthesis.foreign.config_of(NAME) "
+                "is the config of a convention's name"
+            )
         if self.filter_length % 2:
             raise UserError(f"data_config.filter_length {self.filter_length} must be even")
         if self.win_length > self.filter_length:

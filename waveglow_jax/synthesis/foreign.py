@@ -85,7 +85,8 @@ def sound_of(
 
     No voice is needed: they are noise of this seed after so many corrections towards the mel, or
     towards the mel with interpolated frames (`frames_for_one`). They are silent above the mel's
-    bands, and not clipped.
+    bands, and not clipped. Raises ValueError for a mel of another shape or with values that are not
+    finite.
     """
     return np.concatenate([block for _, block in sound_blocks([mel], config, corrections, seed)])
 
@@ -124,6 +125,7 @@ def corrected_as(config: Config) -> Config:
 def _noise(mels: Iterable[np.ndarray], config: Config, seed: int) -> Iterator[Piece]:
     hop, n = config.data.hop_length, frames_for_one(config)
     for number, mel in enumerate(mels):
+        _check_mel(mel, config)
         generator = np.random.default_rng(seed)
         for start in range(0, len(mel), PIECE):
             part = np.asarray(mel[start : start + PIECE], np.float32)
@@ -132,6 +134,14 @@ def _noise(mels: Iterable[np.ndarray], config: Config, seed: int) -> Iterator[Pi
                 following = np.concatenate([following, part[-1:]])
             noise = NOISE_LEVEL * generator.standard_normal(len(part) * hop)
             yield Piece(number, noise.astype(np.float32), _interpolated(part, following, n))
+
+
+def _check_mel(mel: np.ndarray, config: Config) -> None:
+    bands = config.waveglow.n_mel_channels
+    if mel.ndim != 2 or mel.shape[1] != bands or not len(mel):
+        raise ValueError(f"a mel of shape {mel.shape} is not [frames, {bands}]")
+    if not np.isfinite(mel).all():
+        raise ValueError("the mel holds values that are not finite")
 
 
 def _interpolated(mel: np.ndarray, following: np.ndarray, n: int) -> np.ndarray:
@@ -155,8 +165,9 @@ def converted(
     """Returns the target's mel `[frames_after(F), M']` of what the source's mel `[F, M]` describes.
 
     It is `rewritten` where the spectra agree, and otherwise the mel of `sound_of`. Raises
-    ValueError if the mel is `too_short`.
+    ValueError if the mel is `too_short`, has another shape or values that are not finite.
     """
+    _check_mel(mel, source)
     if same_spectrum(source, target):
         return rewritten(mel, source, target)
     return mel_of_sound(sound_of(mel, source, corrections, seed), source, target)
