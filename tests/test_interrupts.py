@@ -149,6 +149,26 @@ def test_an_interrupt_that_is_lost_ends_the_program_all_the_same():
     assert time.monotonic() - began < 5
 
 
+HALF_IMPORTED = """
+import os, signal, sys, types
+from waveglow_jax.interrupts import program
+
+sys.modules["multiprocessing"] = types.ModuleType("multiprocessing")
+program(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+
+
+def test_a_module_that_is_only_half_imported_does_not_hold_the_end_up():
+    done = subprocess.run(
+        [sys.executable, "-c", HALF_IMPORTED],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 def test_importing_the_package_leaves_signals_alone():
     program = (
         "import signal, sys, threading, waveglow_jax, waveglow_jax.cli\n"

@@ -137,15 +137,21 @@ def _end(number: int) -> NoReturn:
     """Ends the process and its children at once, without waiting for threads."""
     while not _ending.acquire(blocking=False):
         time.sleep(1)  # the other thread is about to end the process
-    if "multiprocessing" in sys.modules:
-        for child in sys.modules["multiprocessing"].active_children():
-            child.kill()
+    try:
+        _clean_up()
+        if number == signal.SIGINT and not obeyed.is_set():
+            # os.write avoids sys.stderr, whose lock may be held where the exception was lost.
+            os.write(2, b"error: interrupted\n")
+    finally:  # whatever fails, nobody else can end the process any more
+        os._exit(128 + number)
+
+
+def _clean_up() -> None:
+    # The signal may have come while multiprocessing was being imported: then it has no children.
+    multiprocessing: Any = sys.modules.get("multiprocessing")
+    for child in getattr(multiprocessing, "active_children", list)():
+        child.kill()
     for path in list(unfinished):
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
             path.unlink(missing_ok=True)
-    if number == signal.SIGINT and not obeyed.is_set():
-        # os.write avoids sys.stderr, whose lock may be held where the exception was lost.
-        with suppress(OSError):
-            os.write(2, b"error: interrupted\n")
-    os._exit(128 + number)

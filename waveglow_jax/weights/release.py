@@ -132,8 +132,11 @@ def _found(path: Path) -> tuple[Weights, ReadMoments]:
         return _found(published[0])
     if there := [*published, *_voices_in(path)]:
         more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
+        counted = (
+            f"{len(published)} published checkpoints: " if len(published) == len(there) else ""
+        )
         raise UserError(
-            f"{path}: is no release folder and no training run, but holds "
+            f"{path}: is no release folder and no training run, but holds {counted}"
             f"{', '.join(map(str, there[:_NAMED]))}{more}; name one"
         )
     raise UserError(
