@@ -116,6 +116,16 @@ def test_ctrl_c_at_random_moments(folder, name):
         check(name, moments.uniform(0.15, 12), folder)
 
 
+def ran(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
 LOST = """
 import gc, os, signal, sys, time
 from waveglow_jax.interrupts import program
@@ -138,13 +148,7 @@ program(run)
 
 def test_an_interrupt_that_is_lost_ends_the_program_all_the_same():
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", LOST],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = ran(LOST)
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
     assert time.monotonic() - began < 5
 
@@ -159,13 +163,7 @@ program(lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def test_a_module_that_is_only_half_imported_does_not_hold_the_end_up():
-    done = subprocess.run(
-        [sys.executable, "-c", HALF_IMPORTED],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = ran(HALF_IMPORTED)
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
