@@ -154,8 +154,7 @@ def _lag(x: np.ndarray, log: np.ndarray) -> int:
     """
     most = max(8, abs(len(x) - len(log)) + 4)
     lags, correlation = cross_correlation(x - x.mean(axis=0), log - log.mean(axis=0), most)
-    sharing = (-len(log) < lags) & (lags < len(x))
-    return int(lags[sharing][np.argmax(correlation[sharing])])
+    return int(lags[np.argmax(correlation)])
 
 
 def uncut(x: np.ndarray) -> np.ndarray:

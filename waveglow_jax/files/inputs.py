@@ -252,14 +252,15 @@ def _place_of(relative: Path) -> Path:
 
 def with_rivals(found: Sequence[Input]) -> list[Input]:
     """The same inputs, each with its rival."""
-    places: dict[Path, list[Path]] = {}
+    sharing: dict[Path, list[Path]] = {}
     for item in found:
-        places.setdefault(item.relative.with_suffix(""), []).append(item.path)
-    return [
-        replace(item, rival=next((path for path in of_one if path != item.path), None))
-        for item in found
-        for of_one in [places[item.relative.with_suffix("")]]
-    ]
+        sharing.setdefault(item.relative.with_suffix(""), []).append(item.path)
+
+    def rival(item: Input) -> Path | None:
+        others = sharing[item.relative.with_suffix("")]
+        return next((path for path in others if path != item.path), None)
+
+    return [replace(item, rival=rival(item)) for item in found]
 
 
 def check_rival(item: Input) -> None:

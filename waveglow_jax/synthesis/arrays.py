@@ -34,3 +34,17 @@ def frames_first(mel: Any, n_mel_channels: int) -> np.ndarray:
     mel = on_host(mel)
     bins_first = mel.ndim in (2, 3) and mel.shape[-2] == n_mel_channels != mel.shape[-1]
     return mel.swapaxes(-1, -2) if bins_first else mel
+
+
+def check_mel(mel: np.ndarray, n_mel_channels: int, at_least: int = 1) -> None:
+    """Raises ValueError for a mel that is not `[F, M]` of `at_least` frames, or not finite."""
+    if mel.ndim != 2 or mel.shape[1] != n_mel_channels or len(mel) < at_least:
+        samples = "; resynthesize takes samples" if mel.ndim == 1 else ""
+        raise ValueError(f"a mel of shape {mel.shape} is not [frames, {n_mel_channels}]{samples}")
+    check_finite(mel)
+
+
+def check_finite(mel: np.ndarray) -> None:
+    """Raises ValueError for a mel that holds values that are not finite."""
+    if not np.isfinite(mel).all():
+        raise ValueError("the mel holds values that are not finite")

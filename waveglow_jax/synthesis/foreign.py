@@ -20,8 +20,9 @@ import soxr
 
 from waveglow_jax.audio.mel import bands_of, mel_filters, stft_window, written
 from waveglow_jax.config import Config, DataConfig, SynthesisConfig, WaveGlowConfig
-from waveglow_jax.config_data import MelConfig, fields_of
+from waveglow_jax.config_data import fields_of, mel_config_of
 from waveglow_jax.conventions import Convention, convention_named
+from waveglow_jax.synthesis.arrays import check_mel
 from waveglow_jax.synthesis.consistency import consistent_blocks, piece_frames, piece_program
 from waveglow_jax.synthesis.mels import mel_of_samples
 from waveglow_jax.synthesis.reverse_pass import Piece
@@ -52,9 +53,8 @@ def config_of(convention: str | Convention) -> Config:
     """
     row = convention_named(convention) if isinstance(convention, str) else convention
     fields = fields_of(row)
-    data = fields["data_config"]
-    mel = MelConfig(**data["mel"])
-    return Config(WaveGlowConfig(**fields["waveglow_config"]), DataConfig(**data | {"mel": mel}))
+    data = DataConfig(**fields["data_config"] | {"mel": mel_config_of(row)})
+    return Config(WaveGlowConfig(**fields["waveglow_config"]), data)
 
 
 # ------------------------------------------------------------------------------ to sound
@@ -125,7 +125,7 @@ def corrected_as(config: Config) -> Config:
 def _noise(mels: Iterable[np.ndarray], config: Config, seed: int) -> Iterator[Piece]:
     hop, n = config.data.hop_length, frames_for_one(config)
     for number, mel in enumerate(mels):
-        _check_mel(mel, config)
+        check_mel(mel, config.waveglow.n_mel_channels)
         generator = np.random.default_rng(seed)
         for start in range(0, len(mel), PIECE):
             part = np.asarray(mel[start : start + PIECE], np.float32)
@@ -134,14 +134,6 @@ def _noise(mels: Iterable[np.ndarray], config: Config, seed: int) -> Iterator[Pi
                 following = np.concatenate([following, part[-1:]])
             noise = NOISE_LEVEL * generator.standard_normal(len(part) * hop)
             yield Piece(number, noise.astype(np.float32), _interpolated(part, following, n))
-
-
-def _check_mel(mel: np.ndarray, config: Config) -> None:
-    bands = config.waveglow.n_mel_channels
-    if mel.ndim != 2 or mel.shape[1] != bands or not len(mel):
-        raise ValueError(f"a mel of shape {mel.shape} is not [frames, {bands}]")
-    if not np.isfinite(mel).all():
-        raise ValueError("the mel holds values that are not finite")
 
 
 def _interpolated(mel: np.ndarray, following: np.ndarray, n: int) -> np.ndarray:
@@ -167,8 +159,8 @@ def converted(
     It is `rewritten` where the spectra agree, and otherwise the mel of `sound_of`. Raises
     ValueError if the mel is `too_short`, has another shape or values that are not finite.
     """
-    _check_mel(mel, source)
     if same_spectrum(source, target):
+        check_mel(mel, source.waveglow.n_mel_channels)
         return rewritten(mel, source, target)
     return mel_of_sound(sound_of(mel, source, corrections, seed), source, target)
 

@@ -28,7 +28,13 @@ from waveglow_jax.flow.waveglow import (
     inverse_prepared,
     prepare_inverse,
 )
-from waveglow_jax.synthesis.arrays import SupportsArray, frames_first, on_host
+from waveglow_jax.synthesis.arrays import (
+    SupportsArray,
+    check_finite,
+    check_mel,
+    frames_first,
+    on_host,
+)
 from waveglow_jax.synthesis.consistency import consistent_blocks, delay, piece_frames, piece_program
 from waveglow_jax.synthesis.denoiser import DELAY, bias_spectrum_of, denoised_blocks
 from waveglow_jax.synthesis.levels import finite, limited, limited_each, samples_of
@@ -424,7 +430,7 @@ class Voice:
             z, nats = self.encode(audio[None], mel[None])
             return z[0], nats[0]
         check_shapes(self.config, audio.shape, mel.shape)
-        _check_finite(mel)
+        check_finite(mel)
         steps = audio.shape[1] // self.config.waveglow.n_group
         audio, mel, mask = self._padded(audio, mel, 1)
         z, log_det = _encode(self.params, self.config, audio, mel, mask)
@@ -454,7 +460,7 @@ class Voice:
             raise ValueError(f"z of shape {z.shape} is not [N, {group}] or [B, N, {group}]")
         samples = z.shape[1] * group
         check_shapes(self.config, (len(z), samples), mel.shape)
-        _check_finite(mel)
+        check_finite(mel)
         frames = min(samples // self.config.data.hop_length, mel.shape[1])
         z, mel, mask = self._padded(z, mel, group)
         audio = _decode(self.params, self.config, z, mel, mask)
@@ -521,11 +527,7 @@ class Voice:
 
     def _checked(self, mel: np.ndarray, at_least: int = 1) -> np.ndarray:
         mel = np.asarray(mel, np.float32)
-        bins = self.config.waveglow.n_mel_channels
-        if mel.ndim != 2 or mel.shape[1] != bins or len(mel) < at_least:
-            samples = "; resynthesize takes samples" if mel.ndim == 1 else ""
-            raise ValueError(f"a mel of shape {mel.shape} is not [frames, {bins}]{samples}")
-        _check_finite(mel)
+        check_mel(mel, self.config.waveglow.n_mel_channels, at_least)
         return mel
 
 
@@ -536,11 +538,6 @@ def with_whole_frames(audio: np.ndarray, config: Config) -> np.ndarray:
         return audio
     missing = -audio.shape[-1] % config.data.hop_length
     return np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, missing)])
-
-
-def _check_finite(mel: np.ndarray) -> None:
-    if not np.isfinite(mel).all():
-        raise ValueError("the mel holds values that are not finite")
 
 
 def load(source: str | Path | None = None, *, keep_programs: bool = True) -> Voice:
